@@ -1,0 +1,62 @@
+"""Time as an argument. Every timer and every stamp in the house goes through a Clock, so a test can own time."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """`now`: unix seconds, may jump. `monotonic`: seconds, never goes back; use it for durations and deadlines."""
+
+    def now(self) -> float: ...
+
+    def monotonic(self) -> float: ...
+
+    async def sleep(self, seconds: float) -> None: ...
+
+
+class SystemClock:
+    """The machine's own time."""
+
+    now = staticmethod(time.time)
+    monotonic = staticmethod(time.monotonic)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class FakeClock:
+    """Time that moves only when told to. `jump` moves the wall clock alone, as NTP or a person would."""
+
+    def __init__(self, start: float = 1_000_000_000.0) -> None:
+        self._wall = start
+        self._mono = 0.0
+        self._order = itertools.count()
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+
+    def now(self) -> float:
+        return self._wall
+
+    def monotonic(self) -> float:
+        return self._mono
+
+    async def sleep(self, seconds: float) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self._mono + seconds, next(self._order), waiter))
+        await waiter
+
+    def jump(self, seconds: float) -> None:
+        self._wall += seconds
+
+    def advance(self, seconds: float) -> None:
+        """Move both times forward and wake the sleepers whose time has come, earliest first."""
+        self._wall += seconds
+        self._mono += seconds
+        while self._sleepers and self._sleepers[0][0] <= self._mono:
+            waiter = heapq.heappop(self._sleepers)[2]
+            if not waiter.done():
+                waiter.set_result(None)

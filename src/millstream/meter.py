@@ -1,0 +1,206 @@
+"""Counters and histograms in one mapped page a process; any process renders the sum of all pages.
+
+Rules of the room:
+- A number is one 8-byte slot of a shared page: adding to it is one memory write, never a lock, a file or a message.
+- Each process owns its page (`NAME.page`) and a directory of its slots (`NAME.json`); nobody else writes either.
+- A page outlives its process, so counters survive a kill -9: the process that comes back continues its own page.
+- Labels have a bound (`SLOTS`): past it a new series is folded into the label value "other" and counted.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+SLOTS = 8192
+SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+Labels = Mapping[str, str]
+
+
+class Counter:
+    """A number that only grows (`add`) or, as a gauge, is `set`."""
+
+    __slots__ = ("_page", "_slot")
+
+    def __init__(self, page: memoryview, slot: int) -> None:
+        self._page, self._slot = page, slot
+
+    def add(self, amount: float = 1.0) -> None:
+        self._page[self._slot] += amount
+
+    def set(self, value: float) -> None:
+        self._page[self._slot] = value
+
+    @property
+    def value(self) -> float:
+        return float(self._page[self._slot])
+
+
+class Histogram:
+    """Counts in fixed buckets; `bounds` are inclusive upper edges in seconds, the last bucket has none."""
+
+    __slots__ = ("_bounds", "_page", "_slot")
+
+    def __init__(self, page: memoryview, slot: int, bounds: tuple[float, ...]) -> None:
+        self._page, self._slot, self._bounds = page, slot, bounds
+
+    def observe(self, value: float) -> None:
+        page, slot, edges = self._page, self._slot, self._bounds
+        page[slot + bisect_left(edges, value)] += 1
+        page[slot + len(edges) + 1] += value
+
+    def quantile(self, q: float) -> float:
+        """The q-quantile, interpolated within its bucket; 0.0 when nothing was observed."""
+        counts = list(self._page[self._slot : self._slot + len(self._bounds) + 1])
+        return quantile(self._bounds, counts, q)
+
+
+def quantile(bounds: tuple[float, ...], counts: list[float], q: float) -> float:
+    """The q-quantile of bucket counts (one more than `bounds`), linear within the bucket; the last edge caps it."""
+    left = q * sum(counts)
+    if left <= 0:
+        return 0.0
+    low = 0.0
+    for edge, count in zip(bounds, counts, strict=False):
+        if count >= left:
+            return low + (edge - low) * left / count
+        left -= count
+        low = edge
+    return bounds[-1]
+
+
+class Meter:
+    """This process's page. Without a folder it lives in memory alone (tests, a single process)."""
+
+    def __init__(self, folder: Path | None = None, name: str = "main") -> None:
+        self._folder, self._name = folder, name
+        self._series: dict[str, dict[str, object]] = {}
+        self._made: dict[str, Counter | Histogram] = {}
+        self._used = 0
+        if folder is None:
+            self._page = memoryview(bytearray(SLOTS * 8)).cast("d")
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        fd = os.open(folder / f"{name}.page", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            os.ftruncate(fd, SLOTS * 8)
+            self._page = memoryview(mmap.mmap(fd, SLOTS * 8)).cast("d")
+        finally:
+            os.close(fd)
+        directory = folder / f"{name}.json"
+        if directory.exists():
+            self._series = json.loads(directory.read_text())
+            self._used = max((int(str(s["slot"])) + _size(s) for s in self._series.values()), default=0)
+
+    def counter(self, name: str, help: str, labels: Labels | None = None) -> Counter:
+        made = self._made.get(key := _key(name, labels))
+        if made is None:
+            made = self._made[key] = Counter(self._page, self._slot(key, name, help, "counter", labels, ()))
+        assert isinstance(made, Counter)
+        return made
+
+    def gauge(self, name: str, help: str, labels: Labels | None = None) -> Counter:
+        made = self._made.get(key := _key(name, labels))
+        if made is None:
+            made = self._made[key] = Counter(self._page, self._slot(key, name, help, "gauge", labels, ()))
+        assert isinstance(made, Counter)
+        return made
+
+    def histogram(
+        self, name: str, help: str, labels: Labels | None = None, bounds: tuple[float, ...] = SECONDS
+    ) -> Histogram:
+        made = self._made.get(key := _key(name, labels))
+        if made is None:
+            slot = self._slot(key, name, help, "histogram", labels, bounds)
+            made = self._made[key] = Histogram(self._page, slot, bounds)
+        assert isinstance(made, Histogram)
+        return made
+
+    def _slot(
+        self, key: str, name: str, help: str, kind: str, labels: Labels | None, bounds: tuple[float, ...]
+    ) -> int:
+        known = self._series.get(key)
+        if known is None:
+            known = {"name": name, "help": help, "kind": kind, "labels": dict(labels or {}), "bounds": list(bounds)}
+            if self._used + _size(known) > SLOTS:
+                if any(value != "other" for value in (labels or {}).values()):
+                    other = {label: "other" for label in labels or {}}
+                    return self._slot(_key(name, other), name, help, kind, other, bounds)
+                raise MemoryError(f"the meter page is full ({SLOTS} slots): {key} has no room")
+            known["slot"] = self._used
+            self._used += _size(known)
+            self._series[key] = known
+            self._save()
+        return int(str(known["slot"]))
+
+    def _save(self) -> None:
+        if self._folder is not None:
+            part = self._folder / f"{self._name}.json.part"
+            part.write_text(json.dumps(self._series))
+            part.replace(self._folder / f"{self._name}.json")
+
+    def pages(self) -> Iterable[tuple[dict[str, dict[str, object]], memoryview]]:
+        """(directory, numbers) of every process that shares the folder, this one's first."""
+        yield self._series, self._page
+        if self._folder is None:
+            return
+        for directory in sorted(self._folder.glob("*.json")):
+            if directory.stem != self._name:
+                page = directory.with_suffix(".page")
+                yield json.loads(directory.read_text()), memoryview(page.read_bytes()).cast("d")
+
+    def total(self) -> dict[str, dict[str, object]]:
+        """Every series summed over the processes: key -> {name, help, kind, labels, bounds, values}.
+
+        A gauge is not summed: the process whose page sorts last speaks for it.
+        """
+        total: dict[str, dict[str, object]] = {}
+        for series, page in self.pages():
+            for key, spec in series.items():
+                at = int(str(spec["slot"]))
+                values = [float(page[i]) for i in range(at, at + _size(spec))]
+                seen = total.get(key)
+                if seen is None or spec["kind"] == "gauge":
+                    total[key] = {**spec, "values": values}
+                else:
+                    seen["values"] = [a + b for a, b in zip(seen["values"], values, strict=True)]  # type: ignore[call-overload]
+        return total
+
+    def render(self) -> str:
+        """The Prometheus text format (version 0.0.4) of `total()`."""
+        lines: list[str] = []
+        named: set[str] = set()
+        for spec in sorted(self.total().values(), key=lambda s: str(s["name"])):
+            name, labels = str(spec["name"]), dict(spec["labels"])  # type: ignore[call-overload]
+            if name not in named:
+                named.add(name)
+                lines += [f"# HELP {name} {spec['help']}", f"# TYPE {name} {spec['kind']}"]
+            values: list[float] = spec["values"]  # type: ignore[assignment]
+            if spec["kind"] != "histogram":
+                lines.append(f"{name}{_text(labels)} {values[0]:g}")
+                continue
+            below = 0.0
+            for edge, count in zip([*spec["bounds"], "+Inf"], values[:-1], strict=True):  # type: ignore[misc]
+                below += count
+                lines.append(f"{name}_bucket{_text({**labels, 'le': str(edge)})} {below:g}")
+            lines += [f"{name}_sum{_text(labels)} {values[-1]:g}", f"{name}_count{_text(labels)} {below:g}"]
+        return "\n".join(lines) + "\n"
+
+
+def _size(spec: Mapping[str, object]) -> int:
+    return len(spec["bounds"]) + 2 if spec["kind"] == "histogram" else 1  # type: ignore[arg-type]
+
+
+def _key(name: str, labels: Labels | None) -> str:
+    return name + _text(labels or {})
+
+
+def _text(labels: Labels) -> str:
+    if not labels:
+        return ""
+    escaped = ((k, str(v).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")) for k, v in labels.items())
+    return "{" + ",".join(f'{k}="{v}"' for k, v in escaped) + "}"

@@ -1,0 +1,200 @@
+"""The nouns of the house. Imports nothing of it.
+
+Rules of the room:
+- What a process keeps in memory is a plain Struct; what crosses a border (the log, the wire) is a *tagged* Struct,
+  so that a reader knows what it holds and an old reader refuses a new thing instead of misreading it.
+- Times are unix seconds (float). `event_time` is the client's, `arrival` is stamped by this system.
+- Arrays inside events are little-endian bytes with the dtype in the docstring: fixed, packed, readable by anyone.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.generic]
+
+
+class TensorSpec(msgspec.Struct, frozen=True):
+    """A named array of a model: V2 `datatype` (FP32, INT64, BYTES ...), `shape` with -1 for a free dimension."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class Description(msgspec.Struct, frozen=True):
+    """What a caller may know of a served model before calling it. `versions`: those that answer now."""
+
+    model: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Principal(msgspec.Struct, frozen=True):
+    """Who asks. `verbs` holds "model:verb" patterns ("*:infer", "ranker:*"); see guard/auth.py."""
+
+    name: str
+    verbs: tuple[str, ...] = ("*:*",)
+
+
+class Request(msgspec.Struct):
+    """One call of one model: named arrays whose first dimension is the row, the unit of batching.
+
+    `version` empty means: by policy. `key` makes a split sticky (a user id); empty means the request id.
+    """
+
+    model: str
+    inputs: dict[str, Array]
+    rows: int
+    id: str = ""
+    version: str = ""
+    key: str = ""
+    outputs: tuple[str, ...] = ()
+
+
+class Output(msgspec.Struct):
+    """What a model answered: named arrays with `rows` first, and the exact `version@delta` that computed all of them."""
+
+    outputs: dict[str, Array]
+    model: str
+    version: str
+    policy: int = 0
+    arm: str = "live"
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """An item in an answer, in rank order."""
+
+    item: str
+    score: float
+
+
+class Rank(msgspec.Struct, kw_only=True):
+    """Ask for candidates in rank order for a user. `id` is the client's and idempotent: asked twice, logged once."""
+
+    id: str
+    user: str
+    candidates: tuple[str, ...]
+    model: str = ""
+    event_time: float = 0.0
+
+
+class Ranked(msgspec.Struct):
+    """The answer to `Rank`: best first, with the version@delta that scored every candidate."""
+
+    id: str
+    model: str
+    version: str
+    items: list[Candidate]
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
+    """What a person did with one item of one answer.
+
+    `kind` is "impression" (it was shown), a feedback kind such as "like" with `value`, or "watermark", which carries
+    no item and only says that no event older than `event_time` is still to come. `id` makes a retry harmless; empty
+    means `request/item/kind`.
+    """
+
+    request: str = ""
+    item: str = ""
+    kind: str
+    value: float = 1.0
+    event_time: float
+    id: str = ""
+
+    def key(self) -> str:
+        return self.id or f"{self.request}/{self.item}/{self.kind}"
+
+
+class Served(msgspec.Struct, frozen=True, kw_only=True, tag="served"):
+    """One answered request, written before the answer leaves.
+
+    `tokens`: uint32 LE, len(candidates) x width, the feature rows that were scored; `definition`: hash of the feature
+    definition that made them; `scores`: float32 LE, one a candidate, in the order of `candidates`.
+    """
+
+    request: str
+    model: str
+    version: str
+    policy: int
+    arm: str
+    user: str
+    candidates: list[str]
+    event_time: float
+    definition: str = ""
+    tokens: bytes = b""
+    scores: bytes = b""
+
+
+class Shadow(msgspec.Struct, frozen=True, kw_only=True, tag="shadow"):
+    """What a shadow version would have answered to a request: `scores` float32 LE, in the order of the inputs' rows."""
+
+    request: str
+    model: str
+    version: str
+    scores: bytes
+
+
+class Example(msgspec.Struct, frozen=True, kw_only=True, tag="example"):
+    """One shown item with its label, ready to learn.
+
+    `tokens`: uint32 LE, the logged feature row; `arrival`: when the deciding outcome reached the service; `wait_s`: how
+    much of the time since then was the label window, not delay; `outcomes`: keys of every outcome it consumed.
+    """
+
+    request: str
+    item: str
+    model: str
+    version: str
+    tokens: bytes
+    score: float
+    label: float
+    weight: float
+    event_time: float
+    arrival: float
+    wait_s: float
+    outcomes: list[str]
+
+
+class SetAside(msgspec.Struct, frozen=True, kw_only=True, tag="set_aside"):
+    """An acknowledged outcome that will not be learnt, and why: unknown_request, expired, late, no_impression,
+    not_a_candidate, duplicate."""
+
+    outcome: str
+    cause: str
+    request: str
+    item: str
+    event_time: float
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
+    """New weights of the slots that learning touched since the last delta on the same base.
+
+    Absolute values, not differences: applying one twice is harmless. `slots`: uint32 LE; `weights`: float32 LE, same
+    length; `upto`: position in `examples` that the weights contain; `arrivals`: float64 LE, per contained example its
+    arrival + wait_s (staleness counts from there); `checksum`: crc32 of slots + weights.
+    """
+
+    model: str
+    base: str
+    sequence: int
+    upto: int
+    slots: bytes
+    weights: bytes
+    arrivals: bytes
+    checksum: int
+
+
+class PolicyChange(msgspec.Struct, frozen=True, kw_only=True, tag="policy"):
+    """A change of traffic: who, why, and the policy file's text after it."""
+
+    model: str
+    version: int
+    who: str
+    why: str
+    text: str
