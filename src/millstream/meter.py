@@ -170,6 +170,20 @@ class Meter:
                     seen["values"] = [a + b for a, b in zip(seen["values"], values, strict=True)]  # type: ignore[call-overload]
         return total
 
+    def sum(self, name: str) -> float:
+        """All series of this name together: counters and gauges; of a histogram, how many observations."""
+        found = (spec for spec in self.total().values() if spec["name"] == name)
+        return sum(_numbers(spec)[0] if spec["kind"] != "histogram" else sum(_numbers(spec)[:-1]) for spec in found)
+
+    def quantile(self, name: str, q: float) -> float:
+        """The q-quantile over every series and process of a histogram; 0.0 when nothing was observed."""
+        found = [spec for spec in self.total().values() if spec["name"] == name and spec["kind"] == "histogram"]
+        if not found:
+            return 0.0
+        bounds: list[float] = found[0]["bounds"]  # type: ignore[assignment]
+        counts = [sum(column) for column in zip(*(_numbers(spec)[:-1] for spec in found), strict=True)]
+        return quantile(tuple(bounds), counts, q)
+
     def render(self) -> str:
         """The Prometheus text format (version 0.0.4) of `total()`."""
         lines: list[str] = []
@@ -179,7 +193,7 @@ class Meter:
             if name not in named:
                 named.add(name)
                 lines += [f"# HELP {name} {spec['help']}", f"# TYPE {name} {spec['kind']}"]
-            values: list[float] = spec["values"]  # type: ignore[assignment]
+            values = _numbers(spec)
             if spec["kind"] != "histogram":
                 lines.append(f"{name}{_text(labels)} {values[0]:g}")
                 continue
@@ -189,6 +203,10 @@ class Meter:
                 lines.append(f"{name}_bucket{_text({**labels, 'le': str(edge)})} {below:g}")
             lines += [f"{name}_sum{_text(labels)} {values[-1]:g}", f"{name}_count{_text(labels)} {below:g}"]
         return "\n".join(lines) + "\n"
+
+
+def _numbers(spec: Mapping[str, object]) -> list[float]:
+    return spec["values"]  # type: ignore[return-value]
 
 
 def _size(spec: Mapping[str, object]) -> int:

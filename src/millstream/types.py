@@ -9,11 +9,15 @@ Rules of the room:
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
+Text = Annotated[str, msgspec.Meta(extra={"free_text": True})]
+"""Words of a person. They lose what is personal before they are written; see stream/event.py."""
 
 
 class TensorSpec(msgspec.Struct, frozen=True):
@@ -97,7 +101,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
 
     `kind` is "impression" (it was shown), a feedback kind such as "like" with `value`, or "watermark", which carries
     no item and only says that no event older than `event_time` is still to come. `id` makes a retry harmless; empty
-    means `request/item/kind`.
+    means `request/item/kind`. `text` is what the person wrote, if anything.
     """
 
     request: str = ""
@@ -106,6 +110,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
     value: float = 1.0
     event_time: float
     id: str = ""
+    text: Text = ""
 
     def key(self) -> str:
         return self.id or f"{self.request}/{self.item}/{self.kind}"
@@ -198,3 +203,10 @@ class PolicyChange(msgspec.Struct, frozen=True, kw_only=True, tag="policy"):
     who: str
     why: str
     text: str
+
+
+class Entity(msgspec.Struct, frozen=True, kw_only=True, tag="entity"):
+    """A user or an item as it is known now: an event of topic `users` or `items`, the latest of an id counts."""
+
+    id: str
+    attributes: dict[str, str | int | float | list[str] | None]

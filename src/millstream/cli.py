@@ -1,0 +1,277 @@
+"""The command line: each verb is a few lines over the rooms. Tables and logs go to stderr; with `--json` the result is
+one line on stdout, the last thing printed. An error is one sentence on stderr and exit code 1."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from millstream import __version__
+from millstream.errors import BadInput, Error, Missing
+
+Print = Callable[[object], None]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the command `millstream`."""
+    args = _parser().parse_args(argv)
+    level = logging.DEBUG if args.verbose else logging.INFO
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    try:
+        result = args.run(args)
+    except Error as error:
+        print(f"millstream: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    if result is not None:
+        built = msgspec.to_builtins(result)
+        if args.json:
+            print(json.dumps(built))
+        else:
+            _show(built)
+        if isinstance(built, dict) and built.get("sound") is False:
+            sys.exit(1)
+
+
+def _show(result: Any) -> None:
+    rows = result if isinstance(result, list) else [result]
+    for row in rows:
+        print("  ".join(f"{key} {value}" for key, value in row.items()) if isinstance(row, dict) else row)
+
+
+def _serve(args: argparse.Namespace) -> None:
+    from millstream.app import serve_path
+
+    asyncio_run(serve_path(args.path, args.host, args.http_port))
+
+
+def _up(args: argparse.Namespace) -> None:
+    from millstream import app
+
+    if args.role:
+        asyncio_run(app.run_role(args.config, args.role))
+    else:
+        asyncio_run(app.supervise(args.config))
+
+
+def _demo(args: argparse.Namespace) -> None:
+    try:
+        from millstream.demo.run import run
+    except ImportError as error:
+        raise Missing.extra("demo", f"the demo ({error})") from None
+    logging.getLogger().setLevel(logging.WARNING)
+    asyncio_run(run(args.data, args.dir, args.seconds, args.http_port, args.rate, args.json))
+
+
+def _train(args: argparse.Namespace) -> object:
+    from millstream import app
+
+    with app.Installation.open(args.config) as installation:
+        version = app.train(installation)
+        return {"model": installation.model, "version": version}
+
+
+def _models(args: argparse.Namespace) -> object:
+    from millstream.models.repository import Repository
+
+    repository = Repository.open(args.path)
+    if args.verb == "verify":
+        names = [(m, v) for m in repository.models() for v in repository.versions(m)]
+        return [{"model": m, "version": v, "format": repository.verify(m, v).format} for m, v in names]
+    found = []
+    for model in repository.models():
+        roles = repository.policy(model).named()
+        for version in repository.versions(model):
+            manifest = repository.manifest(model, version)
+            found.append(
+                {
+                    "model": model,
+                    "version": version,
+                    "role": roles.get(version, "-"),
+                    "format": manifest.format,
+                    "made_by": str(manifest.lineage.get("made_by", "-")),
+                }
+            )
+    return found
+
+
+def _traffic(args: argparse.Namespace) -> object:
+    from millstream.models import traffic
+    from millstream.models.repository import Repository
+
+    repository = Repository.open(args.path)
+    if args.verb == "show":
+        return repository.policy(args.model)
+    change = {
+        "promote": lambda: traffic.promote(args.version),
+        "rollback": lambda: traffic.roll_back(args.to or traffic.previous(repository, args.model)),
+        "split": lambda: traffic.split(args.shares, args.sticky_by),
+        "canary": lambda: traffic.canary(args.version, args.share),
+        "shadow": lambda: traffic.shadow(args.versions),
+        "learning": lambda: traffic.learning(args.state),
+    }[args.verb]()
+    return repository.change_policy(args.model, change, who=args.who, why=args.why or f"traffic {args.verb}")
+
+
+def _log(args: argparse.Namespace) -> object:
+    from millstream.clock import SystemClock
+    from millstream.stream import Log
+    from millstream.stream.audit import audit, read_ledger
+
+    if args.verb == "import":
+        from millstream import app
+
+        with app.Installation.open(args.config) as installation:
+            count = app.import_history(installation, args.file, args.topic, args.map, args.delay)
+        return {"topic": args.topic, "rows": count}
+    if not args.dir.is_dir():
+        raise BadInput(f"{args.dir}: no such folder; a log is the folder `log` of an installation")
+    log = Log(args.dir, SystemClock())
+    if args.verb == "list":
+        return [{"topic": t, "partitions": len(log.reader(t).partitions()), "records": _count(log, t)} for t in log.topics()]
+    if args.verb == "verify":
+        reports = [log.verify(topic) for topic in args.topic or log.topics()]
+        return {"sound": not any(r.corrupt for r in reports), "topics": reports}
+    if args.verb == "audit":
+        books = audit(log, read_ledger(args.ledger), args.window)
+        return {"sound": books.balanced, **msgspec.structs.asdict(books)}
+    return _tail(log, args.topic, args.n)
+
+
+def _count(log: Any, topic: str) -> int:
+    reader = log.reader(topic)
+    return sum(reader.end(partition) - reader.start(partition) for partition in reader.partitions())
+
+
+def _tail(log: Any, topic: str, n: int) -> list[object]:
+    """The last n events of each partition; packed arrays are shown by their length."""
+    from millstream.stream import decode
+
+    if topic not in log.topics():
+        raise BadInput(f"no topic {topic!r}; there are: {', '.join(log.topics()) or 'none'}")
+    reader = log.reader(topic)
+    found: list[object] = []
+    for partition in reader.partitions():
+        at = max(reader.start(partition), reader.end(partition) - n)
+        for record in reader.read(partition, at, n):
+            event = {
+                name: f"<{len(value)} bytes>" if isinstance(value, bytes) else value
+                for name, value in msgspec.structs.asdict(decode(record.value)).items()
+            }
+            found.append({"partition": partition, "offset": record.offset, "arrival": record.arrival, **event})
+    return found
+
+
+def _doctor(args: argparse.Namespace) -> object:
+    from millstream.ops.doctor import examine, warm
+
+    if args.warm:
+        return warm()
+    return examine(args.path)
+
+
+def asyncio_run(main: Any) -> None:
+    """Run on uvloop, the event loop of every process of this program."""
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="millstream", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"millstream {__version__}")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--json", action="store_true", help="print the result as one line of JSON, last, on stdout")
+    shared.add_argument("--verbose", action="store_true", help="say more on stderr")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(name: str, run: Callable[[argparse.Namespace], object], help: str, within: Any = verbs) -> Any:
+        made = within.add_parser(name, help=help, description=help, parents=[shared])
+        made.set_defaults(run=run, verb=name)
+        return made
+
+    demo = verb("demo", _demo, "the whole loop on real data: serve, log, join, learn, push")
+    demo.add_argument("--data", choices=("movielens", "simulator"), default="movielens", help="what is replayed")
+    demo.add_argument("--seconds", type=float, help="end so long after the first request (default: until Ctrl-C)")
+    demo.add_argument("--rate", type=float, default=600.0, help="requests a second to aim at (default: 600)")
+    demo.add_argument("--http-port", type=int, default=8000, help="port of the service (default: 8000)")
+    demo.add_argument("--dir", type=Path, help="an empty folder for its log and models (default: a temporary one)")
+
+    serve = verb("serve", _serve, "serve a model folder or a single .onnx file over HTTP")
+    serve.add_argument("path", type=Path, help="FILE.onnx, or a folder with NAME/VERSION/model.onnx")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    serve.add_argument("--http-port", type=int, default=8000, help="0 picks a free one (default: 8000)")
+
+    up = verb("up", _up, "run every role of an installation, supervised")
+    up.add_argument("--role", choices=("serve", "learn"), help="run one role alone, in this process")
+    train = verb("train", _train, "fold the examples of the log into a new version")
+    for one in (up, train):
+        one.add_argument("-c", "--config", type=Path, required=True, help="millstream.toml of the installation")
+
+    models = verb("models", _models, "what is in a repository").add_subparsers(required=True, metavar="VERB")
+    for name, help in (("list", "versions and their roles"), ("verify", "check every file against its digest")):
+        verb(name, _models, help, models).add_argument("path", type=Path, help="the repository")
+
+    traffic = verb("traffic", _traffic, "who gets which version").add_subparsers(required=True, metavar="VERB")
+    of = {
+        name: verb(name, _traffic, help, traffic)
+        for name, help in (
+            ("show", "the policy of a model"),
+            ("promote", "make a version live"),
+            ("rollback", "make the version before it live and hold it there"),
+            ("split", "share traffic between versions: 12=0.9 13=0.1"),
+            ("canary", "give a version a share of the traffic"),
+            ("shadow", "score with versions whose answers nobody gets"),
+            ("learning", "pause or resume learning"),
+        )
+    }
+    for one in of.values():
+        one.add_argument("path", type=Path, help="the repository")
+        one.add_argument("model")
+        one.add_argument("--who", default="command line", help="recorded with the change")
+        one.add_argument("--why", default="", help="recorded with the change")
+    of["promote"].add_argument("version")
+    of["rollback"].add_argument("--to", default="", help="the version to go back to (default: the one before)")
+    of["split"].add_argument("shares", nargs="+", help="VERSION=WEIGHT ...")
+    of["split"].add_argument("--sticky-by", choices=("user", "request"), default="user")
+    of["canary"].add_argument("version")
+    of["canary"].add_argument("--share", type=float, default=0.05, help="of the traffic (default: 0.05)")
+    of["shadow"].add_argument("versions", nargs="*", help="none: no shadow")
+    of["learning"].add_argument("state", choices=("run", "paused"))
+
+    log = verb("log", _log, "the event log").add_subparsers(required=True, metavar="VERB")
+    listed = verb("list", _log, "topics and how much they hold", log)
+    tail = verb("tail", _log, "the last events of a topic", log)
+    verify = verb("verify", _log, "read every frame and check it", log)
+    audit = verb("audit", _log, "do the books balance: acknowledged = learnt + set aside", log)
+    for one in (listed, tail, verify, audit):
+        one.add_argument("dir", type=Path, help="the log's folder")
+    tail.add_argument("topic")
+    tail.add_argument("-n", type=int, default=10, help="events of each partition (default: 10)")
+    verify.add_argument("topic", nargs="*")
+    audit.add_argument("--ledger", type=Path, required=True, help="what the client was acknowledged")
+    audit.add_argument("--window", type=float, default=30.0, help="the join's window, seconds (default: 30)")
+    history = verb("import", _log, "bring existing history into topics", log)
+    history.add_argument("file", type=Path, help=".csv, .tsv, .jsonl or .parquet")
+    history.add_argument("-c", "--config", type=Path, required=True, help="millstream.toml of the installation")
+    history.add_argument("--topic", choices=("users", "items", "outcomes"), default="outcomes")
+    history.add_argument("--map", nargs="+", required=True, help="FIELD=COLUMN[:TYPE][>=NUMBER] ...")
+    history.add_argument("--delay", type=float, default=1.0, help="feedback arrived so long after, seconds (default: 1)")
+
+    doctor = verb("doctor", _doctor, "what is installed, what is missing, and how to get it")
+    doctor.add_argument("path", type=Path, nargs="?", help="an installation's folder to look at too")
+    doctor.add_argument("--warm", action="store_true", help="compile the learner's kernels now; the install does this")
+    return parser

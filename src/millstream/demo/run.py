@@ -1,0 +1,266 @@
+"""The demo: history becomes a log and version 1, the service starts, the rest is replayed, and learning shows.
+
+Everything it does is what a user would do: `log import`, `train`, `up`, then a client over HTTP. What it prints comes
+from the service's own answers, log and meter pages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+import signal
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from rich.console import Console
+from rich.live import Live
+
+from millstream import app, config
+from millstream.clock import SystemClock
+from millstream.demo.board import Figures, board, verdict
+from millstream.demo.data import Data, movielens, simulated
+from millstream.demo.replay import Replay, Unreachable
+from millstream.errors import Misconfigured
+from millstream.learn.history import Field, import_entities, import_outcomes
+from millstream.learn.quality import auc
+from millstream.meter import Meter
+from millstream.ops import Supervisor
+from millstream.stream import Log, decode
+from millstream.stream.audit import Audit, audit, read_ledger
+from millstream.types import Shadow
+
+HISTORY_SHARE = 0.2
+RATE = 600.0
+READY_S_MAX = 30.0
+CAUGHT_UP_S_MAX = 20.0
+
+TOML = """# The demo's installation. `millstream up -c FILE` runs it again.
+http_port = {port}
+
+[recommend]
+model = "ranker"
+
+[learn]
+model = "ranker"
+
+[ftrl]
+bits = 20
+
+[features]
+user = [{{ name = "id" }}, {{ name = "age", bucket = 10 }}, {{ name = "gender" }}, {{ name = "occupation" }}]
+item = [{{ name = "id" }}, {{ name = "year", bucket = 10 }}, {{ name = "genres", places = 6 }}]
+crosses = ["user.id*item.genres", "user.id*item.year", "user.age*item.id", "user.gender*item.id"]
+"""
+
+
+class Demo:
+    """One run in one folder. `prepare`, `start`, `replay`, `settle`, `stop`; `figures` at any time in between."""
+
+    def __init__(self, folder: Path, data: Data, port: int, rate: float = RATE) -> None:
+        self.folder, self.data, self.port = folder, data, port
+        self.clock = SystemClock()
+        self.file = folder / "millstream.toml"
+        self.ledger = folder / "ledger.jsonl"
+        split = int(len(data.shown) * HISTORY_SHARE)
+        self._history, future = data.shown[:split], data.shown[split:]
+        self.replay = Replay(future, self.ledger, "127.0.0.1", port, self.clock, rate)
+        command = [sys.executable, "-m", "millstream", "up", "-c", str(self.file), "--role"]
+        self.supervisor = Supervisor({role: [*command, role] for role in ("serve", "learn")}, self.clock)
+        self._frozen = _Frozen(Log(folder / "log", self.clock))
+        self._audit: Audit | None = None
+
+    def prepare(self) -> None:
+        """Write the settings, import the first part of the past, and train version 1 from it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if any(self.folder.iterdir()):
+            raise Misconfigured(f"{self.folder} is not empty: the demo starts from nothing; choose another --dir")
+        self.file.write_text(TOML.format(port=self.port))
+        settings = config.read(self.file, app.Settings)
+        began = self._history[0].event_time
+        log = self.folder / "log"
+        for topic, rows in (("users", self.data.users), ("items", self.data.items)):
+            fields = {name: Field(name) for name in rows[0]}
+            import_entities(log, settings.log, topic, rows, fields, began)
+        rows = [
+            {"user": one.user, "item": one.item, "event_time": one.event_time, "like": float(one.like)}
+            for one in self._history
+        ]
+        installation = app.Installation(self.folder, settings, self.clock)
+        import_outcomes(
+            log, settings.log, installation.entities(), settings.recommend.model, rows,
+            {name: Field(name) for name in rows[0]}, delay_s=1.0, window_s=settings.join.window_s,
+        )  # fmt: skip
+        version = app.train(installation)
+        installation.repository.change_policy(
+            settings.recommend.model,
+            lambda policy: msgspec.structs.replace(policy, live=version, shadow=(version,)),
+            who="millstream demo",
+            why="version 1 serves, and stays in shadow as it is, to compare with",
+        )
+        installation.close()
+
+    async def start(self) -> float:
+        """Start the roles and wait until the service answers; how long that took, seconds."""
+        began = self.clock.monotonic()
+        await self.supervisor.start()
+        while not await self._ready():
+            if self.clock.monotonic() - began > READY_S_MAX:
+                raise Unreachable(f"the service was not ready within {READY_S_MAX:.0f} s; its words are above")
+            await self.clock.sleep(0.02)
+        return self.clock.monotonic() - began
+
+    async def _ready(self) -> bool:
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        except OSError:
+            return False
+        writer.write(b"GET /v2/health/ready HTTP/1.1\r\nHost: demo\r\nConnection: close\r\n\r\n")
+        line = await reader.readline()
+        writer.close()
+        return b" 200 " in line
+
+    async def settle(self) -> Audit:
+        """Wait until everything acknowledged has become an example or was set aside, then balance the books."""
+        began = self.clock.monotonic()
+        settings = config.read(self.file, app.Settings)
+        log = Log(self.folder / "log", self.clock)
+        while True:
+            self._audit = audit(log, read_ledger(self.ledger), settings.join.window_s)
+            late = self.clock.monotonic() - began > CAUGHT_UP_S_MAX
+            if late or (self._audit.balanced and self._audit.waiting == 0):
+                return self._audit
+            await self.clock.sleep(0.5)
+
+    def figures(self) -> Figures:
+        """Where the run stands now."""
+        replay, meters = self.replay, Meter(self.folder / "state" / "meters", "demo")
+        scores, labels = np.array(replay.scores), np.array(replay.labels[: len(replay.scores)], bool)
+        answered = ~np.isnan(scores)
+        frozen = self._frozen.scores(replay)
+        both = answered & ~np.isnan(frozen)
+        latencies = np.array(replay.latencies or [0.0]) * 1000
+        seconds = max(replay.seconds, 1e-9)
+        count = len(replay.latencies)
+        return Figures(
+            requests=count,
+            requests_per_s=round(count / seconds, 1),
+            errors=replay.errors,
+            latency_ms_p50=round(float(np.percentile(latencies, 50)), 3),
+            latency_ms_p99=round(float(np.percentile(latencies, 99)), 3),
+            outcomes=replay.acknowledged,
+            examples=self._audit.examples - len(self._history) if self._audit else int(meters.sum("millstream_examples_learnt_total")),
+            set_aside=self._audit.set_aside if self._audit else 0,
+            lost=self._audit.lost if self._audit else 0,
+            duplicated=self._audit.duplicated if self._audit else 0,
+            pushes=int(meters.sum("millstream_pushes_total")),
+            staleness_s_p50=round(meters.quantile("millstream_staleness_seconds", 0.5), 3),
+            staleness_s_p99=round(meters.quantile("millstream_staleness_seconds", 0.99), 3),
+            log_seconds_per_second=round(replay.log_seconds / seconds, 1),
+            auc_live=_auc(labels[answered], scores[answered]),
+            auc_frozen=_auc(labels[both], frozen[both]),
+            versions=self._versions(),
+            seconds=round(seconds, 2),
+            ledger=str(self.ledger),
+            log=str(self.folder / "log"),
+        )
+
+    def _versions(self) -> list[str]:
+        settings = config.read(self.file, app.Settings)
+        return app.Installation(self.folder, settings, self.clock).repository.versions(settings.recommend.model)
+
+
+class _Frozen:
+    """Scores of the shown items by version 1, read from topic `shadow` as they come."""
+
+    def __init__(self, log: Log) -> None:
+        self._reader = log.reader("shadow")
+        self._at: dict[int, int] = {}
+        self._scores: dict[str, bytes] = {}
+
+    def scores(self, replay: Replay) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        """One a request answered so far; NaN where the shadow copy was dropped or has not been written yet."""
+        for partition in self._reader.partitions():
+            while records := self._reader.read(partition, self._at.get(partition, 0)):
+                for event in (decode(record.value) for record in records):
+                    if isinstance(event, Shadow) and event.version.partition("@")[0] == "1":
+                        self._scores[event.request] = event.scores
+                self._at[partition] = records[-1].offset + 1
+        found = np.full(len(replay.scores), np.nan)
+        for number in range(len(found)):
+            scores = self._scores.get(f"demo-{number}")
+            if scores is not None:
+                found[number] = memoryview(scores).cast("f")[replay.shown[number].position]
+        return found
+
+
+def _auc(labels: np.ndarray, scores: np.ndarray) -> float | None:
+    value = auc(labels, scores) if len(labels) else math.nan
+    return None if math.isnan(value) else round(value, 4)
+
+
+def load(name: str) -> Data:
+    """`movielens` or `simulator`."""
+    return movielens() if name == "movielens" else simulated()
+
+
+def free_port(wanted: int) -> int:
+    """`wanted` when nobody listens there, else one that is free."""
+    for port in (wanted, 0):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise Misconfigured(f"neither port {wanted} nor any other port of 127.0.0.1 is free")
+
+
+async def run(data: str, folder: Path | None, seconds: float | None, port: int, rate: float, as_json: bool) -> None:
+    """The whole demo on a terminal. With `seconds` it ends so long after the first request; else Ctrl-C ends it."""
+    console = Console(stderr=True)
+    with console.status(f"fetching {data} (once; it is cached)"):
+        loaded = load(data)
+    folder = folder or Path(tempfile.mkdtemp(prefix="millstream-demo-"))
+    chosen = free_port(port)
+    if chosen != port:
+        console.print(f"port {port} is taken, using {chosen}")
+    demo = Demo(folder, loaded, chosen, rate)
+    with console.status("history becomes an event log, and trains version 1"):
+        demo.prepare()
+    ended = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    try:
+        console.print(f"service ready after {await demo.start():.2f} s at http://127.0.0.1:{chosen}")
+        await _watch(demo, console, seconds, ended)
+        with console.status("waiting for the last outcomes to be learnt"):
+            await demo.settle()
+        figures = demo.figures()
+        console.print(board(figures, len(demo.replay.shown), loaded.name))
+        for line in verdict(figures, f"http://127.0.0.1:{chosen}", str(folder)):
+            console.print(line, highlight=False, soft_wrap=True)
+        if demo.replay.first_error:
+            console.print(f"first error: {demo.replay.first_error}", style="red", markup=False)
+        if seconds is None and not ended.is_set():
+            console.print(f"\nThe service goes on answering at http://127.0.0.1:{chosen}; Ctrl-C ends it.")
+            await ended.wait()
+    finally:
+        await demo.supervisor.stop()
+    if as_json:
+        print(json.dumps(msgspec.to_builtins(figures)))
+
+
+async def _watch(demo: Demo, console: Console, seconds: float | None, ended: asyncio.Event) -> None:
+    """Replay until it ends, the time is over or somebody stops it; the table is drawn each second."""
+    replaying = asyncio.create_task(demo.replay.run())
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while not replaying.done():
+            await asyncio.wait({replaying}, timeout=1.0)
+            live.update(board(demo.figures(), len(demo.replay.shown), demo.data.name), refresh=True)
+            if ended.is_set() or (seconds is not None and demo.replay.seconds >= seconds):
+                demo.replay.stopping.set()
+    await replaying

@@ -1,0 +1,109 @@
+"""What a version accepts, worked out once at load so that a request costs a few comparisons.
+
+Rules of the room:
+- A request is refused whole, before it waits, by a sentence that names the tensor, what was expected and what was got.
+- `joins` says whether rows of different requests may share a call: every input and output must have free rows first.
+- Non-finite numbers are looked for once a batch, in `finite`; on failure the worker finds out whose they are.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millstream.errors import BadInput
+from millstream.models.manifest import DTYPES
+from millstream.types import Array, Request, TensorSpec
+
+Tails = tuple[tuple[int, ...], ...]
+
+_DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
+_DOT_MAX = 4096  # elements; above, BLAS may start threads of its own
+
+
+class Check:
+    """The inputs and outputs of one version. `free`: some dimension after the rows is free, so only requests that are
+    alike there may join."""
+
+    def __init__(
+        self, label: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], refuse_non_finite: bool
+    ) -> None:
+        self._label, self._inputs = label, inputs
+        self._outputs = frozenset(spec.name for spec in outputs)
+        self.joins = all(spec.shape[:1] == (-1,) for spec in (*inputs, *outputs))
+        self.free = self.joins and any(-1 in spec.shape[1:] for spec in inputs)
+        self._fast = [(s.name, DTYPES[s.datatype], len(s.shape), s.shape[1:]) for s in inputs]
+        self._exact = self.joins and not self.free
+        self._floats = [s.name for s in inputs if s.datatype.startswith("FP")] if refuse_non_finite else []
+
+    def __call__(self, request: Request) -> Tails:
+        """Refuse with BadInput, or give what must be equal for two requests to join (empty when nothing is free)."""
+        inputs, rows = request.inputs, request.rows
+        if len(inputs) != len(self._fast):
+            raise self._names(request)
+        if self._exact:
+            for name, dtype, rank, tail in self._fast:
+                array = inputs.get(name)
+                if array is None:
+                    raise self._names(request)
+                shape = array.shape
+                if array.dtype != dtype or len(shape) != rank or shape[0] != rows or shape[1:] != tail:
+                    raise self._wrong(request)
+        elif any(not self._fits(spec, request) for spec in self._inputs):
+            raise self._wrong(request)
+        if rows < 1:
+            raise BadInput(f"{self._label}: the request has {rows} rows; send at least one")
+        if request.outputs and not self._outputs.issuperset(request.outputs):
+            unknown = [name for name in request.outputs if name not in self._outputs]
+            raise BadInput(f"{self._label} has no output {unknown[0]!r}; it has: {', '.join(sorted(self._outputs))}")
+        return tuple(inputs[spec.name].shape[1:] for spec in self._inputs) if self.free else ()
+
+    def finite(self, inputs: dict[str, Array]) -> str:
+        """The name of an input that holds NaN or infinity, or "" when none does (or this version takes them)."""
+        for name in self._floats:
+            if not _finite(inputs[name]):
+                return name
+        return ""
+
+    def _fits(self, spec: TensorSpec, request: Request) -> bool:
+        array = request.inputs.get(spec.name)
+        if array is None:
+            raise self._names(request)
+        shape = array.shape
+        return (
+            array.dtype == DTYPES[spec.datatype]
+            and len(shape) == len(spec.shape)
+            and all(size in (-1, got) for size, got in zip(spec.shape, shape, strict=True))
+            and (not self.joins or shape[0] == request.rows)
+        )
+
+    def _names(self, request: Request) -> BadInput:
+        expected = {spec.name for spec in self._inputs}
+        got = set(request.inputs)
+        parts = [f"input {name!r} is missing" for name in sorted(expected - got)]
+        parts += [f"input {name[:80]!r} is not known" for name in sorted(got - expected)[:5]]
+        return BadInput(f"{self._label}: {', '.join(parts)}; it takes: {', '.join(sorted(expected))}")
+
+    def _wrong(self, request: Request) -> BadInput:
+        spec = next(spec for spec in self._inputs if not self._fits(spec, request))
+        array = request.inputs[spec.name]
+        got = f"{_DATATYPES.get(array.dtype, array.dtype)} {list(array.shape)}"
+        rows = [request.rows if self.joins and len(spec.shape) else size for size in spec.shape[:1]]
+        shape = [*rows, *spec.shape[1:]]
+        note = f" in a request of {request.rows} rows" if self.joins else ""
+        return BadInput(
+            f"{self._label}: input {spec.name!r} expected {spec.datatype} {shape}, got {got}{note}"
+            f"{' (-1: any size)' if -1 in shape else ''}"
+        )
+
+
+def _finite(array: Array) -> bool:
+    """Whether no element is NaN or infinite. A dot product with itself tells for less than half the price of a
+    reduction; where that overflows, look at every element."""
+    numbers = cast(NDArray[np.float64], array)  # of any width; vdot has no signature for that
+    if array.size <= _DOT_MAX and array.dtype.itemsize > 2 and math.isfinite(np.vdot(numbers, numbers)):
+        return True
+    return bool(np.isfinite(array).all())

@@ -1,0 +1,106 @@
+"""Follow topic `deltas`: every version loaded here gets the deltas of its base, in order, between its own batches.
+
+Each loaded version has a cursor of its own, which begins where its manifest says its deltas begin. So it does not
+matter which comes first, a base or its first deltas, and a version that cannot be loaded holds up no other.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+import numpy as np
+
+from millstream.clock import Clock
+from millstream.engine.engine import Engine
+from millstream.errors import Error, NotFound
+from millstream.meter import Meter
+from millstream.models.repository import Repository
+from millstream.stream import Log
+from millstream.stream.event import decode
+from millstream.types import Delta
+
+GROUP = "serve"
+log = logging.getLogger(__name__)
+
+
+class _Waiting(NamedTuple):
+    """A delta that no answer has been computed with yet. `next`: the offset after it."""
+
+    sequence: int
+    since: bytes
+    next: int
+
+
+class Follow:
+    """Applies deltas, and measures staleness: from an outcome's arrival (its label's wait left out) to the first answer
+    of this process that was computed with weights containing it."""
+
+    def __init__(self, repository: Repository, source: Log, clock: Clock, meter: Meter) -> None:
+        self._repository, self._source, self._clock = repository, source, clock
+        self._reader = source.reader("deltas")
+        self._engine: Engine | None = None
+        self._cursors: dict[tuple[str, str], int] = {}
+        self._waiting: dict[tuple[str, str], list[_Waiting]] = {}
+        self._answered = source.committed(GROUP, "deltas").get(0, 0)
+        self._staleness = meter.histogram(
+            "millstream_staleness_seconds", "From an outcome's arrival to the first answer that contains it."
+        )
+        self._applied = meter.counter("millstream_deltas_applied_total", "Deltas applied to served versions.")
+        self._failed = meter.counter("millstream_deltas_refused_total", "Deltas that could not be applied.")
+
+    def attach(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def on_load(self, model: str, version: str) -> None:
+        """A version begins to answer: bring it up to its last delta before its first request."""
+        lineage = self._repository.manifest(model, version).lineage
+        if "deltas_from" in lineage:
+            self._cursors[model, version] = int(str(lineage["deltas_from"]))
+            self._poll(model, version)
+
+    def poll(self) -> None:
+        """Apply what is new. Versions that are no longer loaded are forgotten."""
+        for model, version in list(self._cursors):
+            self._poll(model, version)
+
+    def on_first_answer(self, model: str, version: str, sequence: int) -> None:
+        """An answer was computed with delta `sequence`: everything up to it has reached people."""
+        waiting = self._waiting.get((model, version), [])
+        done = [one for one in waiting if one.sequence <= sequence]
+        if not done:
+            return
+        del waiting[: len(done)]
+        now = self._clock.now()
+        for one in done:
+            for since in np.frombuffer(one.since, np.float64).tolist():
+                self._staleness.observe(max(0.0, now - since))
+        self._answered = max(self._answered, done[-1].next)
+        self._source.commit(GROUP, "deltas", {0: self._answered})
+
+    def _poll(self, model: str, version: str) -> None:
+        assert self._engine is not None
+        at = max(self._cursors[model, version], self._reader.start(0))
+        while at < self._reader.end(0) and (records := self._reader.read(0, at)):
+            for record in records:
+                delta = decode(record.value)
+                if not isinstance(delta, Delta) or (delta.model, delta.base) != (model, version):
+                    continue
+                try:
+                    applied = self._engine.apply(delta)
+                except NotFound:  # no longer loaded
+                    del self._cursors[model, version]
+                    self._waiting.pop((model, version), None)
+                    return
+                except Error as error:
+                    self._failed.add()
+                    log.error("%s %s stays as it is: %s", model, version, error)
+                    del self._cursors[model, version]
+                    return
+                if applied:
+                    self._applied.add()
+                    if record.offset >= self._answered:  # else an earlier life of this process answered with it
+                        waiting = _Waiting(delta.sequence, delta.arrivals, record.offset + 1)
+                        self._waiting.setdefault((model, version), []).append(waiting)
+            at = records[-1].offset + 1
+        self._cursors[model, version] = at

@@ -1,0 +1,82 @@
+"""Which version answers a request.
+
+Rules of the room:
+- A route is compiled once from a policy and the lanes that are loaded, and replaced whole: one pointer.
+- The choice is a pure function of (model, key): the same in every process, and the same tomorrow.
+- Making a canary's share larger moves nobody out of it. Canary and split draw from independent halves of one hash.
+- An arm whose version is not loaded gets no traffic: a canary's share stays with the others, a split's is shared out.
+"""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_right
+from collections.abc import Mapping
+from hashlib import blake2b
+from itertools import accumulate
+
+from millstream.engine.batch import Lane
+from millstream.errors import NotFound
+from millstream.models.policy import Policy
+from millstream.types import Request
+
+
+class Arm:
+    """A lane with the name and policy number that its answers carry, and the lanes that shadow it."""
+
+    __slots__ = ("lane", "name", "policy", "shadows")
+
+    def __init__(self, lane: Lane, name: str, policy: int, shadows: tuple[Lane, ...] = ()) -> None:
+        self.lane, self.name, self.policy, self.shadows = lane, name, policy, shadows
+
+
+class Route:
+    """`live` answers what nothing else claims; `plain` says that it answers everything. The policy's live version must
+    be in `lanes`."""
+
+    def __init__(self, model: str, policy: Policy, lanes: Mapping[str, Lane]) -> None:
+        self.policy = policy
+        self._model = model
+        self._salt = blake2b(model.encode(), digest_size=16).digest()
+        self._unnamed = itertools.count()
+        shadows = tuple(lanes[v] for v in policy.shadow if v in lanes and v != policy.live)
+
+        def arm(version: str, name: str) -> Arm:
+            lane = lanes[version]
+            return Arm(lane, name, policy.version, tuple(shadow for shadow in shadows if shadow is not lane))
+
+        self.live = arm(policy.live, "live")
+        self._explicit = {version: Arm(lane, "explicit", policy.version) for version, lane in lanes.items()}
+        self._canary: Arm | None = None
+        self._share = 0.0
+        if policy.canary and policy.canary.version in lanes:
+            self._canary, self._share = arm(policy.canary.version, "canary"), policy.canary.share
+        split = sorted((version for version in policy.split if version in lanes), key=int)
+        self._split = [arm(version, f"split-{version}") for version in split]
+        total = sum(policy.split[version] for version in split)
+        self._edges = list(accumulate(policy.split[version] / total for version in split))
+        self.plain = self._canary is None and not self._split
+
+    def explicit(self, version: str) -> Arm:
+        """The arm of a version asked for by name. One that does not answer now: NotFound."""
+        if found := self._explicit.get(version):
+            return found
+        raise NotFound(
+            f"{self._model} has no version {version[:40]!r} that answers now; "
+            f"these do: {', '.join(sorted(self._explicit, key=int))}"
+        )
+
+    def choose(self, request: Request) -> Arm:
+        """The arm of this request; see `explicit` for one that names a version."""
+        if request.version:
+            return self.explicit(request.version)
+        if self.plain:
+            return self.live
+        key = (request.key if self.policy.sticky_by == "user" else "") or request.id or f"unnamed {next(self._unnamed)}"
+        drawn = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16, salt=self._salt).digest()
+        if self._canary and int.from_bytes(drawn[:8], "little") < self._share * 2**64:
+            return self._canary
+        if self._split:
+            place = bisect_right(self._edges, int.from_bytes(drawn[8:], "little") / 2**64)
+            return self._split[min(place, len(self._split) - 1)]
+        return self.live

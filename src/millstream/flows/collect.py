@@ -1,0 +1,71 @@
+"""Outcomes: what people did. An outcome is acknowledged only when it is durable (it survives power loss).
+
+Order is kept: outcomes that one connection sent one after the other stand in the log in that order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+
+from millstream.clock import Clock
+from millstream.errors import BadInput
+from millstream.meter import Meter
+from millstream.stream.event import encode
+from millstream.stream.log import Writer
+from millstream.types import Outcome
+
+
+class CollectLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds on what a client may send as outcomes."""
+
+    ahead_s_max: Annotated[
+        float, msgspec.Meta(ge=0.0, description="how far event_time may lie ahead of this machine's clock, seconds")
+    ] = 86400.0
+    name_bytes_max: Annotated[
+        int, msgspec.Meta(ge=16, le=65536, description="longest id, request, item or kind, bytes of UTF-8")
+    ] = 512
+
+
+class Collect:
+    """`call(outcomes)` is a future of how many were accepted: all of them or, on a bad one, none."""
+
+    def __init__(self, outcomes: Writer, clock: Clock, meter: Meter, limits: CollectLimits) -> None:
+        self._writer, self._clock, self._limits = outcomes, clock, limits
+        self._accepted = meter.counter("millstream_outcomes_total", "Outcomes made durable.")
+
+    def call(self, outcomes: Sequence[Outcome]) -> asyncio.Future[int]:
+        latest = self._clock.now() + self._limits.ahead_s_max
+        for number, outcome in enumerate(outcomes):
+            self._check(number, outcome, latest)
+        durable = [self._writer.append_durable(o.request.encode(), encode(o)) for o in outcomes]
+        return asyncio.ensure_future(self._acknowledge(durable))
+
+    async def _acknowledge(self, durable: list[asyncio.Future[int]]) -> int:
+        for future in durable:
+            await future
+        self._accepted.add(len(durable))
+        return len(durable)
+
+    def _check(self, number: int, outcome: Outcome, latest: float) -> None:
+        where = f"outcome {number}"
+        if not math.isfinite(outcome.event_time) or not math.isfinite(outcome.value):
+            raise BadInput(f"{where}: event_time and value must be finite numbers, got {outcome.event_time} and "
+                           f"{outcome.value}")
+        if outcome.event_time > latest:
+            raise BadInput(
+                f"{where}: event_time {outcome.event_time:.0f} is {outcome.event_time - self._clock.now():.0f} s ahead "
+                f"of this server's clock, {self._limits.ahead_s_max:.0f} s are allowed; send unix seconds"
+            )
+        if not outcome.kind:
+            raise BadInput(f'{where}: kind is empty; it names what happened, such as "impression" or "like"')
+        if outcome.kind != "watermark" and not (outcome.request and outcome.item):
+            raise BadInput(f"{where}: request and item say what the outcome belongs to; one of them is empty")
+        for name in ("id", "request", "item", "kind"):
+            size = len(getattr(outcome, name).encode())
+            if size > self._limits.name_bytes_max:
+                raise BadInput(f"{where}: {name} has {size} bytes, {self._limits.name_bytes_max} are allowed")

@@ -1,0 +1,139 @@
+"""Rank given candidates for a user: feature rows, one batched model call, one served event, the answer.
+
+Request ids are the client's and idempotent: an id that was answered lately gets the same answer again and is logged
+once, also after a restart, because the memory of answers is rebuilt from the log's own tail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import Annotated
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from millstream.clock import Clock
+from millstream.errors import BadInput, NotFound
+from millstream.features import Entities
+from millstream.flows.predict import ServedLog, Submit
+from millstream.stream.event import decode
+from millstream.stream.log import Reader
+from millstream.types import Candidate, Output, Rank, Ranked, Request, Served
+
+
+class RecommendLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a ranking request is answered with, and its bounds."""
+
+    model: Annotated[str, msgspec.Meta(description="the model that ranks when a request names none")] = "ranker"
+    candidates_max: Annotated[
+        int, msgspec.Meta(ge=1, le=100_000, description="candidates a request may bring")
+    ] = 1000
+    answers_kept: Annotated[
+        int, msgspec.Meta(ge=0, le=1_000_000, description="answers remembered so that a retried id is not logged twice")
+    ] = 20_000
+    name_bytes_max: Annotated[
+        int, msgspec.Meta(ge=16, le=65536, description="longest id, user or candidate, bytes of UTF-8")
+    ] = 512
+
+
+class Recommend:
+    """`call(rank)` is a future of Ranked: candidates best first, ties in the order they were given."""
+
+    def __init__(self, submit: Submit, entities: Entities, clock: Clock, served: ServedLog, limits: RecommendLimits) -> None:
+        self._submit, self._entities, self._clock = submit, entities, clock
+        self._served, self._limits = served, limits
+        self._answers: OrderedDict[str, Ranked] = OrderedDict()
+        self._under_way: dict[str, asyncio.Future[Ranked]] = {}
+
+    def call(self, rank: Rank) -> asyncio.Future[Ranked]:
+        self._check(rank)
+        known = self._answers.get(rank.id)
+        if known is not None:
+            again: asyncio.Future[Ranked] = asyncio.get_running_loop().create_future()
+            again.set_result(known)
+            return again
+        under_way = self._under_way.get(rank.id)
+        if under_way is None:
+            under_way = self._under_way[rank.id] = asyncio.ensure_future(self._answer(rank))
+            under_way.add_done_callback(lambda _: self._under_way.pop(rank.id, None))
+        return asyncio.shield(under_way)  # one caller going away must not cancel its twin
+
+    async def _answer(self, rank: Rank) -> Ranked:
+        tokens = self._entities.rows(rank.user, rank.candidates)
+        request = Request(
+            model=rank.model or self._limits.model,
+            inputs={"tokens": tokens},
+            rows=len(tokens),
+            id=rank.id,
+            key=rank.user,
+        )
+        output = await self._submit(request)
+        scores = _scores(output)
+        event = Served(
+            request=rank.id,
+            model=output.model,
+            version=output.version,
+            policy=output.policy,
+            arm=output.arm,
+            user=rank.user,
+            candidates=list(rank.candidates),
+            event_time=rank.event_time or self._clock.now(),
+            definition=self._entities.definition.hash,
+            tokens=tokens.tobytes(),
+            scores=scores.tobytes(),
+        )
+        self._served.append(event)
+        ranked = _ranked(rank.id, output.model, output.version, rank.candidates, scores)
+        self._remember(ranked)
+        return ranked
+
+    def recall(self, reader: Reader, partition: int) -> None:
+        """Rebuild the memory of answers from the tail of this process's own `served` partition."""
+        end = reader.end(partition)
+        at = max(reader.start(partition), end - self._limits.answers_kept)
+        while at < end and (records := reader.read(partition, at, 1000)):
+            for record in records:
+                event = decode(record.value)
+                if isinstance(event, Served) and event.scores:
+                    scores = np.frombuffer(event.scores, np.float32)
+                    candidates = tuple(event.candidates)
+                    self._remember(_ranked(event.request, event.model, event.version, candidates, scores))
+            at = records[-1].offset + 1
+
+    def _remember(self, ranked: Ranked) -> None:
+        self._answers[ranked.id] = ranked
+        while len(self._answers) > self._limits.answers_kept:
+            self._answers.popitem(last=False)
+
+    def _check(self, rank: Rank) -> None:
+        limits = self._limits
+        if not rank.id or not rank.user:
+            raise BadInput("id and user must not be empty: id names this request (yours, used again on a retry)")
+        if not rank.candidates:
+            raise BadInput("candidates is empty: send the items to put in order")
+        if len(rank.candidates) > limits.candidates_max:
+            raise BadInput(f"{len(rank.candidates)} candidates, at most {limits.candidates_max} are ranked at once")
+        if len(set(rank.candidates)) != len(rank.candidates):
+            raise BadInput("candidates holds an item twice: outcomes could not be told apart")
+        for name in (rank.id, rank.user, *rank.candidates):
+            if not name or len(name.encode()) > limits.name_bytes_max:
+                raise BadInput(f"ids have 1 to {limits.name_bytes_max} bytes, got {name[:40]!r} of {len(name.encode())}")
+
+
+def _scores(output: Output) -> NDArray[np.float32]:
+    scores = output.outputs.get("probability")
+    if scores is None:
+        raise NotFound(
+            f"model {output.model} {output.version} has outputs {sorted(output.outputs)}; a ranker answers 'probability'"
+        )
+    return np.ascontiguousarray(scores.reshape(-1), np.float32)
+
+
+def _ranked(
+    request: str, model: str, version: str, candidates: tuple[str, ...], scores: NDArray[np.float32]
+) -> Ranked:
+    order = np.argsort(-scores, kind="stable").tolist()
+    values = scores.tolist()
+    return Ranked(request, model, version, [Candidate(candidates[i], values[i]) for i in order])

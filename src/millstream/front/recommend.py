@@ -1,0 +1,113 @@
+"""The bodies of /v1: ask for a ranking, tell what people did with it.
+
+Rules of the room:
+- A field that is not known is refused: a misspelt `event_time` would otherwise be an hour of wrong labels.
+- Every list has a bound; every number is finite (JSON has no other).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from millstream import errors
+from millstream.types import Outcome, Rank, Ranked
+
+TEXT_CHARS_MAX = 1024
+RANK_EXAMPLE = '{"id": "r1", "user": "u1", "candidates": ["a", "b"]}'
+OUTCOME_EXAMPLE = '{"request": "r1", "item": "a", "kind": "like", "value": 1, "event_time": 1700000000.0}'
+
+
+class _Rank(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`Rank` as the wire has it: `id` may be left out."""
+
+    id: str = ""
+    user: str
+    candidates: tuple[str, ...]
+    model: str = ""
+    event_time: float = 0.0
+
+
+class _Outcome(Outcome, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="outcome"):
+    """`Outcome` as the wire has it."""
+
+
+# RecursionError: a body of a hundred thousand opening brackets.
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_rank = msgspec.json.Decoder(_Rank)
+_outcome = msgspec.json.Decoder(_Outcome)
+_outcomes = msgspec.json.Decoder(list[_Outcome])
+_either = msgspec.json.Decoder(list[msgspec.Raw] | dict[str, msgspec.Raw])
+_encode = msgspec.json.Encoder().encode
+
+
+def read_rank(body: bytes | bytearray, fallback_id: str, candidates_max: int) -> Rank:
+    """The ranking asked for. Without an `id` it gets `fallback_id`. Raises BadInput, TooLarge."""
+    try:
+        asked = _rank.decode(body)
+    except _UNREADABLE as error:
+        raise errors.BadInput(f"recommend: {_said(body, error)}; send a body like {RANK_EXAMPLE}") from None
+    if not asked.candidates:
+        raise errors.BadInput(f"recommend: candidates is empty; send at least one item, like {RANK_EXAMPLE}")
+    if len(asked.candidates) > candidates_max:
+        raise errors.TooLarge(
+            f"recommend: {len(asked.candidates)} candidates, at most {candidates_max} a request: split"
+        )
+    if not asked.user:
+        raise errors.BadInput(f"recommend: user is empty; send the id of the user, like {RANK_EXAMPLE}")
+    for name, text in (("id", asked.id), ("user", asked.user), ("candidates", max(asked.candidates, key=len))):
+        _bounded(f"recommend: {name}", text)
+    return Rank(
+        id=asked.id or fallback_id,
+        user=asked.user,
+        candidates=asked.candidates,
+        model=asked.model,
+        event_time=asked.event_time,
+    )
+
+
+def read_outcomes(body: bytes | bytearray, outcomes_max: int) -> list[Outcome]:
+    """One outcome object, an array of them, or {"outcomes": [...]}. Raises BadInput, TooLarge."""
+    try:
+        found = _items(body)
+    except _UNREADABLE as error:
+        raise errors.BadInput(
+            f'outcomes: {_said(body, error)}; send one object, an array, or {{"outcomes": [...]}} of {OUTCOME_EXAMPLE}'
+        ) from None
+    if not found:
+        raise errors.BadInput(f"outcomes: the list is empty; send at least one, like {OUTCOME_EXAMPLE}")
+    if len(found) > outcomes_max:
+        raise errors.TooLarge(f"outcomes: {len(found)} in one request, at most {outcomes_max}: split")
+    for at, one in enumerate(found):
+        if not one.kind:
+            raise errors.BadInput(f"outcomes[{at}].kind is empty; send what happened: impression, like, watermark ...")
+        for name in ("request", "item", "kind", "id"):
+            _bounded(f"outcomes[{at}].{name}", getattr(one, name))
+    return [
+        Outcome(request=o.request, item=o.item, kind=o.kind, value=o.value, event_time=o.event_time, id=o.id)
+        for o in found
+    ]
+
+
+def write_ranked(ranked: Ranked) -> bytes:
+    """{"id", "model", "version", "items": [{"item", "score"}]}, best first."""
+    return _encode(ranked)
+
+
+def _items(body: bytes | bytearray) -> list[_Outcome]:
+    either = _either.decode(body)
+    if isinstance(either, list):
+        return _outcomes.decode(body)
+    if "outcomes" not in either:
+        return [_outcome.decode(body)]
+    if len(either) > 1:
+        raise msgspec.ValidationError(f"unknown fields beside `outcomes`: {sorted(set(either) - {'outcomes'})[:5]}")
+    return _outcomes.decode(either["outcomes"])
+
+
+def _bounded(name: str, text: str) -> None:
+    if len(text) > TEXT_CHARS_MAX:
+        raise errors.BadInput(f"{name}: {len(text)} characters, at most {TEXT_CHARS_MAX}")
+
+
+def _said(body: bytes | bytearray, error: Exception) -> str:
+    return str(error) if body else "the body is empty"

@@ -1,0 +1,176 @@
+"""Bring existing history into the log: users, items, and who was shown what and did what, from CSV, TSV, JSONL, Parquet.
+
+A *map* says which column becomes which field: `FIELD=COLUMN[:TYPE][>=NUMBER]`.
+- topic `users` or `items`: `id` is required, every other field is an attribute. Types: str, int, float, list (values
+  separated by spaces, commas or "|").
+- topic `outcomes`: `user`, `item`, `event_time` are required; every other field is a feedback kind whose value is the
+  column's number, or 1/0 when a comparison is given (`like=rating>=4`). Each row becomes a request with one candidate,
+  its impression, and its feedback, in order of event time (ties stay in the order of the file).
+
+History carries its own arrival stamps, event time plus a declared delay, or nothing computed "as known at the time"
+could ever be right. Its last event moves event time past the join's window, so every row ends as an example.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from millstream.clock import FakeClock
+from millstream.errors import BadInput, Missing
+from millstream.features import Entities
+from millstream.stream.event import encode
+from millstream.stream.log import Log, LogLimits
+from millstream.types import Entity, Outcome, Served
+
+Row = Mapping[str, Any]
+_ENTRY = re.compile(r"^(?P<field>\w+)=(?P<column>[^:>=]+)(?::(?P<type>\w+))?(?:>=(?P<least>-?[\d.]+))?$")
+_TYPES: dict[str, Callable[[str], Any]] = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "list": lambda text: [one for one in re.split(r"[\s,|]+", text) if one],
+}
+
+
+class Field(msgspec.Struct, frozen=True):
+    """One entry of a map."""
+
+    column: str
+    type: str = "str"
+    least: float | None = None
+
+    def of(self, row: Row, where: str) -> Any:
+        """The row's value in the declared type; None for an empty or missing cell."""
+        if self.column not in row:
+            raise BadInput(f"{where}: no column {self.column!r}; the columns are {', '.join(row)}")
+        value = row[self.column]
+        if value is None or value == "":
+            return None
+        try:
+            if self.least is not None:
+                return float(float(value) >= self.least)
+            return value if isinstance(value, list) else _TYPES[self.type](value)
+        except (TypeError, ValueError):
+            wanted = "a number" if self.least is not None else self.type
+            raise BadInput(f"{where}: column {self.column!r} should be {wanted}, got {value!r}") from None
+
+
+def read_map(entries: Sequence[str]) -> dict[str, Field]:
+    """`["user=user_id", "like=rating>=4"]` as fields."""
+    fields = {}
+    for entry in entries:
+        match = _ENTRY.match(entry.replace(" ", ""))
+        if match is None or (match["type"] or "str") not in _TYPES:
+            raise BadInput(f"map {entry!r}: write FIELD=COLUMN, FIELD=COLUMN:TYPE (TYPE is one of {', '.join(_TYPES)}) "
+                           "or FIELD=COLUMN>=NUMBER")
+        least = float(match["least"]) if match["least"] else None
+        fields[match["field"]] = Field(match["column"], match["type"] or "str", least)
+    return fields
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file, by its ending: .csv, .tsv, .jsonl, .parquet."""
+    if path.suffix in (".csv", ".tsv"):
+        with path.open(newline="", encoding="utf-8") as file:
+            yield from csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+    elif path.suffix == ".jsonl":
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise BadInput(f"{path} line {number}: not JSON: {error}") from None
+    elif path.suffix == ".parquet":
+        try:
+            from pyarrow import parquet
+        except ImportError:
+            raise Missing.extra("parquet", f"reading {path}") from None
+        for batch in parquet.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
+    else:
+        raise BadInput(f"{path}: cannot tell the format; name it .csv, .tsv, .jsonl or .parquet")
+
+
+def import_entities(folder: Path, limits: LogLimits, topic: str, rows: Iterable[Row], fields: Mapping[str, Field],
+                    arrival: float) -> int:
+    """Append users or items to their topic; how many."""
+    if "id" not in fields:
+        raise BadInput(f"a map for {topic} needs id=COLUMN, got {', '.join(fields) or 'nothing'}")
+    writer = Log(folder, FakeClock(arrival), limits).writer(topic, 0)
+    count = 0
+    for count, row in enumerate(rows, 1):
+        values = {name: field.of(row, f"row {count}") for name, field in fields.items()}
+        id = str(values.pop("id"))
+        attributes = {name: value for name, value in values.items() if value is not None}
+        writer.append(id.encode(), encode(Entity(id=id, attributes=attributes)))
+    writer.close()
+    return count
+
+
+class _Shown(msgspec.Struct):
+    user: str
+    item: str
+    event_time: float
+    feedback: dict[str, float]
+
+
+def import_outcomes(folder: Path, limits: LogLimits, entities: Entities, model: str, rows: Iterable[Row],
+                    fields: Mapping[str, Field], *, delay_s: float, window_s: float) -> int:
+    """Append history as served events and outcomes, in order of event time; how many rows."""
+    shown = _in_order(rows, fields)
+    clock = FakeClock(0.0)
+    log = Log(folder, clock, limits)
+    served, outcomes = log.writer("served", 0), log.writer("outcomes", 0)
+    for number, one in enumerate(shown, served.end):
+        request = f"history-{number}"
+        clock.jump(one.event_time - clock.now())
+        event = Served(
+            request=request, model=model, version="history", policy=0, arm="history", user=one.user,
+            candidates=[one.item], event_time=one.event_time, definition=entities.definition.hash,
+            tokens=entities.rows(one.user, [one.item]).tobytes(),
+        )  # fmt: skip
+        served.append(request.encode(), encode(event))
+        clock.jump(delay_s)
+        seen = Outcome(request=request, item=one.item, kind="impression", event_time=one.event_time)
+        did = [
+            Outcome(request=request, item=one.item, kind=kind, value=value, event_time=one.event_time + delay_s)
+            for kind, value in one.feedback.items()
+        ]
+        outcomes.append_frame([(request.encode(), encode(outcome)) for outcome in (seen, *did)])
+    if shown:
+        end = Outcome(kind="watermark", event_time=shown[-1].event_time + delay_s + window_s)
+        outcomes.append_frame([(b"", encode(end))], sync=True)
+    served.close()
+    outcomes.close()
+    return len(shown)
+
+
+def _in_order(rows: Iterable[Row], fields: Mapping[str, Field]) -> list[_Shown]:
+    missing = {"user", "item", "event_time"} - set(fields)
+    if missing:
+        raise BadInput(f"a map for outcomes needs {', '.join(sorted(missing))} too: FIELD=COLUMN")
+    kinds = [name for name in fields if name not in ("user", "item", "event_time")]
+    found = []
+    for number, row in enumerate(rows, 1):
+        where = f"row {number}"
+        user, item, time = (fields[name].of(row, where) for name in ("user", "item", "event_time"))
+        if user is None or item is None or time is None:
+            raise BadInput(f"{where}: user, item and event_time must not be empty")
+        feedback = {kind: fields[kind].of(row, where) for kind in kinds}
+        try:
+            values = {kind: float(value) for kind, value in feedback.items() if value is not None}
+            found.append(_Shown(str(user), str(item), float(time), values))
+        except ValueError:
+            raise BadInput(f"{where}: event_time and feedback must be numbers, got {time!r} and {feedback}") from None
+    times = np.array([one.event_time for one in found])
+    if not np.isfinite(times).all():
+        raise BadInput(f"row {int(np.argmin(np.isfinite(times))) + 1}: event_time is not a finite number")
+    return [found[i] for i in np.argsort(times, kind="stable")]

@@ -1,0 +1,186 @@
+"""The learner of one model: follow the policy, fold examples, pass the gate, push.
+
+A life of it: take the live version from the policy; if learning did not make it, start a base from it; fold what
+`examples` holds beyond the base; then, at each step, fold, observe, and push when due. When it is killed it does the
+same again and stands where it stood: everything it knows is the base plus the fold.
+
+The policy file commands it. `learning = "paused"` or a `pin` stops folding where it is. When a person makes another
+version live (a roll back), learning continues from that version, and from the *present* position: the examples that
+the rolled back weights had learnt are not learnt again.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+import msgspec
+
+from millstream.clock import Clock
+from millstream.errors import Conflict
+from millstream.learn.gate import Gate, GateSettings
+from millstream.learn.push import Push, PushSettings
+from millstream.learn.train import Folded, Training
+from millstream.meter import Meter
+from millstream.models.online import Ftrl
+from millstream.models.repository import Policy, Repository
+from millstream.stream.event import decode
+from millstream.stream.log import Log, Writer
+from millstream.types import Delta
+
+MADE_BY = "millstream learn"
+logger = logging.getLogger("millstream.learn")
+
+
+class LearnSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What learns, and how it reaches the servers."""
+
+    model: Annotated[str, msgspec.Meta(description="the model that learns; empty: nothing learns")] = ""
+    push: PushSettings = PushSettings()
+    gate: GateSettings = GateSettings()
+
+
+class Learning:
+    """One model's learner. `step()` does what is due and says how many examples it learnt."""
+
+    def __init__(
+        self, settings: LearnSettings, repository: Repository, log: Log, deltas: Writer, clock: Clock, meter: Meter
+    ) -> None:
+        self._settings, self._repository, self._log, self._clock = settings, repository, log, clock
+        self._deltas = deltas
+        self._gate = Gate(settings.gate)
+        self._training: Training | None = None
+        self._push: Push | None = None
+        self._pushed_at = clock.monotonic()
+        self._based_at = 0
+        self._since: list[float] = []
+        self._learnt = meter.counter("millstream_examples_learnt_total", "Examples folded into the weights.")
+        self._pushes = meter.counter("millstream_pushes_total", "Deltas and bases pushed to the servers.")
+        self._refused = meter.counter("millstream_pushes_refused_total", "Pushes the gate refused.")
+
+    @property
+    def training(self) -> Training | None:
+        """The fold as it stands; None before the first step found a live version."""
+        return self._training
+
+    def step(self) -> int:
+        if not self._settings.model or self._settings.model not in self._repository.models():
+            return 0
+        policy = self._repository.policy(self._settings.model)
+        if policy.learning == "paused" or policy.pin or not policy.live:
+            return 0
+        if self._push is None or self._push.base != policy.live:
+            self._follow(policy)
+        assert self._training is not None and self._push is not None
+        folded = self._training.step()
+        if folded is not None:
+            self._observe(folded)
+        if self._since and self._clock.monotonic() - self._pushed_at >= self._settings.push.push_s:
+            self._push_delta(self._training, self._push)
+            if self._training.upto - self._based_at >= self._settings.push.base_examples:
+                self._new_base(policy)
+        return len(folded.batch.labels) if folded else 0
+
+    def _observe(self, folded: Folded) -> None:
+        self._gate.observe(folded.predicted, folded.batch.labels)
+        self._since += folded.batch.since.tolist()
+        self._learnt.add(len(folded.batch.labels))
+
+    def _follow(self, policy: Policy) -> None:
+        """Stand on the live version; if learning did not make it, put a base that starts from it."""
+        model, live = self._settings.model, policy.live
+        manifest = self._repository.manifest(model, live)
+        learner, _ = Ftrl.load(self._repository.folder(model, live) / manifest.file)
+        upto = int(str(manifest.lineage.get("upto", 0)))
+        newest = self._log.committed(self._group, "bases").get(0, 0)
+        if manifest.lineage.get("made_by") != MADE_BY or int(live) < newest:  # somebody's own version, or a roll back
+            upto = max(upto, self._log.committed(self._group, "examples").get(0, 0))
+            self._training = Training(learner, model, self._log.reader("examples"), upto)
+            self._new_base(policy)
+            return
+        self._training = Training(learner, model, self._log.reader("examples"), upto)
+        self._push = Push(self._deltas, model, live, self._last_sequence(live, int(str(manifest.lineage["deltas_from"]))))
+        self._based_at, self._since = upto, []
+        logger.info("%s: continuing base %s from example %d", model, live, upto)
+
+    def _last_sequence(self, base: str, at: int) -> int:
+        reader, last = self._log.reader("deltas"), 0
+        at = max(at, reader.start(0))
+        while at < reader.end(0) and (records := reader.read(0, at, 1000)):
+            for delta in (decode(record.value) for record in records):
+                if isinstance(delta, Delta) and (delta.model, delta.base) == (self._settings.model, base):
+                    last = max(last, delta.sequence)
+            at = records[-1].offset + 1
+        return last
+
+    def _push_delta(self, training: Training, push: Push) -> None:
+        slots, weights = training.learner.delta()
+        why = self._gate.refuses(weights)
+        if why:
+            self._freeze(why)
+            return
+        push.push(slots, weights, self._since, training.upto)
+        self._since = []
+        self._pushed_at = self._clock.monotonic()
+        self._pushes.add()
+        self._log.commit(self._group, "examples", {0: training.upto})
+
+    def _freeze(self, why: str) -> None:
+        """Stop learning where it is, in the place where a person and every process see it: the policy."""
+        self._refused.add()
+        logger.error("%s: a push was refused and learning is paused: %s", self._settings.model, why)
+        self._repository.change_policy(
+            self._settings.model,
+            lambda policy: msgspec.structs.replace(policy, learning="paused"),
+            who=MADE_BY,
+            why=f"gate: {why}",
+        )
+        self._training = self._push = None
+
+    def _new_base(self, policy: Policy) -> None:
+        """Put the learner's whole state as a version and make it live in place of the one it continues."""
+        assert self._training is not None
+        training, model, parent = self._training, self._settings.model, policy.live
+        training.learner.delta()  # the base holds these slots already
+        lineage: dict[str, object] = {
+            "made_by": MADE_BY,
+            "parent": parent,
+            "upto": training.upto,
+            "deltas_from": self._deltas.end,
+        }
+        manifest = msgspec.structs.replace(self._repository.manifest(model, parent), lineage=lineage)
+        base = self._repository.put(model, manifest, {manifest.file: training.learner.dump()})
+
+        def continue_from(now: Policy) -> Policy:
+            if now.live != parent:
+                raise Conflict(f"{model}: {now.live} went live while base {base} of {parent} was put")
+            return msgspec.structs.replace(now, live=base)
+
+        try:
+            self._repository.change_policy(model, continue_from, who=MADE_BY, why=f"new base of {parent}")
+        except Conflict as conflict:  # a person was faster: the next step follows them
+            logger.warning("%s", conflict)
+            self._training = self._push = None
+            return
+        self._push = Push(self._deltas, model, base, 0)
+        self._based_at, self._since = training.upto, []
+        self._pushes.add()
+        self._log.commit(self._group, "bases", {0: int(base)})
+        self._log.commit(self._group, "examples", {0: training.upto})
+        self._drop_old_bases()
+
+    def _drop_old_bases(self) -> None:
+        model = self._settings.model
+        ours = [
+            version
+            for version in self._repository.versions(model)
+            if self._repository.manifest(model, version).lineage.get("made_by") == MADE_BY
+        ]
+        in_use = self._repository.policy(model).named()
+        for version in ours[: -self._settings.push.bases_kept]:
+            if version not in in_use:
+                self._repository.remove(model, version)
+
+    @property
+    def _group(self) -> str:
+        return f"learn.{self._settings.model}"

@@ -1,0 +1,54 @@
+"""Compiled kernels: the one place that imports numba, and how the house compiles.
+
+Rules of the room:
+- A kernel states its types: it compiles once, at import, and nothing a caller passes can make it compile again while a
+  request waits. Arguments that a kernel only reads are declared read-only, so arrays over received bytes fit.
+- Machine code is kept on disk beside the source (numba's cache), so a process start loads it instead of compiling.
+- No fast-math and no threads inside: the same rows in the same order give the same bits.
+- Kernels run without the GIL: an event loop in the same process keeps answering meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, cast
+
+from millstream import errors
+
+try:
+    import numba
+    from numba import types
+except ImportError as missing:
+    raise errors.Missing.extra("learn", "hashing feature rows and learning online") from missing
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+void, u8, u32, u64 = types.void, types.uint8, types.uint32, types.uint64
+i64, f32, f64 = types.int64, types.float32, types.float64
+
+
+def given(element: Any, dimensions: int = 1, layout: Literal["C", "A"] = "C") -> Any:
+    """The type of an array that a kernel only reads; layout "A" also takes strided views."""
+    return types.Array(element, dimensions, layout, readonly=True)
+
+
+def kernel(signature: Any) -> Callable[[Function], Function]:
+    """Compile for exactly `signature`; called from Python."""
+
+    def compiled(function: Function) -> Function:
+        try:
+            return cast(Function, numba.njit(signature, cache=True, nogil=True)(function))
+        except RuntimeError:  # nowhere to write machine code (read-only image, no home): seconds at every start instead
+            return cast(Function, numba.njit(signature, nogil=True)(function))
+
+    return compiled
+
+
+def inner(function: Function) -> Function:
+    """Compile as part of the kernels that call it; it lives in their file, or their cache would not see it change."""
+    return cast(Function, numba.njit(function))
+
+
+def record(dtype: Any) -> Any:
+    """The element type of a structured array."""
+    return numba.from_dtype(dtype)

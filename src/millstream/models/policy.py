@@ -1,0 +1,134 @@
+"""Who gets which version: the content of `policy.toml`, one small file a model.
+
+Rules of the room:
+- Promote, A/B, canary, shadow, pause and roll back are all one replacement of this file.
+- `canary` takes its share first; what is left goes by the weights of `split` when there are any, else to `live`.
+- A policy is checked whole before anybody acts on it, and a message names file, field, what was got and what to do.
+- Versions are numbers in the file (a person writes `live = 12`) and text everywhere else.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import tomli_w
+
+from millstream import errors
+
+
+class Canary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`share` of the traffic, in (0, 1], that `version` answers."""
+
+    version: str
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)]
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The traffic of one model.
+
+    `version` counts the policy's own changes (0: no file yet). `sticky_by`: what decides a caller's arm, the request's
+    key (a user, else its id) or always its id. `pin`: while set, `live` cannot be moved away from it. `learning`:
+    whether the learner may push. `who`, `why`: of the last change.
+    """
+
+    version: int = 0
+    live: str
+    canary: Canary | None = None
+    split: dict[str, Annotated[float, msgspec.Meta(gt=0, le=1e9)]] = {}
+    shadow: tuple[str, ...] = ()
+    sticky_by: Literal["user", "request"] = "user"
+    learning: Literal["run", "paused"] = "run"
+    pin: str = ""
+    who: str = ""
+    why: str = ""
+
+    def named(self) -> dict[str, str]:
+        """Every version that this policy needs -> the role it needs it in; the most important role wins."""
+        named = dict.fromkeys(self.shadow, "shadow") | dict.fromkeys(self.split, "split")
+        if self.canary:
+            named[self.canary.version] = "canary"
+        return named | {self.live: "live"}
+
+
+def read(path: Path, versions: Collection[str]) -> Policy:
+    """The policy in `path`, which may name only `versions`. Anything else: Misconfigured."""
+    return parse(path.read_text(encoding="utf-8", errors="replace"), str(path), versions)
+
+
+def parse(text: str, where: str, versions: Collection[str]) -> Policy:
+    """The policy that `text` holds; `where` is what the message of a Misconfigured calls it."""
+    try:
+        policy = msgspec.convert(_as_text(tomllib.loads(text)), Policy)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise errors.Misconfigured(f"{where}: {_line(text, str(error))}; correct it: {_EXAMPLE}") from error
+    check(policy, where, versions)
+    return policy
+
+
+def check(policy: Policy, where: str, versions: Collection[str]) -> None:
+    """What the types cannot say: every version exists, and a pin holds. Else Misconfigured."""
+    for version, role in policy.named().items():
+        if version not in versions:
+            there = ", ".join(sorted(versions, key=lambda v: (len(v), v))) or "none"
+            raise errors.Misconfigured(
+                f"{where}: {role} names version {version}, which does not exist (there are: {there}); "
+                "put that version first, or name one that exists"
+            )
+    if policy.pin and policy.pin != policy.live:
+        raise errors.Misconfigured(
+            f"{where}: live is {policy.live} but the model is pinned to {policy.pin}; clear the pin first"
+        )
+
+
+def render(policy: Policy) -> str:
+    """The text of `policy.toml`; `parse` gives the same policy back."""
+    table = msgspec.to_builtins(policy)
+    for field in ("live", "pin"):
+        if field in table:
+            table[field] = _number(table[field])
+    if policy.canary:
+        table["canary"]["version"] = _number(policy.canary.version)
+    if policy.shadow:
+        table["shadow"] = [_number(version) for version in policy.shadow]
+    return tomli_w.dumps(table)
+
+
+_EXAMPLE = "live = 12, canary = {version = 13, share = 0.05}, split = {12 = 1, 13 = 1}, shadow = [14]"
+
+
+def _as_text(table: dict[str, object]) -> dict[str, object]:
+    """Version numbers as text, so that 12 and "12" mean the same."""
+    out: dict[str, object] = {}
+    for key, value in table.items():
+        if key in ("live", "pin"):
+            out[key] = _text(value)
+        elif key == "shadow" and isinstance(value, list):
+            out[key] = [_text(version) for version in value]
+        elif key == "canary" and isinstance(value, dict):
+            out[key] = {name: _text(item) if name == "version" else item for name, item in value.items()}
+        else:
+            out[key] = value
+    return out
+
+
+def _text(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _number(version: str) -> int | str:
+    return int(version) if version.isdecimal() else version
+
+
+def _line(text: str, message: str) -> str:
+    """The message with the line of the field it speaks of, where that can be told."""
+    field = re.search(r"field `(\w+)`|`\$\.(\w+)", message)
+    name = next((group for group in field.groups() if group), "") if field else ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if name and re.match(rf"\s*\[?{name}\b", line):
+            return f"line {number}, {line.strip()!r}: {message}"
+    return message

@@ -1,0 +1,271 @@
+"""Models on disk: a folder a model, a folder a version, one policy file. Anyone can read it with `ls`.
+
+    ranker/policy.toml        who gets which version
+    ranker/13/model.toml      what the version is, with the digest of every file
+    ranker/13/model.onnx
+
+Rules of the room:
+- A version is written aside, synced and renamed: it is whole or it is not there, and it never changes afterwards.
+- Version numbers only grow; a number is never given twice, also when its version was removed.
+- Several processes write: putting and changing policy each take a file lock, and a policy change is compare-and-swap.
+- What has no toml is served too: a bare `ranker/1/model.onnx`, a folder of `.onnx` files, a single `.onnx` file.
+- Nothing here is cached, so every process sees the same files.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from millstream import errors
+from millstream.models import manifest as manifests
+from millstream.models import policy as policies
+from millstream.models.manifest import Manifest
+from millstream.models.policy import Policy
+from millstream.store.blob import digest, fsync_folder, full, write_atomic
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+_FORMATS = {".onnx": "onnx"}
+_EXPECTED = (
+    "expected a .onnx file, a folder of .onnx files, or a folder with NAME/VERSION/model.onnx (VERSION: 1, 2 ...)"
+)
+
+Stamp = tuple[tuple[int, int, int], ...]
+
+
+class Repository:
+    """The models under `root`. `loose`: bare files served as version 1 of the model that each is named after."""
+
+    def __init__(self, root: Path, loose: Mapping[str, Path] | None = None) -> None:
+        self.root = root
+        self._loose = dict(loose or {})
+
+    @classmethod
+    def open(cls, path: Path) -> Repository:
+        """A repository over whatever `path` is. Nothing servable there: Misconfigured, saying what was expected."""
+        if path.is_file() and path.suffix in _FORMATS:
+            return cls(path.parent, {_model_name(path): path})
+        if not path.is_dir():
+            raise errors.Misconfigured(
+                f"{path}: {'not a model file' if path.exists() else 'no such path'}; {_EXPECTED}"
+            )
+        files = [file for file in sorted(path.iterdir()) if file.suffix in _FORMATS and file.is_file()]
+        if files:
+            return cls(path, {_model_name(file): file for file in files})
+        repository = cls(path)
+        if repository.models():
+            return repository
+        if _versions(path):
+            raise errors.Misconfigured(
+                f"{path} is one model with versions; serve the folder that holds it: {path.parent}"
+            )
+        raise errors.Misconfigured(f"{path}: no model in this folder; {_EXPECTED}")
+
+    def models(self) -> list[str]:
+        """Names of the models that have a version or a policy."""
+        if self._loose:
+            return sorted(self._loose)
+        if not self.root.is_dir():
+            return []
+        folders = (folder for folder in self.root.iterdir() if _NAME.fullmatch(folder.name) and folder.is_dir())
+        return sorted(f.name for f in folders if (f / "policy.toml").exists() or _versions(f))
+
+    def versions(self, model: str) -> list[str]:
+        """Versions of `model`, oldest first. Unknown model: NotFound."""
+        if self._loose:
+            self._file(model)
+            return ["1"]
+        folder = self._model(model)
+        if not folder.is_dir():
+            raise errors.NotFound(f"no model {model!r} in {self.root}; there are: {', '.join(self.models()) or 'none'}")
+        return _versions(folder)
+
+    def folder(self, model: str, version: str) -> Path:
+        """Where the version's files lie. Unknown: NotFound."""
+        if version not in (versions := self.versions(model)):
+            raise errors.NotFound(f"{model} has no version {version!r}; there are: {', '.join(versions) or 'none'}")
+        return self._file(model).parent if self._loose else self._model(model) / version
+
+    def manifest(self, model: str, version: str) -> Manifest:
+        """What the version says of itself; for a bare file, format and file name alone. Unreadable: Misconfigured."""
+        folder = self.folder(model, version)
+        if self._loose:
+            file = self._file(model)
+            return Manifest(format=_FORMATS[file.suffix], file=file.name)
+        if (folder / "model.toml").exists():
+            return manifests.read(folder / "model.toml")
+        files = sorted(file.name for file in folder.iterdir() if file.suffix in _FORMATS)
+        if len(files) != 1 and "model.onnx" not in files:
+            raise errors.Misconfigured(f"{folder}: expected one .onnx file or a model.toml, got {files or 'neither'}")
+        name = "model.onnx" if "model.onnx" in files else files[0]
+        return Manifest(format=_FORMATS[Path(name).suffix], file=name)
+
+    def verify(self, model: str, version: str) -> Manifest:
+        """The manifest, after reading every file and comparing digests. A file that differs or is gone: Corrupt."""
+        manifest, folder = self.manifest(model, version), self.folder(model, version)
+        for name in {manifest.file, *manifest.digests}:
+            expected, path = manifest.digests.get(name), folder / name
+            if not path.is_file():
+                raise errors.Corrupt(f"{path}: the file is gone (model.toml names it); put the version again")
+            if expected is not None and (got := digest(path)) != expected:
+                raise errors.Corrupt(
+                    f"{path}: expected {expected}, got {got}; restore the file or put the version again"
+                )
+        return manifest
+
+    def put(self, model: str, manifest: Manifest, files: Mapping[str, bytes | Path]) -> str:
+        """Add a version holding `files` (name -> bytes, or a file to copy) and return its number. Durable on return.
+
+        Digests are filled in. No room: Full, and nothing was added. Blocks while another process puts the same model.
+        """
+        if manifest.file not in files:
+            raise errors.Misconfigured(f"{model}: the manifest's file {manifest.file!r} is not among {sorted(files)}")
+        for name in files:
+            manifests.check_file_name(name, model)
+        folder = self._own(model)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / ".put.lock") as lock:
+            aside = folder / ".put"
+            shutil.rmtree(aside, ignore_errors=True)  # whoever left it there died: the lock is ours
+            try:
+                aside.mkdir()
+                for name, content in files.items():
+                    _write(aside / name, content)
+                digests = {name: digest(aside / name) for name in files}
+                write_atomic(aside / "model.toml", manifests.render(msgspec.structs.replace(manifest, digests=digests)))
+                version = str(max([int(os.pread(lock, 32, 0) or b"0"), *map(int, _versions(folder))]) + 1)
+                os.pwrite(lock, version.encode(), 0)
+                os.fsync(lock)
+                aside.rename(folder / version)
+                fsync_folder(folder)
+            except OSError as error:
+                raise full(error, aside) from error
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+        return version
+
+    def remove(self, model: str, version: str) -> None:
+        """Delete a version for good. One that the policy names: Conflict."""
+        folder = self._own(model)
+        with _locked(folder / ".policy.lock"):
+            if role := self.policy(model).named().get(version):
+                raise errors.Conflict(f"{model} {version} is the policy's {role}; change the policy before removing it")
+            aside = folder / f".removed-{version}"
+            self.folder(model, version).rename(aside)
+        shutil.rmtree(aside)
+
+    def policy(self, model: str) -> Policy:
+        """Who gets which version of `model`; without a policy file, the highest version is live.
+
+        A file that cannot be used: Misconfigured naming file, line, field and what was got.
+        """
+        versions = self.versions(model)
+        path = self.root / model / "policy.toml"
+        if not self._loose and path.exists():
+            return policies.read(path, versions)
+        if not versions:
+            raise errors.NotFound(f"{model} has no version yet; put one in {self.root / model}")
+        return Policy(live=versions[-1])
+
+    def change_policy(self, model: str, change: Callable[[Policy], Policy], who: str, why: str) -> Policy:
+        """Replace the policy by `change(policy)` in one durable step and return it, its version one higher.
+
+        No change is lost: `change` always sees the last one written. A result that is not valid: Misconfigured, and
+        the file stays as it was.
+        """
+        folder = self._own(model)
+        self.versions(model)
+        with _locked(folder / ".policy.lock"):
+            before = self.policy(model)
+            after = msgspec.structs.replace(change(before), version=before.version + 1, who=who, why=why)
+            text = policies.render(after)
+            where = f"the new policy of {model}"
+            after = policies.parse(text, where, self.versions(model))
+            write_atomic(folder / "policy.toml", text.encode())
+        return after
+
+    def stamp(self, model: str, version: str = "") -> Stamp:
+        """Changes when the model's policy or set of versions may have changed, or with `version`, that version's files.
+
+        A few stat calls: cheap enough to poll several times a second. Something that is not there stamps as zeros.
+        """
+        if self._loose:
+            return (_stamp(self._file(model)),)
+        folder = self._model(model)
+        if not version:
+            return _stamp(folder / "policy.toml"), _stamp(folder)
+        try:
+            files = sorted((folder / version).iterdir())
+        except OSError:
+            files = []
+        return _stamp(folder / version), *(_stamp(file) for file in files)
+
+    def _model(self, model: str) -> Path:
+        if not _NAME.fullmatch(model):
+            raise errors.NotFound(
+                f"{model[:128]!r} is not a model name: letters, digits, '.', '_' and '-', at most 128"
+            )
+        return self.root / model
+
+    def _own(self, model: str) -> Path:
+        """The model's folder, where versions and a policy can be written."""
+        if self._loose:
+            raise errors.Misconfigured(
+                f"{self.root} serves bare files, which have one version and no policy; "
+                f"move {model} into a folder of its own: models/{model}/1/model.onnx"
+            )
+        return self._model(model)
+
+    def _file(self, model: str) -> Path:
+        if model not in self._loose:
+            raise errors.NotFound(f"no model {model!r} in {self.root}; there are: {', '.join(sorted(self._loose))}")
+        return self._loose[model]
+
+
+def _versions(folder: Path) -> list[str]:
+    names = [name for name in os.listdir(folder) if _VERSION.fullmatch(name)] if folder.is_dir() else []
+    return sorted((name for name in names if (folder / name).is_dir()), key=int)
+
+
+def _model_name(path: Path) -> str:
+    if not _NAME.fullmatch(path.stem):
+        raise errors.Misconfigured(
+            f"{path}: the file's name becomes the model's: use letters, digits, '.', '_' and '-'"
+        )
+    return path.stem
+
+
+def _write(path: Path, content: bytes | Path) -> None:
+    if isinstance(content, bytes):
+        return write_atomic(path, content)
+    shutil.copyfile(content, path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return None
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0, 0, 0
+    return stat.st_mtime_ns, stat.st_ino, stat.st_size
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """Hold the file lock `path` (flock: gone with its process, however that ends); gives its descriptor."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield fd
+    finally:
+        os.close(fd)

@@ -1,0 +1,5 @@
+"""What outlives a process: files written whole or not at all."""
+
+from millstream.store.blob import digest, fsync_folder, write_atomic
+
+__all__ = ["digest", "fsync_folder", "write_atomic"]

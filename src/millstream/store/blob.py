@@ -1,0 +1,60 @@
+"""Files that are whole or absent, and the digests that prove it.
+
+Rules of the room:
+- A file appears under its name only after its bytes are on disk; a crash leaves the old file or the new one, and at
+  worst a `.part` beside it, which nobody reads.
+- After `write_atomic` returns, the file survives power loss: the file and the folder that names it are both synced.
+- No room on the disk is `errors.Full`, and what was there before is untouched.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from millstream import errors
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Put `data` at `path`, replacing what is there in one step. Durable on return. Disk full: Full."""
+    part = ""
+    try:
+        fd, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        with os.fdopen(fd, "wb") as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        part = ""
+        fsync_folder(path.parent)
+    except OSError as error:
+        raise full(error, path) from error
+    finally:
+        if part:
+            Path(part).unlink(missing_ok=True)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable: a rename is only that after its folder is synced."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def full(error: OSError, path: Path) -> Exception:
+    """`error` itself, or `Full` when it says that the disk or a quota has no room for `path`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return errors.Full(f"no room on the disk for {path}: nothing was written; free some space and try again")
+    return error
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's bytes as "sha256:<hex>". Streamed: memory stays flat whatever the size."""
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"

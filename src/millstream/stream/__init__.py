@@ -1,0 +1,11 @@
+"""Events in motion: the log, what stands in it, and the operators that read it."""
+
+from millstream.stream.event import decode, encode
+from millstream.stream.join import Join, JoinSettings
+from millstream.stream.log import Log, LogLimits, Reader, Writer
+from millstream.stream.operator import Operation
+from millstream.stream.reader import Record
+
+__all__ = [
+    "Join", "JoinSettings", "Log", "LogLimits", "Operation", "Reader", "Record", "Writer", "decode", "encode",
+]  # fmt: skip

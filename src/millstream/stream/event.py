@@ -1,0 +1,86 @@
+"""Events <-> the bytes of the log: MessagePack of tagged structs, and the one gate that free text passes on its way in.
+
+Rules of the room:
+- `encode` is the only maker of `Redacted`, and the log takes nothing else: what a person wrote or is known by cannot
+  reach a file past this gate.
+- A field of type `types.Text`, the reason of a policy change and an entity's attributes are redacted; an id of a
+  person (`Served.user`, `Entity.id`) that is itself an address or a number becomes its pseudonym.
+- Ids of requests, items and models are written as they are.
+- Events without such fields pay one dictionary look-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, get_args, get_type_hints
+
+import msgspec
+
+from millstream import errors
+from millstream.guard.pii import Redacted, pseudonym, redact
+from millstream.types import Delta, Entity, Example, Outcome, PolicyChange, Served, SetAside, Shadow, Text
+
+Event = Outcome | Served | Shadow | Example | SetAside | Delta | PolicyChange | Entity
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Event).decode
+
+
+def encode(event: Event) -> Redacted:
+    """The event as the log keeps it, without what identifies a person. BadInput: no Unicode, a number over 64 bits."""
+    gates = _GATES.get(type(event))
+    if gates is None:
+        raise TypeError(f"the log takes {', '.join(t.__name__ for t in _GATES)}; got {type(event).__name__}")
+    if gates:
+        changed = {}
+        for field, gate in gates:
+            given = getattr(event, field)
+            if given and (kept := gate(given)) is not given:
+                changed[field] = kept
+        if changed:
+            event = msgspec.structs.replace(event, **changed)
+    try:
+        return Redacted(_encode(event))
+    except UnicodeEncodeError as error:
+        raise errors.BadInput(
+            f"{type(event).__name__}: {error.object[error.start : error.end]!r} is half of a character; send UTF-8"
+        ) from None
+    except OverflowError:
+        raise errors.BadInput(
+            f"{type(event).__name__}: a whole number has more than 64 bits; send it as text"
+        ) from None
+
+
+def decode(value: bytes) -> Event:
+    """The event in `value`. Corrupt: not MessagePack, a tag unknown to this version, a field of a wrong type."""
+    try:
+        event: Event = _decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise errors.Corrupt(
+            f"event of {len(value)} bytes: {error}; it begins {value[:24]!r}; damaged, or written by a newer version"
+        ) from None
+    return event
+
+
+def _attributes(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {name: _attribute(value) for name, value in attributes.items()}
+
+
+def _attribute(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact(value)
+    return [redact(one) for one in value] if isinstance(value, list) else value
+
+
+def _gates(event: type[msgspec.Struct]) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
+    hints = get_type_hints(event, include_extras=True)
+    texts = tuple((name, redact) for name, hint in hints.items() if hint == Text)
+    return texts + _DECLARED.get(event, ())
+
+
+_DECLARED: dict[type, tuple[tuple[str, Callable[[Any], Any]], ...]] = {
+    Served: (("user", pseudonym),),
+    PolicyChange: (("why", redact),),
+    Entity: (("id", pseudonym), ("attributes", _attributes)),
+}
+_GATES = {event: _gates(event) for event in get_args(Event)}

@@ -1,0 +1,212 @@
+"""Contract checks that any implementation of a room's protocol must pass: ours, an adapter, or a user's own.
+
+Rules of the room:
+- A check takes `make`, drives the real thing through its public methods only, and fails with a sentence.
+- A check proves the contract, not the speed, and leaves nothing running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+from millstream import errors
+from millstream.guard.pii import Redacted
+
+
+class RecordLike(Protocol):
+    """What a log hands back; `arrival` unix seconds."""
+
+    @property
+    def partition(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def arrival(self) -> float: ...
+    @property
+    def key(self) -> bytes: ...
+    @property
+    def value(self) -> bytes: ...
+
+
+class WriterLike(Protocol):
+    """Appends to one partition of one topic."""
+
+    @property
+    def end(self) -> int: ...
+    def append(self, key: bytes, value: Redacted) -> int: ...
+    def append_frame(self, items: Iterable[tuple[bytes, Redacted]], meta: bytes = b"", sync: bool = False) -> int: ...
+    def append_durable(self, key: bytes, value: Redacted) -> asyncio.Future[int]: ...
+    def last_meta(self) -> bytes: ...
+    def close(self) -> None: ...
+
+
+class ReaderLike(Protocol):
+    """Reads one topic from any place."""
+
+    def partitions(self) -> list[int]: ...
+    def start(self, partition: int) -> int: ...
+    def end(self, partition: int) -> int: ...
+    def read(
+        self, partition: int, offset: int, max_records: int = 1000, max_bytes: int = 8 << 20
+    ) -> Iterable[RecordLike]: ...
+
+
+class LogLike(Protocol):
+    """Topics, their writers and readers, and what groups have read."""
+
+    def topics(self) -> list[str]: ...
+    def writer(self, topic: str, partition: int = 0) -> WriterLike: ...
+    def reader(self, topic: str) -> ReaderLike: ...
+    def commit(self, group: str, topic: str, offsets: Mapping[int, int]) -> None: ...
+    def committed(self, group: str, topic: str) -> dict[int, int]: ...
+    def close(self) -> None: ...
+
+
+def check_log(make: Callable[[], LogLike]) -> None:
+    """`make()` opens the same log each time; it is empty at first, and the one before is closed by then.
+
+    Raises AssertionError with a sentence naming the promise that was broken.
+    """
+    for promise in (_opaque, _ordered, _bounded, _partitions, _frames, _durable, _one_writer, _groups):
+        log = make()
+        try:
+            promise(log)
+        finally:
+            log.close()
+    log = make()
+    try:
+        _kept(log)
+    finally:
+        log.close()
+
+
+def _all(reader: ReaderLike, partition: int = 0) -> list[RecordLike]:
+    records: list[RecordLike] = []
+    at = reader.start(partition)
+    while more := list(reader.read(partition, at, max_records=3)):
+        records += more
+        at = more[-1].offset + 1
+    return records
+
+
+def _opaque(log: LogLike) -> None:
+    pairs = [
+        (b"", b""),
+        (b"", b"v"),
+        (b"k", b""),
+        (bytes(range(256)), bytes(range(256)) * 40),
+        (b"\n\0", "é水".encode()),
+    ]
+    writer = log.writer("check-opaque")
+    offsets = [writer.append(key, Redacted(value)) for key, value in pairs]
+    records = _all(log.reader("check-opaque"))
+    assert [(r.key, r.value) for r in records] == pairs, "keys and values must come back byte for byte"
+    assert [r.offset for r in records] == offsets, "a record must have the offset that append returned"
+    assert "check-opaque" in log.topics(), "a topic that was written must be listed"
+
+
+def _ordered(log: LogLike) -> None:
+    reader = log.reader("check-order")
+    assert reader.partitions() == [] and list(reader.read(0, 0)) == [], "an unwritten topic must read as empty"
+    writer = log.writer("check-order")
+    for number in range(50):
+        writer.append(b"k", Redacted(b"%d" % number))
+        assert int(next(reversed(_all(reader))).value) == number, "an append must be readable when it returns"
+    records = _all(reader)
+    assert [int(r.value) for r in records] == list(range(50)), "order must be the order of appends"
+    arrivals = [r.arrival for r in records]
+    assert arrivals == sorted(arrivals), "arrivals must never decrease within a partition"
+    for place, record in enumerate(records):
+        again = [int(r.value) for r in reader.read(0, record.offset)]
+        assert again == list(range(place, 50)), "reading must replay from any offset, backwards too"
+    assert reader.end(0) == writer.end == records[-1].offset + 1, "the end must be the offset after the last record"
+    assert list(reader.read(0, reader.end(0))) == [], "reading at the end must give nothing"
+    try:
+        reader.read(0, reader.end(0) + 1)
+    except errors.NotFound:
+        pass
+    else:
+        raise AssertionError("reading past the end must raise NotFound: the log is not the one that was read before")
+
+
+def _bounded(log: LogLike) -> None:
+    writer = log.writer("check-bounds")
+    for _ in range(10):
+        writer.append(b"", Redacted(bytes(100)))
+    reader = log.reader("check-bounds")
+    first = reader.start(0)
+    assert len(list(reader.read(0, first, max_records=4))) == 4, "max_records must bound a read"
+    assert len(list(reader.read(0, first, max_bytes=250))) == 3, "a read must stop once it has max_bytes"
+    assert len(list(reader.read(0, first, max_bytes=1))) == 1, "a read before the end must give one record at least"
+
+
+def _partitions(log: LogLike) -> None:
+    first, third = log.writer("check-partitions", 0), log.writer("check-partitions", 3)
+    first.append(b"a", Redacted(b"0"))
+    third.append(b"a", Redacted(b"3"))
+    reader = log.reader("check-partitions")
+    assert {0, 3} <= set(reader.partitions()), "every written partition must be listed"
+    found = {p: [(r.partition, r.value) for r in _all(reader, p)] for p in (0, 3)}
+    assert found == {0: [(0, b"0")], 3: [(3, b"3")]}, "partitions must not share records"
+
+
+def _frames(log: LogLike) -> None:
+    writer = log.writer("check-frames")
+    assert writer.last_meta() == b"", "without a frame's meta, last_meta must be empty"
+    first = writer.append_frame([(b"k", Redacted(b"%d" % n)) for n in range(5)], meta=b"step 1", sync=True)
+    writer.append(b"k", Redacted(b"5"))
+    records = _all(log.reader("check-frames"))
+    assert records[0].offset == first, "append_frame must return its first record's offset"
+    assert [int(r.value) for r in records] == list(range(6)), "a frame's records must be in order"
+    assert writer.last_meta() == b"step 1", "last_meta must be that of the last frame that had one"
+    writer.append_frame([], meta=b"step 2")
+    assert writer.last_meta() == b"step 2", "a frame may carry a meta alone"
+
+
+def _durable(log: LogLike) -> None:
+    writer = log.writer("check-durable")
+
+    async def mixed() -> list[int]:
+        waiting = [writer.append_durable(b"k", Redacted(b"0")), writer.append_durable(b"k", Redacted(b"1"))]
+        plain = writer.append(b"k", Redacted(b"2"))
+        waiting.append(writer.append_durable(b"k", Redacted(b"3")))
+        done = await asyncio.gather(*waiting)
+        return [done[0], done[1], plain, done[2]]
+
+    offsets = asyncio.run(mixed())
+    records = _all(log.reader("check-durable"))
+    assert [int(r.value) for r in records] == [0, 1, 2, 3], "order must hold when append and append_durable are mixed"
+    assert [r.offset for r in records] == offsets, "a durable append must resolve to its record's offset"
+
+
+def _one_writer(log: LogLike) -> None:
+    writer = log.writer("check-conflict")
+    try:
+        log.writer("check-conflict")
+    except errors.Conflict:
+        pass
+    else:
+        raise AssertionError("a second writer of a partition must get Conflict")
+    writer.close()
+    log.writer("check-conflict").append(b"", Redacted(b""))
+
+
+def _groups(log: LogLike) -> None:
+    assert log.committed("readers", "check-order") == {}, "a group that never committed must have nothing"
+    log.commit("readers", "check-order", {0: 7, 2: 1})
+    log.commit("readers", "check-order", {0: 9})
+    log.commit("others", "check-order", {0: 3})
+    assert log.committed("readers", "check-order") == {0: 9, 2: 1}, "the last commit of each partition must hold"
+    assert log.committed("readers", "check-frames") == {}, "a commit must be for its topic alone"
+
+
+def _kept(log: LogLike) -> None:
+    """What the promises before this one wrote, found after the log was closed and opened."""
+    assert len(_all(log.reader("check-order"))) == 50, "records must outlive the log that wrote them"
+    assert log.committed("others", "check-order") == {0: 3}, "commits must outlive the log that took them"
+    writer = log.writer("check-frames")
+    assert writer.last_meta() == b"step 2", "last_meta must outlive the writer"
+    before = writer.end
+    assert writer.append(b"", Redacted(b"6")) == before, "a new writer must go on where the last one ended"

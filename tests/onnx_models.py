@@ -1,0 +1,86 @@
+"""Small ONNX files for tests: each is a whole model that a stranger's training could have left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+
+def graph(path: Path, nodes, inputs, outputs, constants=()) -> Path:
+    """Save a model. `inputs`, `outputs`: (name, TensorProto type, shape); a str in a shape is a free dimension."""
+    values = [[helper.make_tensor_value_info(*value) for value in side] for side in (inputs, outputs)]
+    tables = [numpy_helper.from_array(array, name) for name, array in constants]
+    made = helper.make_graph(nodes, "made_by_a_test", *values, tables)
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 9
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, str(path))
+    return path
+
+
+def linear(path: Path, weights: np.ndarray, bias: float = 0.0, rows="rows") -> Path:
+    """y = x @ weights + bias: float32 [rows, n] to float32 [rows, k]."""
+    n, k = weights.shape
+    return graph(
+        path,
+        [helper.make_node("MatMul", ["x", "w"], ["xw"]), helper.make_node("Add", ["xw", "b"], ["y"])],
+        [("x", TensorProto.FLOAT, [rows, n])],
+        [("y", TensorProto.FLOAT, [rows, k])],
+        [("w", weights.astype(np.float32)), ("b", np.full(k, bias, np.float32))],
+    )
+
+
+def scaled(path: Path, scale: float, width: int = 4) -> Path:
+    """y = x * scale, element by element, so that rows are independent to the last bit."""
+    return graph(
+        path,
+        [helper.make_node("Mul", ["x", "s"], ["y"])],
+        [("x", TensorProto.FLOAT, ["rows", width])],
+        [("y", TensorProto.FLOAT, ["rows", width])],
+        [("s", np.array(scale, np.float32))],
+    )
+
+
+def stamped(path: Path, number: float) -> Path:
+    """Two outputs: y = x + number, and version = number in every row; both say which version computed the row."""
+    return graph(
+        path,
+        [
+            helper.make_node("Add", ["x", "n"], ["y"]),
+            helper.make_node("Mul", ["x", "zero"], ["nothing"]),
+            helper.make_node("Add", ["nothing", "n"], ["version"]),
+        ],
+        [("x", TensorProto.FLOAT, ["rows", 1])],
+        [("y", TensorProto.FLOAT, ["rows", 1]), ("version", TensorProto.FLOAT, ["rows", 1])],
+        [("n", np.array(number, np.float32)), ("zero", np.array(0, np.float32))],
+    )
+
+
+def table(path: Path, rows: int = 5) -> Path:
+    """y = table[i]: INT64 [rows] to float32 [rows, 2]; an index outside the table is refused by the graph."""
+    return graph(
+        path,
+        [helper.make_node("Gather", ["table", "i"], ["y"])],
+        [("i", TensorProto.INT64, ["rows"])],
+        [("y", TensorProto.FLOAT, ["rows", 2])],
+        [("table", np.arange(rows * 2, dtype=np.float32).reshape(rows, 2))],
+    )
+
+
+def sums(path: Path) -> Path:
+    """y = sum of each row: float32 [rows, any length] to float32 [rows]."""
+    return graph(
+        path,
+        [helper.make_node("ReduceSum", ["x", "axis"], ["y"], keepdims=0)],
+        [("x", TensorProto.FLOAT, ["rows", "length"])],
+        [("y", TensorProto.FLOAT, ["rows"])],
+        [("axis", np.array([1], np.int64))],
+    )
+
+
+def same(path: Path, kind: int, shape=("rows", 1)) -> Path:
+    """y = x of any element type."""
+    return graph(path, [helper.make_node("Identity", ["x"], ["y"])], [("x", kind, shape)], [("y", kind, shape)])
