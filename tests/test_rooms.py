@@ -15,7 +15,9 @@ def test_imports_point_downward(monkeypatch):
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    code = "import sys, millstream; print([m for m in ('numpy', 'numba', 'onnxruntime', 'asyncio') if m in sys.modules])"
+    code = (
+        "import sys, millstream; print([m for m in ('numpy', 'numba', 'onnxruntime', 'asyncio') if m in sys.modules])"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 

@@ -25,6 +25,7 @@ from millstream.features import Definition, Entities
 from millstream.flows import Collect, CollectLimits, Predict, Recommend, RecommendLimits, ServedLog
 from millstream.front import Http, HttpLimits
 from millstream.front.door import Answer, Call
+from millstream.guard import auth
 from millstream.guard.auth import Keys
 from millstream.learn import Learning, LearnSettings, train_base
 from millstream.learn.history import import_entities, import_outcomes, read_map, read_rows
@@ -36,7 +37,6 @@ from millstream.ops import Supervisor
 from millstream.stream import Join, JoinSettings, Log, LogLimits, Operation, Reader, decode, encode
 from millstream.types import Description, Entity, PolicyChange, Principal, Rank, Request, Shadow
 
-ANYBODY = Principal("anybody", ("*:*",))
 logger = logging.getLogger("millstream")
 
 
@@ -151,7 +151,7 @@ class House:
         if self._recommend is None or self._collect is None:
             raise NotFound("this process serves models alone; `millstream up -c FILE` also ranks and takes outcomes")
         if isinstance(request, Rank):
-            self._check(principal, request.model, "recommend")
+            self._check(principal, request.model or self._recommend.model, "recommend")
             return self._recommend.call(request)
         self._check(principal, "*", "outcomes")
         return self._collect.call(request)
@@ -168,11 +168,11 @@ class House:
             return False
 
     def principal(self, key: str | None, peer: str) -> Principal:
-        return ANYBODY if self._keys is None else self._keys.principal(key, peer)
+        return auth.ANYBODY if self._keys is None else self._keys.principal(key, peer in ("127.0.0.1", "::1"))
 
     def _check(self, principal: Principal, model: str, verb: str) -> None:
         if self._keys is not None:
-            self._keys.check(principal, model, verb)
+            auth.check(principal, model, verb)
 
 
 class Serve:
@@ -198,9 +198,7 @@ class Serve:
         self.known = Known(Entities(at.definition), at.log) if at.settings.features else None
         served, submit = ServedLog(at.log.writer("served"), self.meter), self.engine.submit
         self._recommend = (
-            Recommend(submit, self.known.entities, at.clock, served, at.settings.recommend)
-            if self.known
-            else None
+            Recommend(submit, self.known.entities, at.clock, served, at.settings.recommend) if self.known else None
         )
         keys = Keys.load(at.folder / at.settings.keys) if at.settings.keys else None
         self.door = House(
@@ -242,8 +240,8 @@ class Serve:
         if manifest.features and (features is None or features.hash != manifest.features):
             here = features.hash if features else "none"
             raise Misconfigured(
-                f"{model} was trained on feature set {manifest.features}, this installation makes {here}: serve it with "
-                "the [features] it was trained on, or train it again"
+                f"{model} was trained on feature set {manifest.features}, this installation makes {here}: serve it "
+                "with the [features] it was trained on, or train it again"
             )
 
     def _on_shadow(self, shadow: Shadow) -> None:
@@ -262,7 +260,7 @@ class Serve:
 
 
 class Learn:
-    """The role that joins, learns and pushes. Reads `served`, `outcomes`; the only writer of `examples` and `deltas`."""
+    """The role that joins, learns and pushes. Reads `served`, `outcomes`; only it writes `examples` and `deltas`."""
 
     def __init__(self, installation: Installation) -> None:
         at = installation
@@ -275,7 +273,7 @@ class Learn:
     def step(self) -> int:
         """Join what came, learn what was joined, push what is due; how many events and examples that was.
 
-        An error here (a full disk, say) ends the process: a new one recovers from the log and knows exactly where it is.
+        An error here (a full disk, say) ends the process: a new one recovers from the log and knows where it is.
         """
         return self.join.step() + self.learning.step()
 

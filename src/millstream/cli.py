@@ -140,7 +140,9 @@ def _log(args: argparse.Namespace) -> object:
         raise BadInput(f"{args.dir}: no such folder; a log is the folder `log` of an installation")
     log = Log(args.dir, SystemClock())
     if args.verb == "list":
-        return [{"topic": t, "partitions": len(log.reader(t).partitions()), "records": _count(log, t)} for t in log.topics()]
+        return [
+            {"topic": t, "partitions": len(log.reader(t).partitions()), "records": _count(log, t)} for t in log.topics()
+        ]
     if args.verb == "verify":
         reports = [log.verify(topic) for topic in args.topic or log.topics()]
         return {"sound": not any(r.corrupt for r in reports), "topics": reports}
@@ -269,7 +271,9 @@ def _parser() -> argparse.ArgumentParser:
     history.add_argument("-c", "--config", type=Path, required=True, help="millstream.toml of the installation")
     history.add_argument("--topic", choices=("users", "items", "outcomes"), default="outcomes")
     history.add_argument("--map", nargs="+", required=True, help="FIELD=COLUMN[:TYPE][>=NUMBER] ...")
-    history.add_argument("--delay", type=float, default=1.0, help="feedback arrived so long after, seconds (default: 1)")
+    history.add_argument(
+        "--delay", type=float, default=1.0, help="feedback arrived so long after, seconds (default: 1)"
+    )
 
     doctor = verb("doctor", _doctor, "what is installed, what is missing, and how to get it")
     doctor.add_argument("path", type=Path, nargs="?", help="an installation's folder to look at too")

@@ -13,12 +13,36 @@ import json
 import mmap
 import os
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableSequence, Sequence
 from pathlib import Path
+from typing import cast
 
 SLOTS = 8192
-SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+SECONDS = (
+    0.0005,
+    0.001,
+    0.002,
+    0.003,
+    0.005,
+    0.0075,
+    0.01,
+    0.015,
+    0.02,
+    0.03,
+    0.05,
+    0.075,
+    0.1,
+    0.2,
+    0.5,
+    1,
+    2,
+    5,
+    10,
+    30,
+    60,
+)
 Labels = Mapping[str, str]
+Page = MutableSequence[float]
 
 
 class Counter:
@@ -26,7 +50,7 @@ class Counter:
 
     __slots__ = ("_page", "_slot")
 
-    def __init__(self, page: memoryview, slot: int) -> None:
+    def __init__(self, page: Page, slot: int) -> None:
         self._page, self._slot = page, slot
 
     def add(self, amount: float = 1.0) -> None:
@@ -45,7 +69,7 @@ class Histogram:
 
     __slots__ = ("_bounds", "_page", "_slot")
 
-    def __init__(self, page: memoryview, slot: int, bounds: tuple[float, ...]) -> None:
+    def __init__(self, page: Page, slot: int, bounds: tuple[float, ...]) -> None:
         self._page, self._slot, self._bounds = page, slot, bounds
 
     def observe(self, value: float) -> None:
@@ -59,7 +83,7 @@ class Histogram:
         return quantile(self._bounds, counts, q)
 
 
-def quantile(bounds: tuple[float, ...], counts: list[float], q: float) -> float:
+def quantile(bounds: tuple[float, ...], counts: Sequence[float], q: float) -> float:
     """The q-quantile of bucket counts (one more than `bounds`), linear within the bucket; the last edge caps it."""
     left = q * sum(counts)
     if left <= 0:
@@ -82,13 +106,13 @@ class Meter:
         self._made: dict[str, Counter | Histogram] = {}
         self._used = 0
         if folder is None:
-            self._page = memoryview(bytearray(SLOTS * 8)).cast("d")
+            self._page: Page = _floats(bytearray(SLOTS * 8))
             return
         folder.mkdir(parents=True, exist_ok=True)
         fd = os.open(folder / f"{name}.page", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             os.ftruncate(fd, SLOTS * 8)
-            self._page = memoryview(mmap.mmap(fd, SLOTS * 8)).cast("d")
+            self._page = _floats(mmap.mmap(fd, SLOTS * 8))
         finally:
             os.close(fd)
         directory = folder / f"{name}.json"
@@ -120,15 +144,13 @@ class Meter:
         assert isinstance(made, Histogram)
         return made
 
-    def _slot(
-        self, key: str, name: str, help: str, kind: str, labels: Labels | None, bounds: tuple[float, ...]
-    ) -> int:
+    def _slot(self, key: str, name: str, help: str, kind: str, labels: Labels | None, bounds: tuple[float, ...]) -> int:
         known = self._series.get(key)
         if known is None:
             known = {"name": name, "help": help, "kind": kind, "labels": dict(labels or {}), "bounds": list(bounds)}
             if self._used + _size(known) > SLOTS:
                 if any(value != "other" for value in (labels or {}).values()):
-                    other = {label: "other" for label in labels or {}}
+                    other = dict.fromkeys(labels or {}, "other")
                     return self._slot(_key(name, other), name, help, kind, other, bounds)
                 raise MemoryError(f"the meter page is full ({SLOTS} slots): {key} has no room")
             known["slot"] = self._used
@@ -143,7 +165,7 @@ class Meter:
             part.write_text(json.dumps(self._series))
             part.replace(self._folder / f"{self._name}.json")
 
-    def pages(self) -> Iterable[tuple[dict[str, dict[str, object]], memoryview]]:
+    def pages(self) -> Iterable[tuple[dict[str, dict[str, object]], Sequence[float]]]:
         """(directory, numbers) of every process that shares the folder, this one's first."""
         yield self._series, self._page
         if self._folder is None:
@@ -151,7 +173,7 @@ class Meter:
         for directory in sorted(self._folder.glob("*.json")):
             if directory.stem != self._name:
                 page = directory.with_suffix(".page")
-                yield json.loads(directory.read_text()), memoryview(page.read_bytes()).cast("d")
+                yield json.loads(directory.read_text()), _floats(page.read_bytes())
 
     def total(self) -> dict[str, dict[str, object]]:
         """Every series summed over the processes: key -> {name, help, kind, labels, bounds, values}.
@@ -203,6 +225,11 @@ class Meter:
                 lines.append(f"{name}_bucket{_text({**labels, 'le': str(edge)})} {below:g}")
             lines += [f"{name}_sum{_text(labels)} {values[-1]:g}", f"{name}_count{_text(labels)} {below:g}"]
         return "\n".join(lines) + "\n"
+
+
+def _floats(buffer: bytes | bytearray | mmap.mmap) -> Page:
+    """The buffer as numbers: a memoryview of doubles, which the type checker does not know as a sequence of floats."""
+    return cast(Page, memoryview(buffer).cast("d"))
 
 
 def _numbers(spec: Mapping[str, object]) -> list[float]:

@@ -9,10 +9,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 from millstream import errors
+from millstream.clock import Clock
 from millstream.guard.pii import Redacted
+from millstream.models.manifest import Manifest
+from millstream.models.policy import Policy
+from millstream.models.repository import Repository
+from millstream.stream import Log, Writer
+
+R = TypeVar("R")
 
 
 class RecordLike(Protocol):
@@ -210,3 +218,77 @@ def _kept(log: LogLike) -> None:
     assert writer.last_meta() == b"step 2", "last_meta must outlive the writer"
     before = writer.end
     assert writer.append(b"", Redacted(b"6")) == before, "a new writer must go on where the last one ended"
+
+
+class Crash(BaseException):
+    """The process died here. Not an Exception: nothing in the house may catch it and go on."""
+
+
+class Fuse:
+    """Burns at the `write`-th write to disk, `before` or after it took effect. From then on every write dies too, as it
+    would in a process that is gone. `writes` counts what came through."""
+
+    def __init__(self, write: int | None = None, before: bool = True) -> None:
+        self._write, self._before = write, before
+        self.writes = 0
+        self.burnt = False
+
+    def around(self, write: Callable[[], R]) -> R:
+        if self.burnt:
+            raise Crash
+        self.writes += 1
+        due = self.writes == self._write
+        if due and self._before:
+            self.burnt = True
+            raise Crash
+        result = write()
+        if due:
+            self.burnt = True
+            raise Crash
+        return result
+
+
+class CrashingWriter(Writer):
+    """A log writer that dies when its fuse burns."""
+
+    fuse: Fuse
+
+    def append(self, key: bytes, value: Redacted) -> int:
+        return self.fuse.around(lambda: super(CrashingWriter, self).append(key, value))
+
+    def append_frame(self, items: Iterable[tuple[bytes, Redacted]], meta: bytes = b"", sync: bool = False) -> int:
+        return self.fuse.around(lambda: super(CrashingWriter, self).append_frame(items, meta, sync))
+
+    def append_durable(self, key: bytes, value: Redacted) -> asyncio.Future[int]:
+        return self.fuse.around(lambda: super(CrashingWriter, self).append_durable(key, value))
+
+
+class CrashingLog(Log):
+    """A log whose appends and commits die when the fuse burns."""
+
+    def __init__(self, root: Path, clock: Clock, fuse: Fuse) -> None:
+        super().__init__(root, clock)
+        self._fuse = fuse
+
+    def writer(self, topic: str, partition: int = 0) -> Writer:
+        writer = super().writer(topic, partition)
+        writer.__class__ = CrashingWriter
+        writer.fuse = self._fuse  # type: ignore[attr-defined]
+        return writer
+
+    def commit(self, group: str, topic: str, offsets: Mapping[int, int]) -> None:
+        self._fuse.around(lambda: super(CrashingLog, self).commit(group, topic, offsets))
+
+
+class CrashingRepository(Repository):
+    """A repository whose versions and policies die when the fuse burns."""
+
+    def __init__(self, root: Path, fuse: Fuse) -> None:
+        super().__init__(root)
+        self._fuse = fuse
+
+    def put(self, model: str, manifest: Manifest, files: Mapping[str, bytes | Path]) -> str:
+        return self._fuse.around(lambda: super(CrashingRepository, self).put(model, manifest, files))
+
+    def change_policy(self, model: str, change: Callable[[Policy], Policy], who: str, why: str) -> Policy:
+        return self._fuse.around(lambda: super(CrashingRepository, self).change_policy(model, change, who, why))

@@ -61,7 +61,7 @@ class Request(msgspec.Struct):
 
 
 class Output(msgspec.Struct):
-    """What a model answered: named arrays with `rows` first, and the exact `version@delta` that computed all of them."""
+    """What a model answered: named arrays, rows first, and the exact `version@delta` that computed all of them."""
 
     outputs: dict[str, Array]
     model: str

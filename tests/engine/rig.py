@@ -46,7 +46,7 @@ async def until(condition, seconds=10.0):
 
 
 class Weight:
-    """A learner in one number: y = weight in every row, and `apply` sets the weight. `gate`, when closed, holds predict.
+    """A learner in one number: y = weight in every row, `apply` sets the weight. `gate`, when closed, holds predict.
     `batches` records (rows, weight before, weight after) of each call."""
 
     inputs = (TensorSpec("x", "FP32", (-1, 4)),)

@@ -1,19 +1,20 @@
 """Answers under load are the answers alone, whatever arrives with whom; and every refusal is a sentence."""
 
 import asyncio
+import time
 
 import numpy as np
-import onnx_models
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 from rig import THREADS, Weight, ask, one_weight, rows, serving, until
 
+import onnx_models
 from millstream import errors
 from millstream.engine import EngineLimits
 from millstream.meter import Meter
-from millstream.models import Batching, Manifest, Repository
+from millstream.models import Batching, Manifest, Repository, load
 from millstream.types import Request, TensorSpec
 
 WIDTH = 4
@@ -76,7 +77,7 @@ def test_batches_keep_order_hold_whole_requests_and_stay_in_bound(tmp_path_facto
     load, made = one_weight(root := tmp_path_factory.mktemp("models"))
 
     async def main():
-        async with serving(root, EngineLimits(rows_max=rows_max, inline_us_max=0), load=load) as engine:
+        async with serving(root, EngineLimits(rows_max=rows_max, inline_us_max=0, instances=1), load=load) as engine:
             made["1"].batches.clear()
             await asyncio.gather(*[engine.submit(ask("w", rows(n))) for n in sizes])
 
@@ -122,7 +123,10 @@ def test_an_answer_names_what_computed_it(tmp_path):
 @pytest.mark.parametrize(
     ("request_", "said"),
     [
-        (Request("m", {"x": rows(2).astype(np.float64)}, 2), r"m 1: input 'x' expected FP32 \[2, 4\], got FP64 \[2, 4\]"),
+        (
+            Request("m", {"x": rows(2).astype(np.float64)}, 2),
+            r"m 1: input 'x' expected FP32 \[2, 4\], got FP64 \[2, 4\]",
+        ),
         (Request("m", {"x": rows(2, 5)}, 2), r"expected FP32 \[2, 4\], got FP32 \[2, 5\] in a request of 2 rows"),
         (Request("m", {"x": rows(2)}, 3), r"expected FP32 \[3, 4\], got FP32 \[2, 4\] in a request of 3 rows"),
         (Request("m", {"x": rows(2)[0]}, 4), r"got FP32 \[4\]"),
@@ -253,21 +257,40 @@ def test_a_model_with_fixed_rows_gets_each_request_alone(tmp_path):
 
 def test_a_model_that_only_claims_free_rows_is_found_out(tmp_path):
     """y has one row whatever x has: joining requests would give one caller the answer of all."""
-    onnx_models.graph(
-        tmp_path / "m" / "1" / "model.onnx",
-        [onnx_models.helper.make_node("ReduceSum", ["x", "axis"], ["y"], keepdims=1)],
-        [("x", TensorProto.FLOAT, ["rows", 4])],
-        [("y", TensorProto.FLOAT, ["some", 4])],
-        [("axis", np.array([0], np.int64))],
-    )
+
+    class Total(Weight):
+        def predict(self, inputs):
+            return {"y": inputs["x"].sum(keepdims=True)[0]}
+
+    one_weight(tmp_path)
+    meter = Meter()
 
     async def main():
-        async with serving(tmp_path) as engine:
-            answers = await asyncio.gather(*[engine.submit(ask("m", rows(2, start=i))) for i in range(3)])
-            for i, answer in enumerate(answers):
-                np.testing.assert_array_equal(answer.outputs["y"], rows(2, start=i).sum(axis=0, keepdims=True))
+        async with serving(tmp_path, meter=meter, load=lambda *_: Total()) as engine:
+            answers = await asyncio.gather(*[engine.submit(ask("w", rows(2, start=i))) for i in range(3)])
+            assert batches(meter, "w") == 3
+            assert [answer.outputs["y"].tolist() for answer in answers] == [[28 + 8 * i] for i in range(3)]
 
     run(main())
+
+
+def batches(meter, model):
+    return meter.counter("millstream_batches_total", "", {"model": model, "version": "1"}).value
+
+
+def test_only_requests_of_the_same_length_join(tmp_path):
+    onnx_models.sums(tmp_path / "m" / "1" / "model.onnx")
+    meter = Meter()
+
+    async def main():
+        async with serving(tmp_path, meter=meter) as engine:
+            asked = [rows(n, length) for n, length in ((1, 2), (2, 3), (3, 2), (4, 3), (5, 2))]
+            answers = await asyncio.gather(*[engine.submit(ask("m", x)) for x in asked])
+            for x, answer in zip(asked, answers, strict=True):
+                np.testing.assert_allclose(answer.outputs["y"], x.sum(axis=1))
+
+    run(main())
+    assert batches(meter, "m") == 2
 
 
 def test_text_goes_through(tmp_path):
@@ -383,23 +406,20 @@ def test_stopping_answers_everything_that_waits(tmp_path):
 
 
 def test_a_model_that_sleeps_never_runs_on_the_loop_and_a_quick_one_does(tmp_path):
-    load, made = one_weight(tmp_path, "slow")
+    one_weight(tmp_path, "slow")
     onnx_models.scaled(tmp_path / "quick" / "1" / "model.onnx", 2)
 
-    def either(repository, model, version):
-        from millstream.models import load as real
+    class Sleeps(Weight):
+        def predict(self, inputs):
+            time.sleep(0.02)
+            return super().predict(inputs)
 
-        if model == "quick":
-            return real(repository, model, version)
-        slow = load(repository, model, version)
-        predict = slow.predict
-        slow.predict = lambda inputs: (made["1"].gate.wait(0), __import__("time").sleep(0.02), predict(inputs))[2]
-        return slow
+    def either(repository, model, version):
+        return Sleeps() if model == "slow" else load(repository, model, version)
 
     async def main():
         limits = EngineLimits(inline_us_max=10_000)
         async with serving(tmp_path, limits, load=either) as engine:
-            assert isinstance(made["1"], Weight)
             done = []
             slow = engine.submit(ask("slow", rows(1)))
             slow.add_done_callback(lambda _: done.append("slow"))

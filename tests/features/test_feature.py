@@ -166,8 +166,12 @@ def test_what_is_not_a_number_leaves_the_place_empty(text: str) -> None:
     assert age(text.encode()) == 0
 
 
+# So near to nothing that dividing by the bucket underflows, Python's own sign is lost.
+FLOATS = st.floats(-1e12, 1e12).filter(lambda x: x == 0 or abs(x) > 1e-250)
+
+
 @settings(max_examples=300, deadline=None)
-@given(st.floats(-1e12, 1e12) | st.integers(-(10**15), 10**15), st.sampled_from([0.5, 1.0, 10.0, 250.0]))
+@given(FLOATS | st.integers(-(10**15), 10**15), st.sampled_from([0.5, 1.0, 10.0, 250.0]))
 def test_numbers_are_read_as_python_reads_them(number: float, bucket: float) -> None:
     number = float(f"{number:.15g}")
     step = math.floor(number / bucket)

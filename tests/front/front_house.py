@@ -80,10 +80,10 @@ class House:
         assert isinstance(request, Request)
         inputs = request.inputs
         if request.model == "affine":
-            y = np.asarray(inputs["x"] @ WEIGHTS, np.float32)
+            y = inputs["x"].astype(np.float32) @ WEIGHTS
             outputs: dict[str, Any] = {"y": y, "n": np.arange(request.rows, dtype=np.int64)}
         elif request.model == "pair":
-            outputs = {"s": (inputs["a"].sum(1) + inputs["b"]).astype(np.float32)}  # type: ignore[operator]
+            outputs = {"s": inputs["a"].astype(np.float32).sum(1) + inputs["b"].astype(np.float32)}
         else:
             outputs = dict(inputs)
         return Output(outputs, request.model, request.version or "1", policy=3)

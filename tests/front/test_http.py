@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from millstream.clock import FakeClock
 from millstream.front import HttpLimits
-from millstream.front.http import SLICE_BYTES
+from millstream.front.connection import SLICE_BYTES, Connection
+from millstream.front.routes import Exchange
 
 
 def with_server(
@@ -295,6 +296,10 @@ def test_idle_connections_are_closed_and_busy_ones_are_not() -> None:
         assert await idle.ended()
         served.door.release([0])
         assert (await busy.read()).json["id"] == "slow"
+        await pass_time(clock, 2)
+        served.door.held = None
+        busy.send(affine("again"))
+        assert (await busy.read()).json["id"] == "again", "idleness counts from the answer"
         busy.close()
 
     with_server(test, clock=clock)
@@ -445,7 +450,12 @@ def test_a_refused_client_can_read_why_while_it_still_sends() -> None:
 
 def test_a_disconnect_cancels_what_nobody_will_read() -> None:
     async def test(served: Served) -> None:
-        for leave in (lambda c: c.close(), lambda c: c.writer.transport.abort(), lambda c: c.writer.write_eof()):
+        leaves: list[Callable[[Client], None]] = [
+            lambda client: client.close(),
+            lambda client: client.writer.transport.abort(),
+            lambda client: client.writer.write_eof(),
+        ]
+        for leave in leaves:
             served.door.held = []
             client = await served.connect()
             client.send(affine() + affine())
@@ -469,7 +479,7 @@ def test_a_stop_finishes_what_is_in_flight() -> None:
         await until(lambda: len(served.door.held or []) == 2)
         stopping = asyncio.ensure_future(served.http.stop())
         assert await idle.ended()
-        with pytest.raises(OSError):  # noqa: PT011
+        with pytest.raises(OSError):
             await served.connect()
         half.send(affine("three")[-4:])
         await until(lambda: len(served.door.held or []) == 3)
@@ -509,9 +519,6 @@ def test_connections_leave_nothing_behind() -> None:
     """No reference cycles keep a closed connection: memory stays flat without the collector."""
 
     async def test(served: Served) -> None:
-        from millstream.front.http import Connection
-        from millstream.front.routes import Exchange
-
         await served.ask(affine())
         await until(lambda: not served.http._connections)
         gc.collect()

@@ -147,9 +147,10 @@ def test_iban_by_country_length_and_mod_97(country: tuple[str, int], fill: str) 
     code, size = country
     number = with_iban_check(code, ("WEST" * (code == "GB") + fill + fill)[:size])
     grouped = " ".join(number[i : i + 4] for i in range(0, len(number), 4))
-    wrong = number[:4] + str((int(number[-1]) + 1) % 10) + number[5:]
+    wrong = number[:-1] + str((int(number[-1]) + 1) % 10)
     assert redact(f"{number} {grouped} PLEASE") == "[IBAN] [IBAN] PLEASE"
-    assert "[IBAN]" not in redact(wrong[:4] + wrong[4:].swapcase() if code == "GB" else with_iban_check("ZZ", fill))
+    assert "[IBAN]" not in redact(wrong)
+    assert "[IBAN]" not in redact(with_iban_check("ZZ", fill))
 
 
 FRAGMENTS = [

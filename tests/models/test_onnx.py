@@ -1,10 +1,10 @@
 """ONNX files: what they say of themselves, what they refuse, and that a broken one is told from an odd one."""
 
 import numpy as np
-import onnx_models
 import pytest
 from onnx import TensorProto, helper
 
+import onnx_models
 from millstream import errors
 from millstream.models import Manifest, Repository, load
 from millstream.models.runtimes.onnx import Onnx

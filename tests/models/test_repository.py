@@ -5,11 +5,11 @@ import threading
 from dataclasses import dataclass
 
 import msgspec
-import onnx_models
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import onnx_models
 from millstream import errors
 from millstream.models import Batching, Canary, Manifest, Policy, Repository, manifest, policy
 from millstream.types import TensorSpec
@@ -193,7 +193,9 @@ def test_without_a_file_the_highest_version_is_live(disk):
 
 
 def test_a_person_may_write_numbers_or_text(disk):
-    text = 'live = 1\ncanary = {version = 2, share = 0.05}\nsplit = {1 = 1, 3 = 2.5}\nshadow = [3]\nsticky_by = "user"\n'
+    text = (
+        'live = 1\ncanary = {version = 2, share = 0.05}\nsplit = {1 = 1, 3 = 2.5}\nshadow = [3]\nsticky_by = "user"\n'
+    )
     expected = Policy(live="1", canary=Canary("2", 0.05), split={"1": 1, "3": 2.5}, shadow=("3",))
     assert disk.write(text) == expected
     assert disk.write(text.replace("= 1\n", '= "1"\n').replace("[3]", '["3"]')) == expected

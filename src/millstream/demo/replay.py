@@ -194,9 +194,7 @@ class Replay:
             last = moment.event_time + moment.delay_s
             did = (("impression", 1.0, moment.event_time), ("like", float(moment.like), last))
             for kind, value, time in did:
-                outcome = Outcome(
-                    request=f"demo-{number}", item=moment.item, kind=kind, value=value, event_time=time
-                )
+                outcome = Outcome(request=f"demo-{number}", item=moment.item, kind=kind, value=value, event_time=time)
                 sent.append(await self._report(outcome))
         end = Outcome(kind="watermark", event_time=last + 3600.0)
         sent.append(await self._report(end))

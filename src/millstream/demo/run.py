@@ -154,7 +154,9 @@ class Demo:
             latency_ms_p50=round(float(np.percentile(latencies, 50)), 3),
             latency_ms_p99=round(float(np.percentile(latencies, 99)), 3),
             outcomes=replay.acknowledged,
-            examples=self._audit.examples - len(self._history) if self._audit else int(meters.sum("millstream_examples_learnt_total")),
+            examples=self._audit.examples - len(self._history)
+            if self._audit
+            else int(meters.sum("millstream_examples_learnt_total")),
             set_aside=self._audit.set_aside if self._audit else 0,
             lost=self._audit.lost if self._audit else 0,
             duplicated=self._audit.duplicated if self._audit else 0,

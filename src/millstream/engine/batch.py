@@ -177,7 +177,7 @@ class Lane:
     def accept(self, delta: Delta) -> bool:
         """Take the next delta, now or when no batch runs. False: it was there already.
 
-        A gap in the sequence: Conflict; damaged bytes: Corrupt. Either way nothing changed.
+        A gap in the sequence: Conflict; damaged bytes: Corrupt; refused by the model: Error. Then nothing changed.
         """
         if not isinstance(self.loaded, Learner):
             raise errors.Conflict(f"{self.label} (format {self.manifest.format}) takes no deltas; it does not learn")
@@ -210,6 +210,9 @@ class Lane:
 
     def _apply(self, delta: Delta) -> None:
         assert isinstance(self.loaded, Learner)
-        self.loaded.apply(np.frombuffer(delta.slots, "<u4"), np.frombuffer(delta.weights, "<f4"))
+        try:
+            self.loaded.apply(np.frombuffer(delta.slots, "<u4"), np.frombuffer(delta.weights, "<f4"))
+        except Exception as error:
+            raise errors.Error(f"{self.label} refuses delta {delta.sequence}, and stays as it is: {error}") from error
         self.sequence = delta.sequence
         self.name = f"{self.version}@{delta.sequence}"

@@ -1,12 +1,11 @@
-"""The one door to models: route, check, queue, batch, compute, answer; and the watch over the repository.
+"""The one door to models: route, check, queue, batch, compute, answer.
 
 Rules of the room:
 - One event loop's thread owns everything here; only `execute` (workers) and `_prepare` (the loader) run elsewhere.
 - Batching has no timers: a free instance takes whatever waits. A quick model runs on the loop itself.
-- A version answers only after it was verified, admitted, loaded and run on its example, off the loop. Then one pointer
-  changes; requests that wait on the old version are still answered by it, and it is freed when nothing refers to it.
-- A policy takes effect when its live version answers; its other arms join as they load. What cannot be used (a policy,
-  a version) replaces nothing, is logged, counted and shown, and is tried again only when it changes.
+- A version answers only after it was verified, admitted, loaded and run on its example, off the loop (watch.py). Then
+  one pointer changes; requests that wait on the old version are still answered by it, and it is freed when nothing
+  refers to it.
 - Every answer comes from exactly one `version@delta`.
 
 The life of a request: 1 submit: route, check, append to a lane; 2 pump, once a pass of the loop: take a batch, run it
@@ -21,7 +20,6 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
 import msgspec
@@ -29,13 +27,12 @@ import msgspec
 from millstream import errors
 from millstream.clock import Clock
 from millstream.engine.batch import Answer, Batch, Copy, Lane, Numbers
-from millstream.engine.route import Route
+from millstream.engine.watch import ModelView, Watch
 from millstream.engine.worker import Workers, execute, warm
 from millstream.meter import Meter
 from millstream.models.manifest import Manifest
 from millstream.models.model import Model, load
-from millstream.models.policy import Policy
-from millstream.models.repository import Repository, Stamp
+from millstream.models.repository import Repository
 from millstream.types import Array, Delta, Description, Output, Request, Shadow
 
 log = logging.getLogger(__name__)
@@ -64,23 +61,11 @@ class EngineLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 0.2
 
 
-class ModelView(msgspec.Struct, frozen=True):
-    """What an operator sees of one model. `versions`: version@delta -> role; `problems`: "policy" or a version -> why
-    it is not in use."""
-
-    model: str
-    live: str
-    policy: int
-    versions: dict[str, str]
-    problems: dict[str, str]
-    rows_waiting: int
-
-
 class Engine:
     """Serves every model of a repository. Use from one event loop, between `start` and `stop`.
 
     `admit(model, manifest)` refuses a version by raising. `shadow` gets what a shadow version answered.
-    `on_load(model, version)` follows every version that begins to answer: replay its deltas then.
+    `on_load(model, version)` comes before a version's first request: the moment to apply the deltas it has missed.
     `on_first_answer(model, version, sequence)` follows the first answer computed after a delta (the last, when several
     were applied in between). `load` makes a version from its files. `admit` and `load` run in the loader's thread, the
     others on the loop.
@@ -98,12 +83,11 @@ class Engine:
         on_first_answer: Callable[[str, str, int], None] | None = None,
         load: Callable[[Repository, str, str], Model] = load,
     ) -> None:
-        self._repository, self._clock, self._meter = repository, clock, meter
+        self._repository, self._clock = repository, clock
         self._limits = limits or EngineLimits()
-        self._admit, self._shadow, self._on_load = admit, shadow, on_load
+        self._admit, self._shadow = admit, shadow
         self._on_first_answer, self._load_model = on_first_answer, load
         self._inline_s = self._limits.inline_us_max / 1e6
-        self._served: dict[str, _Served] = {}
         self._ready: deque[Lane] = deque()
         self._copying: deque[Lane] = deque()
         self._scheduled = False
@@ -113,25 +97,22 @@ class Engine:
         self._shadow_free = True
         self._drained: asyncio.Future[None] | None = None
         Numbers(meter, "other", "other")  # where a full meter page folds versions it has no room for
-        self._bad = meter.counter("millstream_refused_total", "Policies and versions that could not be used")
+        self._watch = Watch(repository, meter, self._prepare, on_load)
+        self._served = self._watch.served
 
     async def start(self) -> None:
         """Load and warm what the policies name, then watch. A bad model stops no other: see `ready` and `views`."""
         self._loop = asyncio.get_running_loop()
         self._workers = Workers(self._free, "millstream-worker", self._loop, self._finished)
         self._shadow_worker = Workers(1, "millstream-shadow", self._loop, self._shadowed)
-        self._loader = ThreadPoolExecutor(1, "millstream-load")
         await self.refresh()
-        self._decide()
-        self._watching = asyncio.create_task(self._watch(), name="engine watch")
+        self._watching = asyncio.create_task(self._keep_watching())
 
     async def stop(self) -> None:
         """Refuse what comes, answer everything that waits, end the threads. Shadow work that waits is dropped."""
         self._closing = True
         self._watching.cancel()
-        for served in self._served.values():
-            for task in served.loading.values():
-                task.cancel()
+        self._watch.stop()
         for lane in self._copying:
             lane.numbers.lost.add(len(lane.copies))
             lane.copies.clear()
@@ -141,7 +122,6 @@ class Engine:
             await self._drained
         for workers in (self._workers, self._shadow_worker):
             await self._loop.run_in_executor(None, workers.stop)
-        self._loader.shutdown(wait=False, cancel_futures=True)
 
     # The hot path.
 
@@ -319,7 +299,7 @@ class Engine:
         """Change the weights of one loaded version between two of its batches. False: the delta was there already.
 
         NotFound: its base is not loaded. Conflict: a gap in the sequence, or a model that does not learn. Corrupt: the
-        checksum differs. Nothing changed then; read the base's deltas again.
+        checksum differs; Error: the model refuses it. Nothing changed then; read the base's deltas again.
         """
         served = self._served.get(delta.model)
         lane = served.lanes.get(delta.base) if served else None
@@ -367,20 +347,28 @@ class Engine:
         lane.numbers.refused.add()
         return errors.Busy(f"{lane.label}: {lane.rows_waiting} rows wait already, at most {bound} may; try again")
 
-    # The watch over the repository.
+    def _prepare(self, model: str, version: str) -> Lane:
+        """A version ready to answer, or an error that says why not. Runs in the loader's thread."""
+        manifest = self._repository.manifest(model, version)
+        if self._admit:
+            self._admit(model, manifest)
+        lane = Lane(model, version, manifest, self._load_model(self._repository, model, version), self._limits.rows_max)
+        warm(lane)
+        lane.inline = self._quick(lane.cost)
+        return lane
+
+    # Time passing.
 
     async def refresh(self) -> None:
         """Look at the repository now, and return when everything that its policies need is loaded or refused."""
-        self._look()
-        while tasks := [task for served in self._served.values() for task in served.loading.values()]:
-            await asyncio.wait(tasks)
+        await self._watch.refresh()
 
-    async def _watch(self) -> None:
+    async def _keep_watching(self) -> None:
         decided = self._clock.monotonic()
         while True:
             await self._clock.sleep(self._limits.poll_s)
             try:
-                self._look()
+                self._watch.look()
             except Exception:  # a folder that cannot be read now must not end the watch
                 log.exception("looking at the repository failed; it will be looked at again")
             if self._clock.monotonic() - decided >= DECIDE_S:
@@ -393,113 +381,11 @@ class Engine:
         for served in self._served.values():
             for lane in served.lanes.values():
                 wall = 0.0 if lane.fastest == float("inf") else lane.fastest
-                lane.inline = max(lane.cost, wall) <= self._inline_s and self._inline_s > 0
+                lane.inline = self._quick(max(lane.cost, wall))
                 lane.fastest = float("inf")
 
-    def _look(self) -> None:
-        for name in self._repository.models():
-            served = self._served.get(name)
-            if served is None:
-                served = self._served[name] = _Served(name)
-            self._look_at(served)
-
-    def _look_at(self, served: _Served) -> None:
-        """Follow a policy that changed, and try again a version that was refused and has changed."""
-        name = served.name
-        changed = [v for v, (stamp, _) in served.refused.items() if stamp != self._repository.stamp(name, v)]
-        for version in changed:
-            del served.refused[version]
-        stamp = self._repository.stamp(name)
-        if stamp != served.stamp:
-            served.stamp = stamp
-            try:
-                policy = self._repository.policy(name)
-            except errors.Error as error:
-                if str(error) != served.policy_problem:
-                    self._bad.add()
-                    log.error("%s; the last good policy stays in force", error)
-                served.policy_problem = str(error)
-                return
-            served.policy_problem = ""
-            if policy != served.policy:
-                served.policy = policy
-                served.refused.clear()
-                self._advance(served)
-                return
-        if changed:
-            self._advance(served)
-
-    def _advance(self, served: _Served) -> None:
-        """Start loading what the policy names and is not there; when its live version is, route by it."""
-        policy = served.policy
-        if policy is None or self._closing:
-            return
-        named = policy.named()
-        for version in named:
-            if not (version in served.lanes or version in served.refused or version in served.loading):
-                task = self._loop.create_task(self._load(served, version), name=f"load {served.name} {version}")
-                served.loading[version] = task
-        if policy.live not in served.lanes:
-            return
-        served.lanes = {version: lane for version, lane in served.lanes.items() if version in named}
-        served.route = Route(served.name, policy, served.lanes)
-
-    async def _load(self, served: _Served, version: str) -> None:
-        stamp = self._repository.stamp(served.name, version)
-        try:
-            lane = await self._loop.run_in_executor(self._loader, self._prepare, served.name, version)
-        except Exception as error:  # a model may raise anything while it loads
-            served.refused[version] = stamp, str(error) or repr(error)
-            self._bad.add()
-            log.error("%s %s is not served: %s", served.name, version, error)
-        else:
-            lane.numbers = Numbers(self._meter, served.name, version)
-            lane.inline = lane.cost <= self._inline_s and self._inline_s > 0
-            served.lanes[version] = lane
-        del served.loading[version]
-        self._advance(served)
-        if version in served.lanes and self._on_load:
-            self._loop.call_soon(self._on_load, served.name, version)
-
-    def _prepare(self, model: str, version: str) -> Lane:
-        """A version ready to answer, or an error that says why not. Runs in the loader's thread."""
-        manifest = self._repository.manifest(model, version)
-        if self._admit:
-            self._admit(model, manifest)
-        lane = Lane(model, version, manifest, self._load_model(self._repository, model, version), self._limits.rows_max)
-        warm(lane)
-        return lane
-
-
-class _Served:
-    """One model: the policy it should follow, the route it follows, and what is on the way between the two."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.stamp: Stamp | None = None
-        self.policy: Policy | None = None
-        self.policy_problem = ""
-        self.route: Route | None = None
-        self.lanes: dict[str, Lane] = {}
-        self.loading: dict[str, asyncio.Task[None]] = {}
-        self.refused: dict[str, tuple[Stamp, str]] = {}
-
-    def problems(self) -> dict[str, str]:
-        problems = {version: f"{self.name} {version}: {why}" for version, (_, why) in self.refused.items()}
-        if self.policy_problem:
-            problems["policy"] = self.policy_problem
-        return problems
-
-    def view(self) -> ModelView:
-        named = self.route.policy.named() if self.route else {}
-        return ModelView(
-            model=self.name,
-            live=self.route.live.lane.name if self.route else "",
-            policy=self.route.policy.version if self.route else 0,
-            versions={lane.name: named.get(version, "loaded") for version, lane in self.lanes.items()},
-            problems=self.problems(),
-            rows_waiting=sum(lane.rows_waiting for lane in self.lanes.values()),
-        )
+    def _quick(self, seconds: float) -> bool:
+        return seconds <= self._inline_s and self._inline_s > 0
 
 
 def _scores(outputs: dict[str, Array]) -> bytes | None:

@@ -54,8 +54,9 @@ class Collect:
     def _check(self, number: int, outcome: Outcome, latest: float) -> None:
         where = f"outcome {number}"
         if not math.isfinite(outcome.event_time) or not math.isfinite(outcome.value):
-            raise BadInput(f"{where}: event_time and value must be finite numbers, got {outcome.event_time} and "
-                           f"{outcome.value}")
+            raise BadInput(
+                f"{where}: event_time and value must be finite numbers, got {outcome.event_time} and {outcome.value}"
+            )
         if outcome.event_time > latest:
             raise BadInput(
                 f"{where}: event_time {outcome.event_time:.0f} is {outcome.event_time - self._clock.now():.0f} s ahead "

@@ -18,6 +18,7 @@ from millstream.clock import Clock
 from millstream.errors import BadInput, NotFound
 from millstream.features import Entities
 from millstream.flows.predict import ServedLog, Submit
+from millstream.guard.pii import pseudonym
 from millstream.stream.event import decode
 from millstream.stream.log import Reader
 from millstream.types import Candidate, Output, Rank, Ranked, Request, Served
@@ -27,9 +28,7 @@ class RecommendLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a ranking request is answered with, and its bounds."""
 
     model: Annotated[str, msgspec.Meta(description="the model that ranks when a request names none")] = "ranker"
-    candidates_max: Annotated[
-        int, msgspec.Meta(ge=1, le=100_000, description="candidates a request may bring")
-    ] = 1000
+    candidates_max: Annotated[int, msgspec.Meta(ge=1, le=100_000, description="candidates a request may bring")] = 1000
     answers_kept: Annotated[
         int, msgspec.Meta(ge=0, le=1_000_000, description="answers remembered so that a retried id is not logged twice")
     ] = 20_000
@@ -41,14 +40,22 @@ class RecommendLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Recommend:
     """`call(rank)` is a future of Ranked: candidates best first, ties in the order they were given."""
 
-    def __init__(self, submit: Submit, entities: Entities, clock: Clock, served: ServedLog, limits: RecommendLimits) -> None:
+    def __init__(
+        self, submit: Submit, entities: Entities, clock: Clock, served: ServedLog, limits: RecommendLimits
+    ) -> None:
         self._submit, self._entities, self._clock = submit, entities, clock
         self._served, self._limits = served, limits
         self._answers: OrderedDict[str, Ranked] = OrderedDict()
         self._under_way: dict[str, asyncio.Future[Ranked]] = {}
 
+    @property
+    def model(self) -> str:
+        """The model that ranks when a request names none."""
+        return self._limits.model
+
     def call(self, rank: Rank) -> asyncio.Future[Ranked]:
         self._check(rank)
+        rank.user = pseudonym(rank.user)  # the name under which the log, and so every feature, knows this person
         known = self._answers.get(rank.id)
         if known is not None:
             again: asyncio.Future[Ranked] = asyncio.get_running_loop().create_future()
@@ -119,21 +126,21 @@ class Recommend:
             raise BadInput("candidates holds an item twice: outcomes could not be told apart")
         for name in (rank.id, rank.user, *rank.candidates):
             if not name or len(name.encode()) > limits.name_bytes_max:
-                raise BadInput(f"ids have 1 to {limits.name_bytes_max} bytes, got {name[:40]!r} of {len(name.encode())}")
+                raise BadInput(
+                    f"ids have 1 to {limits.name_bytes_max} bytes, got {name[:40]!r} of {len(name.encode())}"
+                )
 
 
 def _scores(output: Output) -> NDArray[np.float32]:
     scores = output.outputs.get("probability")
     if scores is None:
         raise NotFound(
-            f"model {output.model} {output.version} has outputs {sorted(output.outputs)}; a ranker answers 'probability'"
+            f"model {output.model} {output.version} has outputs {sorted(output.outputs)}; a ranker has 'probability'"
         )
     return np.ascontiguousarray(scores.reshape(-1), np.float32)
 
 
-def _ranked(
-    request: str, model: str, version: str, candidates: tuple[str, ...], scores: NDArray[np.float32]
-) -> Ranked:
+def _ranked(request: str, model: str, version: str, candidates: tuple[str, ...], scores: NDArray[np.float32]) -> Ranked:
     order = np.argsort(-scores, kind="stable").tolist()
     values = scores.tolist()
     return Ranked(request, model, version, [Candidate(candidates[i], values[i]) for i in order])

@@ -4,7 +4,7 @@ Source: Open Inference Protocol V2 (KServe), "Binary Tensor Data" extension as T
 
 Rules of the room:
 - A client's mistake raises BadInput with the tensor, what was expected, what was got, and what to send instead.
-- A header that names neither id nor key says the same thing each time: it is parsed once (`Plan`, bounded).
+- A binary request's header that names neither id nor key will come again: it is parsed once (`Plan`, bounded).
 - Binary tensors are read in place: read-only views of the body, not always aligned.
 """
 

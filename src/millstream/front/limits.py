@@ -22,7 +22,9 @@ class HttpLimits(msgspec.Struct, frozen=True, kw_only=True):
     held_bytes_max: Annotated[
         Count, Meta(description="bodies of all connections that came in pieces; over it a 503")
     ] = 512 << 20
-    head_bytes_max: Annotated[Count, Meta(description="request line and headers; over it a 431")] = 32 << 10
+    head_bytes_max: Annotated[
+        Count, Meta(description="request line and headers, to within a read of 16 KiB; over it a 431")
+    ] = 32 << 10
     headers_max: Annotated[Count, Meta(description="headers of one request; over it a 431")] = 64
     unsent_bytes_max: Annotated[Count, Meta(description="unread answers of one connection before reading stops")] = (
         1 << 20

@@ -48,34 +48,22 @@ ROUTES = {
 class Exchange:
     """One request as read from a connection, and the answer it waits for. `flush` tells the connection of an answer."""
 
-    __slots__ = (
-        "answer",
-        "authorization",
-        "body",
-        "close",
-        "encode",
-        "flush",
-        "future",
-        "held",
-        "ident",
-        "inference_header",
-        "keep",
-        "label",
-        "layout",
-        "linger",
-        "method",
-        "peer",
-        "plan",
-        "request_id",
-        "started",
-        "status",
-        "url",
-    )
-
-    answer: bytes | None
+    # Class attributes are the defaults: most exchanges set few of them.
+    url = method = b""
+    body: bytes | bytearray = b""
+    inference_header: bytes | None = None
+    authorization: bytes | None = None
+    request_id: bytes | None = None
+    label = OTHER
+    status = 200
+    answer: bytes | None = None
+    future: asyncio.Future[Any] | None = None
+    held = 0  # bytes of the body that count against `held_bytes_max`
+    close = False  # the last of its connection
+    keep = False  # HTTP/1.0 that asked for keep-alive
+    linger = False  # the client may still be sending
+    # What `encode` needs of an infer request.
     encode: Callable[[Exchange, Any], bytes]
-    flush: Callable[[], None]
-    future: asyncio.Future[Any] | None
     plan: Plan
     layout: Layout
     ident: bytes
@@ -84,18 +72,6 @@ class Exchange:
         self.flush = flush
         self.peer = peer
         self.started = started
-        self.url = b""
-        self.method = b""
-        self.body: bytes | bytearray = b""
-        self.inference_header: bytes | None = None
-        self.authorization: bytes | None = None
-        self.request_id: bytes | None = None
-        self.answer = None
-        self.future = None
-        self.label = OTHER
-        self.status = 200
-        self.held = 0
-        self.close = self.keep = self.linger = False
 
     def settle(self, future: asyncio.Future[Any]) -> None:
         """The Door's future is done: make the answer."""

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 class GateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When learning must stop by itself."""
 
-    weight_max: Annotated[float, msgspec.Meta(gt=0, description="largest magnitude of a weight that may be served")] = 50.0
+    weight_max: Annotated[float, msgspec.Meta(gt=0, description="largest magnitude of a weight that may be served")] = (
+        50.0
+    )
     window: Annotated[
         int, msgspec.Meta(ge=100, le=1_000_000, description="examples that progressive validation looks back on")
     ] = 5000

@@ -1,4 +1,4 @@
-"""Bring existing history into the log: users, items, and who was shown what and did what, from CSV, TSV, JSONL, Parquet.
+"""Bring existing history into the log: users, items, and who was shown what and did what (CSV, TSV, JSONL, Parquet).
 
 A *map* says which column becomes which field: `FIELD=COLUMN[:TYPE][>=NUMBER]`.
 - topic `users` or `items`: `id` is required, every other field is an attribute. Types: str, int, float, list (values
@@ -69,8 +69,10 @@ def read_map(entries: Sequence[str]) -> dict[str, Field]:
     for entry in entries:
         match = _ENTRY.match(entry.replace(" ", ""))
         if match is None or (match["type"] or "str") not in _TYPES:
-            raise BadInput(f"map {entry!r}: write FIELD=COLUMN, FIELD=COLUMN:TYPE (TYPE is one of {', '.join(_TYPES)}) "
-                           "or FIELD=COLUMN>=NUMBER")
+            raise BadInput(
+                f"map {entry!r}: write FIELD=COLUMN, FIELD=COLUMN:TYPE (TYPE is one of {', '.join(_TYPES)}) "
+                "or FIELD=COLUMN>=NUMBER"
+            )
         least = float(match["least"]) if match["least"] else None
         fields[match["field"]] = Field(match["column"], match["type"] or "str", least)
     return fields
@@ -99,8 +101,9 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         raise BadInput(f"{path}: cannot tell the format; name it .csv, .tsv, .jsonl or .parquet")
 
 
-def import_entities(folder: Path, limits: LogLimits, topic: str, rows: Iterable[Row], fields: Mapping[str, Field],
-                    arrival: float) -> int:
+def import_entities(
+    folder: Path, limits: LogLimits, topic: str, rows: Iterable[Row], fields: Mapping[str, Field], arrival: float
+) -> int:
     """Append users or items to their topic; how many."""
     if "id" not in fields:
         raise BadInput(f"a map for {topic} needs id=COLUMN, got {', '.join(fields) or 'nothing'}")
@@ -122,8 +125,17 @@ class _Shown(msgspec.Struct):
     feedback: dict[str, float]
 
 
-def import_outcomes(folder: Path, limits: LogLimits, entities: Entities, model: str, rows: Iterable[Row],
-                    fields: Mapping[str, Field], *, delay_s: float, window_s: float) -> int:
+def import_outcomes(
+    folder: Path,
+    limits: LogLimits,
+    entities: Entities,
+    model: str,
+    rows: Iterable[Row],
+    fields: Mapping[str, Field],
+    *,
+    delay_s: float,
+    window_s: float,
+) -> int:
     """Append history as served events and outcomes, in order of event time; how many rows."""
     shown = _in_order(rows, fields)
     clock = FakeClock(0.0)

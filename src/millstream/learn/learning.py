@@ -23,7 +23,8 @@ from millstream.learn.push import Push, PushSettings
 from millstream.learn.train import Folded, Training
 from millstream.meter import Meter
 from millstream.models.online import Ftrl
-from millstream.models.repository import Policy, Repository
+from millstream.models.policy import Policy
+from millstream.models.repository import Repository
 from millstream.stream.event import decode
 from millstream.stream.log import Log, Writer
 from millstream.types import Delta
@@ -71,7 +72,8 @@ class Learning:
             return 0
         if self._push is None or self._push.base != policy.live:
             self._follow(policy)
-        assert self._training is not None and self._push is not None
+        if self._training is None or self._push is None:  # a person changed the policy meanwhile: follow it next time
+            return 0
         folded = self._training.step()
         if folded is not None:
             self._observe(folded)
@@ -99,7 +101,9 @@ class Learning:
             self._new_base(policy)
             return
         self._training = Training(learner, model, self._log.reader("examples"), upto)
-        self._push = Push(self._deltas, model, live, self._last_sequence(live, int(str(manifest.lineage["deltas_from"]))))
+        self._push = Push(
+            self._deltas, model, live, self._last_sequence(live, int(str(manifest.lineage["deltas_from"])))
+        )
         self._based_at, self._since = upto, []
         logger.info("%s: continuing base %s from example %d", model, live, upto)
 
@@ -152,7 +156,7 @@ class Learning:
         base = self._repository.put(model, manifest, {manifest.file: training.learner.dump()})
 
         def continue_from(now: Policy) -> Policy:
-            if now.live != parent:
+            if now.live not in (parent, base):  # without a policy file the newest version is live by itself
                 raise Conflict(f"{model}: {now.live} went live while base {base} of {parent} was put")
             return msgspec.structs.replace(now, live=base)
 

@@ -16,7 +16,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from millstream.models.online import Ftrl
 from millstream.stream.event import encode
 from millstream.stream.log import Writer
 from millstream.types import Delta
@@ -25,7 +24,9 @@ from millstream.types import Delta
 class PushSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How often what was learnt reaches the servers."""
 
-    push_s: Annotated[float, msgspec.Meta(ge=0.01, le=86400, description="least time between two deltas, seconds")] = 1.0
+    push_s: Annotated[float, msgspec.Meta(ge=0.01, le=86400, description="least time between two deltas, seconds")] = (
+        1.0
+    )
     base_examples: Annotated[
         int, msgspec.Meta(ge=1, description="examples after which a new base is put; a restart folds at most so many")
     ] = 50_000

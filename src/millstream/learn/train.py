@@ -74,8 +74,8 @@ def gather(records: list[Record], model: str, width: int) -> Batch:
     for event in events:
         if len(event.tokens) != width * 4:
             raise BadInput(
-                f"example {event.request}/{event.item} has {len(event.tokens) // 4} tokens, the learner of {model} takes "
-                f"{width}: it was logged under another feature definition; start a new base for this one"
+                f"example {event.request}/{event.item} has {len(event.tokens) // 4} tokens, the learner of {model} "
+                f"takes {width}: it was logged under another feature definition; start a new base for this one"
             )
     tokens = np.frombuffer(b"".join(e.tokens for e in events), np.uint32).reshape(len(events), width)
     labels = np.array([e.label for e in events], np.float32)
@@ -99,4 +99,12 @@ def train_base(model: str, definition: Definition, settings: Settings, log: Log,
         settings=msgspec.to_builtins(settings),
         lineage={"made_by": "millstream train", "examples": learnt, "upto": training.upto},
     )
-    return repository.put(model, manifest, {manifest.file: training.learner.dump()})
+    live = repository.policy(model).live if model in repository.models() else ""
+    version = repository.put(model, manifest, {manifest.file: training.learner.dump()})
+    repository.change_policy(
+        model,
+        lambda policy: msgspec.structs.replace(policy, live=live or version),
+        who="millstream train",
+        why=f"version {version} was trained" + (f"; {live} stays live until somebody promotes it" if live else ""),
+    )
+    return version

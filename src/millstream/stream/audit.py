@@ -57,8 +57,9 @@ def read_ledger(path: Path) -> Iterator[Acknowledged]:
                 yield msgspec.json.decode(line, type=Acknowledged)
             except msgspec.MsgspecError as error:
                 if number < len(lines):
-                    raise BadInput(f"{path} line {number}: {error}; a ledger line is "
-                                   '{"outcome": key, "event_time": seconds}') from None
+                    raise BadInput(
+                        f'{path} line {number}: {error}; a ledger line is {{"outcome": key, "event_time": seconds}}'
+                    ) from None
 
 
 def audit(log: Log, ledger: Iterable[Acknowledged], window_s: float) -> Audit:

@@ -26,11 +26,11 @@ from typing import Annotated
 import msgspec
 
 from millstream.errors import Corrupt
-from millstream.stream.event import decode
+from millstream.stream.event import Event, decode
 from millstream.stream.log import Log, Record
 from millstream.types import Example, Outcome, Served, SetAside
 
-Emitted = Iterator[tuple[str, msgspec.Struct]]
+Emitted = Iterator[tuple[str, Event]]
 
 
 class JoinSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,7 +106,7 @@ class Join:
         self._requests: OrderedDict[str, _Open] = OrderedDict()
         self._closing: list[tuple[float, str, str]] = []
 
-    def on_item(self, topic: str, record: Record, event: msgspec.Struct) -> Emitted:
+    def on_item(self, topic: str, record: Record, event: Event) -> Emitted:
         if isinstance(event, Served):
             yield from self._on_served(record, event)
         elif isinstance(event, Outcome):
@@ -264,8 +264,6 @@ class Join:
         for one in saved.requests:
             served = decode(reader.read(one.partition, one.offset, 1)[0].value)
             assert isinstance(served, Served)
-            self._requests[served.request] = _Open(
-                served, one.partition, one.offset, one.windows, one.made, one.keys
-            )
+            self._requests[served.request] = _Open(served, one.partition, one.offset, one.windows, one.made, one.keys)
             for item in one.windows:
                 self._close_later(self._requests[served.request], item)

@@ -21,18 +21,18 @@ import msgspec
 from millstream.clock import Clock
 from millstream.errors import Corrupt
 from millstream.store.blob import write_atomic
-from millstream.stream.event import decode, encode
+from millstream.stream.event import Event, decode, encode
 from millstream.stream.log import Log, Record
 
 
 class Operator(Protocol):
     """State folded from events. Outputs are (key, event) pairs, in order."""
 
-    def on_item(self, topic: str, record: Record, event: msgspec.Struct) -> Iterable[tuple[str, msgspec.Struct]]:
+    def on_item(self, topic: str, record: Record, event: Event) -> Iterable[tuple[str, Event]]:
         """One input event. Events of the first input topic of a step come before those of the second."""
         ...
 
-    def on_time(self, now: float) -> Iterable[tuple[str, msgspec.Struct]]:
+    def on_time(self, now: float) -> Iterable[tuple[str, Event]]:
         """The step's time, after its events: unix seconds of this machine's clock when the step ran."""
         ...
 
@@ -121,9 +121,11 @@ class Operation:
         self.save()
         self._writer.close()
 
-    def _gather(
-        self, until: dict[str, dict[int, int]]
-    ) -> tuple[list[tuple[str, Record]], dict[str, dict[int, int]]]:
+    def abandon(self) -> None:
+        """Let go without saving, as a crash would; tests recover from what is on disk."""
+        self._writer.close()
+
+    def _gather(self, until: dict[str, dict[int, int]]) -> tuple[list[tuple[str, Record]], dict[str, dict[int, int]]]:
         """The next events of every input and the offsets after them; up to the offsets `until` where given."""
         ends = {
             topic: until.get(topic) or {p: reader.end(p) for p in reader.partitions()}
@@ -146,8 +148,8 @@ class Operation:
                 offsets[topic][partition] = at
         return batch, offsets
 
-    def _feed(self, batch: list[tuple[str, Record]], now: float) -> list[tuple[str, msgspec.Struct]]:
-        outputs: list[tuple[str, msgspec.Struct]] = []
+    def _feed(self, batch: list[tuple[str, Record]], now: float) -> list[tuple[str, Event]]:
+        outputs: list[tuple[str, Event]] = []
         for topic, record in batch:
             outputs += self.operator.on_item(topic, record, decode(record.value))
         outputs += self.operator.on_time(now)

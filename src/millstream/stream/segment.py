@@ -272,7 +272,7 @@ def recover(folder: Path, mark: Mark | None, booted: bytes) -> Tail:
 def _follow(path: Path, base: int, synced: int, tail: Tail) -> tuple[int, BadFrame | None]:
     """Move `tail` over the segment's whole frames: (where its unsynced bytes begin, the bad frame it stopped at)."""
     if tail.base >= 0 and tail.next != base and base - tail.next < GAP:
-        raise BadFrame(path, 0, f"starts at offset {base} where {tail.next} was due")
+        return 0, BadFrame(path, 0, f"the segment starts at offset {base} where {tail.next} was due")
     tail.next = base
     resync = 0 if base >= synced else SEGMENT.size
     try:

@@ -1,0 +1,387 @@
+"""One HTTP/1.1 connection on asyncio and httptools: bytes <-> exchanges in order.
+
+Rules of the room:
+- A connection is a state machine without tasks or timers: the server sweeps all deadlines once a second.
+- Everything a client can make us hold is bounded in `HttpLimits`: what is over the pipeline bound stays unread.
+- Answers leave in the order of the requests. The last one of a connection says `Connection: close`.
+- The end of a client's stream is its disconnect: what it asked for and nobody will read is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, cast
+
+import httptools
+
+from millstream import errors
+from millstream.front import answer
+from millstream.front.routes import Exchange
+
+if TYPE_CHECKING:
+    from millstream.front.http import Http
+
+# Large reads go to the parser in slices, so that a burst of tiny requests stops at the pipeline bound and not after it.
+SLICE_BYTES = 16 << 10
+# Headers that mean something here, by their usual spellings. Only those of the same lengths are looked at twice.
+_CONTENT_LENGTH, _INFERENCE_LENGTH, _OTHER, _NOTHING = range(4)
+_NOTICED = {
+    b"content-length": _CONTENT_LENGTH,
+    b"inference-header-content-length": _INFERENCE_LENGTH,
+    b"authorization": _OTHER,
+    b"x-request-id": _OTHER,
+    b"connection": _OTHER,
+    b"upgrade": _OTHER,
+    b"content-encoding": _OTHER,
+    b"expect": _OTHER,
+    b"content-type": _NOTHING,
+    b"user-agent": _NOTHING,
+    b"accept": _NOTHING,
+}
+_LENGTHS = frozenset(map(len, _NOTICED))
+_NOTICED |= {name.title(): meaning for name, meaning in _NOTICED.items()}
+_FULL = answer.closing(answer.refusal(errors.Busy("too many connections: try again"))[1])
+
+
+class Connection(asyncio.Protocol):
+    """One client. `_pending`: begun exchanges in order; `_waiting`: read, but over the pipeline bound."""
+
+    __slots__ = (
+        "_chunks",
+        "_due",
+        "_exchange",
+        "_expects",
+        "_feeding",
+        "_flush",
+        "_headers_left",
+        "_held",
+        "_in_body",
+        "_length",
+        "_over",
+        "_parser",
+        "_paused",
+        "_peer",
+        "_pending",
+        "_quiet",
+        "_reading",
+        "_rest",
+        "_server",
+        "_size",
+        "_started",
+        "_transport",
+        "_waiting",
+    )
+
+    def __init__(self, server: Http) -> None:
+        self._server = server
+        self._flush = self.flush
+        self._pending: deque[Exchange] = deque()
+        self._waiting: deque[Exchange] = deque()
+        self._exchange: Exchange | None = None  # being read
+        self._rest = memoryview(b"")  # read from the socket, not yet given to the parser
+        self._in_body = self._expects = self._feeding = self._paused = self._over = False
+        self._reading = True
+        self._headers_left = self._quiet = self._size = self._length = self._held = 0
+        self._due = self._started = 0.0
+
+    # The socket's side.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._started = self._server.monotonic()
+        if not self._server.opened(self):
+            self._over = True
+            self._transport.write(_FULL)
+            self._transport.close()
+            return
+        peer = transport.get_extra_info("peername")
+        self._peer = str(peer[0]) if isinstance(peer, tuple) else ""
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport.set_write_buffer_limits(high=self._server.limits.unsent_bytes_max)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._over = True
+        for exchange in (*self._pending, *self._waiting):
+            self._server.held_bytes -= exchange.held
+            if exchange.future is not None:
+                exchange.future.remove_done_callback(exchange.settle)
+                exchange.future.cancel()
+        self._server.held_bytes -= self._held
+        self._held = 0
+        self._pending.clear()
+        self._waiting.clear()
+        self._rest = memoryview(b"")
+        self._exchange = self._parser = self._flush = None  # type: ignore[assignment]  # breaks the reference cycles
+        self._server.closed(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._over:
+            return  # a refused client that is still sending
+        if self._rest or len(data) > SLICE_BYTES or not self._has_room():
+            self._rest = memoryview(bytes(self._rest) + data if self._rest else data)
+            self._pump()
+        else:
+            self._feeding = True
+            self._feed(data)
+            self._feeding = False
+        if self._reading and (self._rest or self._waiting or self._paused):
+            self._reading = False
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        self._paused = True
+        self._due = self._server.monotonic() + self._server.limits.unread_s
+        if self._reading:
+            self._reading = False
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self.flush()
+
+    # The parser's side. An error raised here leaves `feed_data` as the context of a HttpParserCallbackError.
+
+    def on_message_begin(self) -> None:
+        server = self._server
+        self._started = server.monotonic()
+        self._exchange = Exchange(self._flush, self._peer, self._started)
+        self._headers_left = server.limits.headers_max
+        self._size = self._length = 0
+
+    def on_url(self, url: bytes) -> None:
+        exchange = self._exchange
+        assert exchange is not None
+        exchange.url = exchange.url + url if exchange.url else url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        left = self._headers_left = self._headers_left - 1
+        if left < 0:
+            raise answer.HeadTooLarge(f"more than {self._server.limits.headers_max} headers: send fewer")
+        if self._in_body:
+            return  # a trailer comes too late to mean anything
+        meaning = _NOTICED.get(name)
+        if meaning is None:
+            if len(name) not in _LENGTHS:
+                return
+            name = name.lower()
+            meaning = _NOTICED.get(name, _NOTHING)
+        if meaning == _CONTENT_LENGTH:
+            length, most = int(value), self._server.limits.body_bytes_max  # the parser has checked that it is a number
+            if length > most:
+                raise errors.TooLarge(f"Content-Length: {length}, at most {most} bytes a request: split it")
+            self._length = length
+        elif meaning == _INFERENCE_LENGTH:
+            self._exchange.inference_header = value  # type: ignore[union-attr]
+        elif meaning == _OTHER:
+            self._notice(name.lower(), value)
+
+    def on_headers_complete(self) -> None:
+        self._in_body = True
+        self._quiet = 0
+        if self._expects:
+            self._expects = False
+            self._continue()
+
+    def on_body(self, piece: bytes) -> None:
+        exchange, limits = self._exchange, self._server.limits
+        assert exchange is not None
+        self._quiet = 0
+        self._size += len(piece)
+        if self._size > limits.body_bytes_max:
+            raise errors.TooLarge(f"the body is over {limits.body_bytes_max} bytes: split it")
+        if not exchange.body:
+            exchange.body = piece
+            return
+        # One growing buffer: a list of one-byte chunks would hold fifty times what was sent.
+        if not isinstance(exchange.body, bytearray):
+            exchange.body = bytearray(exchange.body)
+        exchange.body += piece
+        self._server.held_bytes += self._size - self._held
+        self._held = self._size
+        if self._server.held_bytes > limits.held_bytes_max:
+            raise errors.Busy(f"bodies of {limits.held_bytes_max} bytes are being read already: try again")
+
+    def on_message_complete(self) -> None:
+        exchange = self._exchange
+        assert exchange is not None
+        exchange.method = self._parser.get_method()
+        if self._held:
+            exchange.held, self._held = self._held, 0
+        self._exchange, self._in_body, self._quiet = None, False, 0
+        if not self._parser.should_keep_alive():
+            if (version := self._parser.get_http_version()) not in ("1.0", "1.1"):
+                self._exchange = exchange
+                raise errors.BadInput(f"HTTP/{version} is not spoken here: use HTTP/1.1")
+            exchange.close = True
+        if exchange.close:
+            self._over = True  # nothing after it is read
+        if self._waiting or self._paused or len(self._pending) >= self._server.limits.pipelined_max:
+            self._waiting.append(exchange)
+            return
+        self._pending.append(exchange)
+        self._server.routes.begin(exchange)
+        if exchange.answer is not None:
+            self.flush()
+
+    def _notice(self, name: bytes, value: bytes) -> None:
+        exchange = self._exchange
+        assert exchange is not None
+        if name == b"authorization":
+            exchange.authorization = value
+        elif name == b"x-request-id":
+            exchange.request_id = value
+        elif name == b"connection":
+            exchange.keep = value.lower() == b"keep-alive" and self._parser.get_http_version() == "1.0"
+        elif name == b"upgrade":
+            exchange.close = True  # not spoken here: answered as HTTP/1.1, and nothing read after it
+        elif name == b"content-encoding" and value.lower() != b"identity":
+            raise answer.Unsupported(f"Content-Encoding {ascii(value[:40])[1:]} is not read here: send it plain")
+        elif name == b"expect" and value.lower() == b"100-continue":
+            self._expects = True
+
+    def _continue(self) -> None:
+        """Ask for the body: behind the answers that are still due, as the interim answer belongs to this request."""
+        if not self._pending and not self._waiting:
+            self._transport.write(answer.CONTINUE)
+            return
+        interim = Exchange(self._flush, self._peer, 0.0)
+        interim.status, interim.answer = 100, answer.CONTINUE
+        (self._waiting if self._waiting else self._pending).append(interim)
+
+    # Between the two.
+
+    def _has_room(self) -> bool:
+        return not self._waiting and not self._paused and len(self._pending) < self._server.limits.pipelined_max
+
+    def _feed(self, data: bytes | memoryview) -> None:
+        self._quiet += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            return  # the exchange is marked to close
+        except httptools.HttpParserCallbackError as error:
+            self._refuse(error.__context__ or error)
+            return
+        except httptools.HttpParserError as error:
+            if not self._over:  # else: bytes after a request that closes
+                self._refuse(errors.BadInput(f"not an HTTP/1.1 request: {error}; check its line, headers and framing"))
+            return
+        # A header, a trailer or a chunk extension without end would grow inside the parser.
+        most = self._server.limits.head_bytes_max
+        if self._quiet > most and not self._over:
+            self._refuse(
+                answer.HeadTooLarge(f"{self._quiet} bytes of request line and headers and no end, at most {most}")
+            )
+
+    def _pump(self) -> None:
+        """Give the parser what was read, as long as there is room for its requests; then read on."""
+        if self._feeding:
+            return
+        self._feeding = True
+        while self._rest and not self._over and self._has_room():
+            # A body of known length goes in whole: slices are against many requests, not against large ones.
+            size = max(SLICE_BYTES, self._length - self._size if self._in_body else 0)
+            part, self._rest = self._rest[:size], self._rest[size:]
+            self._feed(part)
+        self._feeding = False
+        if self._over:
+            self._rest = memoryview(b"")
+        if not self._reading and not self._rest and self._has_room() and not self._transport.is_closing():
+            self._reading = True
+            self._transport.resume_reading()
+
+    def flush(self) -> None:
+        """Send the answers that are next in order, then begin what waited for room."""
+        pending, waiting, limits = self._pending, self._waiting, self._server.limits
+        while True:
+            while pending and pending[0].answer is not None:
+                self._send(pending.popleft())
+            if not waiting or self._paused or len(pending) >= limits.pipelined_max:
+                break
+            exchange = waiting.popleft()
+            pending.append(exchange)
+            if exchange.answer is None:
+                self._server.routes.begin(exchange)
+        if not self._reading and not self._feeding:
+            self._pump()
+
+    def _send(self, exchange: Exchange) -> None:
+        whole = exchange.answer
+        assert whole is not None
+        if exchange.status != 100:
+            self._server.routes.count(exchange)
+            if exchange.method == b"HEAD":
+                whole = answer.head_of(whole)
+            exchange.close = exchange.close or (self._server.draining and self._is_idle())
+            if exchange.close:
+                whole = answer.closing(whole)
+            elif exchange.keep:
+                whole = answer.with_header(whole, b"Connection: keep-alive")
+        self._transport.write(whole)
+        if exchange.held:
+            self._server.held_bytes -= exchange.held
+            exchange.held = 0
+        if exchange.close:
+            self._close(exchange.linger)
+
+    def _refuse(self, error: BaseException) -> None:
+        """Answer a request that cannot be read to its end, after those before it, and read no more."""
+        exchange = self._exchange or Exchange(self._flush, self._peer, self._started)
+        exchange.refuse(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+        exchange.close = exchange.linger = True
+        exchange.held, self._held, exchange.body = self._held, 0, b""
+        self._exchange, self._over = None, True
+        (self._waiting if self._waiting else self._pending).append(exchange)
+        self.flush()
+
+    def _close(self, linger: bool) -> None:
+        """Close once the answer is out. Lingering: a client that still sends would lose the answer to a reset."""
+        limits = self._server.limits
+        self._over = True
+        self._due = self._server.monotonic() + (limits.linger_s if linger else limits.unread_s)
+        if linger and self._transport.can_write_eof():
+            self._transport.write_eof()
+            if not self._reading:
+                self._reading = True
+                self._transport.resume_reading()
+        else:
+            self._transport.close()
+
+    # The server's side.
+
+    def _is_idle(self) -> bool:
+        return not (self._pending or self._waiting or self._exchange or self._rest)
+
+    def sweep(self, now: float) -> None:
+        """Enforce the deadlines of this connection. Called every second."""
+        limits = self._server.limits
+        if self._pending or self._waiting or self._paused:
+            self._started = now  # the client's time starts again when we have answered
+        if self._paused:
+            if now >= self._due:
+                self._server.timed_out.add()
+                self._transport.abort()
+        elif self._pending or self._waiting:
+            return
+        elif self._over:
+            if now >= self._due:
+                self._transport.abort()
+        elif self._exchange is not None:
+            allowed, part = (limits.body_s, "body") if self._in_body else (limits.head_s, "headers")
+            if now - self._started > allowed:
+                self._server.timed_out.add()
+                self._refuse(answer.TimedOut(f"the {part} did not come within {allowed:g} s: send it faster, or split"))
+        elif now - self._started > limits.idle_s:
+            self._close(linger=False)
+
+    def drain(self) -> None:
+        """Close now if nothing is under way; otherwise the last answer closes."""
+        if not self._over and self._is_idle():
+            self._close(linger=False)
+
+    def abort(self) -> None:
+        self._transport.abort()

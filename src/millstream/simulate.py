@@ -1,0 +1,134 @@
+"""Traffic with known truth: people, items, and what they do, from probabilities that can be asked for.
+
+Only known truth can prove a loop right: whether a model finds the probabilities, follows their drift, and waits long
+enough for outcomes that come late.
+
+Rules of the room:
+- All randomness comes from the generator that is handed in: the same seed gives the same world and the same moments.
+- What is shown is drawn uniformly from candidates drawn uniformly: a logged moment says nothing of any policy.
+- A click is a coin with `sigmoid(BIAS + quality[item] + taste[user](t) . genres[item])`. With drift every taste turns
+  from one direction to another and back, once in `drift_period_s`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+OCCUPATIONS = ("artist", "doctor", "engineer", "farmer", "lawyer", "student", "teacher", "writer")
+GENRES = ("action", "animation", "comedy", "crime", "drama", "horror", "musical", "western")
+BIAS = -0.6
+BLOCK = 1024  # moments drawn at a time
+
+
+class Moment(msgspec.Struct, frozen=True):
+    """`item`, one of `candidates`, was shown to `user` at `event_time` (unix seconds); `label`: whether it was clicked,
+    which the service hears `delay_s` later; `probability`: the truth behind the coin."""
+
+    event_time: float
+    user: str
+    item: str
+    candidates: tuple[str, ...]
+    label: bool
+    delay_s: float
+    probability: float
+
+
+class Simulator:
+    """A world of `users` and `items` (rows with `id` and attributes) and its moments in order of time.
+
+    Moments come `rate` a second on average (Poisson); delays are exponential with mean `delay_s`; tastes turn once in
+    `drift_period_s` seconds, 0 means never.
+    """
+
+    def __init__(
+        self,
+        random: np.random.Generator,
+        *,
+        users: int = 1000,
+        items: int = 1000,
+        candidates: int = 10,
+        start: float = 1_600_000_000.0,
+        rate: float = 10.0,
+        delay_s: float = 30.0,
+        drift_period_s: float = 40_000.0,
+    ) -> None:
+        if not 1 <= candidates <= items // 2:
+            raise ValueError(f"candidates must be 1 to half of the {items} items, got {candidates}")
+        self._random, self._now = random, start
+        self._start, self._rate, self._delay_s, self._period_s = start, rate, delay_s, drift_period_s
+        self._candidates = candidates
+        occupation = random.integers(0, len(OCCUPATIONS), users)
+        self.users: list[dict[str, Any]] = [
+            {"id": f"u{i}", "age": int(age), "gender": gender, "occupation": OCCUPATIONS[occupation[i]]}
+            for i, (age, gender) in enumerate(
+                zip(random.integers(18, 80, users), random.choice(["F", "M"], users).tolist(), strict=True)
+            )
+        ]
+        # A taste is what the occupation shares and what is one's own: attributes explain a part, the id the rest.
+        shared = random.normal(0, 1.0, (2, len(OCCUPATIONS), len(GENRES)))
+        self._tastes: Floats = shared[:, occupation] + random.normal(0, 0.7, (2, users, len(GENRES)))
+        marks = random.random((items, len(GENRES))) < 0.2
+        marks[np.arange(items), random.integers(0, len(GENRES), items)] = True
+        self._genres: Floats = marks / np.sqrt(marks.sum(axis=1, keepdims=True))
+        self._quality: Floats = random.normal(0, 0.5, items)
+        self.items: list[dict[str, Any]] = [
+            {
+                "id": f"i{i}",
+                "title": f"Item {i}",
+                "year": int(year),
+                "genres": [genre for genre, has in zip(GENRES, marks[i], strict=True) if has],
+            }
+            for i, year in enumerate(random.integers(1960, 2020, items))
+        ]
+
+    def probability(self, user: str, items: Sequence[str], event_time: float) -> Floats:
+        """The truth, float64 [len(items)]: how likely `user` clicks each of `items` if shown at `event_time`."""
+        places = np.array([int(item[1:]) for item in items], np.int64)
+        return self._truth(np.full(len(places), int(user[1:])), places, np.full(len(places), event_time))
+
+    def moments(self, count: int) -> Iterator[Moment]:
+        """The next `count` moments: time goes on where the last call left it."""
+        for size in (min(BLOCK, count - done) for done in range(0, count, BLOCK)):
+            yield from self._block(size)
+
+    def _block(self, size: int) -> list[Moment]:
+        random = self._random
+        times = self._now + random.exponential(1 / self._rate, size).cumsum()
+        self._now = float(times[-1])
+        users = random.integers(0, len(self.users), size)
+        candidates = self._distinct(size)
+        shown = candidates[np.arange(size), random.integers(0, self._candidates, size)]
+        truth = self._truth(users, shown, times)
+        labels = random.random(size) < truth
+        delays = random.exponential(self._delay_s, size)
+        return [
+            Moment(time, f"u{user}", f"i{item}", tuple([f"i{i}" for i in row]), label, delay, probability)
+            for time, user, item, row, label, delay, probability in zip(
+                times.tolist(), users.tolist(), shown.tolist(), candidates.tolist(), labels.tolist(), delays.tolist(),
+                truth.tolist(), strict=True,
+            )
+        ]  # fmt: skip
+
+    def _distinct(self, size: int) -> Ints:
+        """Rows of different items, int64 [size, candidates]: drawn freely, and drawn again where two are the same."""
+        rows = self._random.integers(0, len(self.items), (size, self._candidates))
+        while True:
+            ordered = np.sort(rows, axis=1)
+            again = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
+            if not len(again):
+                return rows
+            rows[again] = self._random.integers(0, len(self.items), (len(again), self._candidates))
+
+    def _truth(self, users: Ints, items: Ints, times: Floats) -> Floats:
+        turned = (times - self._start) / self._period_s * 2 * np.pi if self._period_s else np.zeros(len(times))
+        taste = np.cos(turned)[:, None] * self._tastes[0, users] + np.sin(turned)[:, None] * self._tastes[1, users]
+        logit = BIAS + self._quality[items] + (taste * self._genres[items]).sum(axis=1)
+        return np.asarray(1 / (1 + np.exp(-logit)), np.float64)

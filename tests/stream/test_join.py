@@ -1,0 +1,281 @@
+"""The join against an oracle written from its docstring, over random streams; steps and crashes change nothing."""
+
+from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from millstream.clock import FakeClock
+from millstream.stream import Join, JoinSettings, Log, Operation, decode, encode
+from millstream.types import Example, Outcome, Served, SetAside
+
+WINDOW, KEEP = 30.0, 200.0
+SETTINGS = JoinSettings(window_s=WINDOW, keep_s=KEEP, idle_s=1000.0)
+KINDS = ("impression", "like", "click", "nonsense")
+
+
+def served(number: int, event_time: float, items: int = 3) -> Served:
+    names = [f"i{n}" for n in range(items)]
+    return Served(
+        request=f"r{number}",
+        model="ranker",
+        version="1@0",
+        policy=0,
+        arm="live",
+        user="u",
+        candidates=names,
+        event_time=event_time,
+        tokens=np.arange(items * 2, dtype=np.uint32).tobytes(),
+        scores=np.arange(items, dtype=np.float32).tobytes(),
+    )
+
+
+@st.composite
+def histories(draw):
+    """Requests at growing times, and outcomes for them: late, early, out of order, repeated, misdirected."""
+    count = draw(st.integers(1, 6))
+    times = sorted(draw(st.lists(st.integers(0, 300), min_size=count, max_size=count)))
+    requests = [served(n, float(t)) for n, t in enumerate(times)]
+    outcome = st.builds(
+        lambda request, item, kind, value, time, id: Outcome(
+            request=request, item=item, kind=kind, value=value, event_time=float(time), id=id
+        ),
+        st.sampled_from([r.request for r in requests] + ["stranger"]),
+        st.sampled_from(["i0", "i1", "i9"]),
+        st.sampled_from(KINDS),
+        st.sampled_from([0.0, 1.0]),
+        st.integers(0, 500),
+        st.sampled_from(["", "", "", "a", "b"]),
+    )
+    return requests, draw(st.lists(outcome, max_size=25))
+
+
+@dataclass
+class Item:
+    keys: list = field(default_factory=list)
+    deadline: float = 0.0
+    since: int = 0
+    shown: bool = False
+    positive: bool = False
+    made: bool = False
+
+
+def oracle(requests: list[Served], outcomes: list[Outcome]) -> dict[str, tuple[str, object]]:
+    """Where each outcome key must end: ("example", (request, item, label)) or ("aside", cause). Brute force, all
+    outcomes of one pair at a time, from the rules in the module's docstring."""
+    marks = []
+    for outcome in outcomes:
+        marks.append(max(outcome.event_time, marks[-1] if marks else float("-inf")))
+
+    def first(threshold: float, since: int) -> int:
+        """The first outcome at or after `since` whose arrival moves time to `threshold` or beyond; len when none."""
+        for n in range(max(since, bisect_left(marks, threshold)), len(marks)):
+            if n == 0 or marks[n] > marks[n - 1]:
+                return n
+        return len(marks)
+
+    ends: dict[str, tuple[str, object]] = {}
+    known = {r.request: r for r in requests}
+    gone = {r.request: first(r.event_time + KEEP, 0) for r in requests}
+    # the oldest remembered request shields younger ones: they are forgotten in order of arrival
+    for earlier, later in pairwise(requests):
+        gone[later.request] = max(gone[later.request], gone[earlier.request])
+    items: dict[tuple[str, str], Item] = {}
+    seen: dict[str, set[str]] = {}
+
+    def settle(pair: tuple[str, str], at: int) -> None:
+        item = items.get(pair)
+        if item is None or item.made or not item.keys:
+            return
+        closes, leaves = first(item.deadline, item.since), gone[pair[0]]
+        if closes < at and closes <= leaves:
+            for key in item.keys:
+                ends[key] = ("example", (*pair, 0.0)) if item.shown else ("aside", "no_impression")
+            items[pair] = Item(made=item.shown)
+        elif leaves < at:
+            for key in item.keys:
+                ends[key] = ("aside", "expired")
+            items[pair] = Item()
+
+    for n, outcome in enumerate(outcomes):
+        key, pair = f"{n}:{outcome.key()}", (outcome.request, outcome.item)
+        if outcome.request not in known or gone[outcome.request] < n:
+            for other in [p for p in items if p[0] == outcome.request]:
+                settle(other, n)
+            before = marks[n - 1] if n else float("-inf")
+            ends[key] = ("aside", "expired" if outcome.event_time < before - KEEP else "unknown_request")
+            continue
+        settle(pair, n)
+        item = items.setdefault(pair, Item())
+        if outcome.key() in seen.setdefault(outcome.request, set()):
+            ends[key] = ("aside", "duplicate")
+        elif outcome.item not in known[outcome.request].candidates:
+            ends[key] = ("aside", "not_a_candidate")
+        elif outcome.kind == "nonsense":
+            ends[key] = ("aside", "unknown_kind")
+        elif item.made:
+            ends[key] = ("aside", "late")
+        elif outcome.kind == "impression" and item.shown:
+            ends[key] = ("aside", "duplicate")
+        else:
+            seen[outcome.request].add(outcome.key())
+            if not item.keys or outcome.kind == "impression":
+                item.deadline, item.since = outcome.event_time + WINDOW, n
+            item.shown |= outcome.kind == "impression"
+            item.positive |= outcome.kind == "like" and outcome.value >= 1
+            item.keys.append(key)
+            if item.shown and item.positive:
+                for one in item.keys:
+                    ends[one] = ("example", (*pair, 1.0))
+                items[pair] = Item(made=True)
+    for pair in list(items):
+        settle(pair, len(outcomes))
+    return ends
+
+
+def run(folder, requests, outcomes, steps=(), crash_after=()):
+    """The real thing on a real log. `steps`: how many outcomes are there at each step; after the steps numbered in
+    `crash_after` the operation is dropped without a word and recovered."""
+    clock = FakeClock(10_000.0)
+    log = Log(folder, clock)
+    to_served, to_outcomes = log.writer("served"), log.writer("outcomes")
+
+    def operation():
+        return Operation(Join(SETTINGS), log, Join.inputs, "examples", folder / "snapshot", clock, snapshot_steps=3)
+
+    for one in requests:
+        to_served.append(b"", encode(one))
+    joining, at = operation(), 0
+    for number, upto in enumerate([*sorted(steps), len(outcomes)]):
+        for outcome in outcomes[at:upto]:
+            to_outcomes.append(b"", encode(outcome))
+        at = max(at, upto)
+        joining.step()
+        if number in crash_after:
+            joining.abandon()
+            joining = operation()
+    joining.step()
+    reader = log.reader("examples")
+    events = [decode(record.value) for record in reader.read(0, 0, 10_000)] if reader.end(0) else []
+    log.close()
+    return events
+
+
+def where(events) -> list:
+    """Every outcome key with the place it ended in, as a sorted list."""
+    found = []
+    for event in events:
+        if isinstance(event, Example):
+            found += [(key, "example", (event.request, event.item, event.label)) for key in event.outcomes]
+        elif isinstance(event, SetAside):
+            found.append((event.outcome, "aside", event.cause))
+    return sorted(found, key=repr)
+
+
+@settings(max_examples=150, deadline=None)
+@given(histories())
+def test_every_outcome_ends_where_the_rules_say(tmp_path_factory, history):
+    requests, outcomes = history
+    events = run(tmp_path_factory.mktemp("join"), requests, outcomes)
+    expected = [(key.split(":", 1)[1], *end) for key, end in oracle(requests, outcomes).items()]
+    assert where(events) == sorted(expected, key=repr)
+
+
+@settings(max_examples=60, deadline=None)
+@given(histories(), st.lists(st.integers(0, 25), max_size=6), st.sets(st.integers(0, 6)))
+def test_neither_steps_nor_crashes_change_the_outputs(tmp_path_factory, history, steps, crashes):
+    requests, outcomes = history
+    steps = [min(step, len(outcomes)) for step in steps]
+    whole = run(tmp_path_factory.mktemp("whole"), requests, outcomes)
+    pieces = run(tmp_path_factory.mktemp("pieces"), requests, outcomes, steps, crashes)
+    assert timeless(pieces) == timeless(whole)
+
+
+def timeless(events):
+    return [(type(e).__name__, e.request, e.item, getattr(e, "label", None), getattr(e, "cause", None)) for e in events]
+
+
+@settings(max_examples=60, deadline=None)
+@given(histories())
+def test_after_the_last_watermark_each_key_is_in_exactly_one_place(tmp_path_factory, history):
+    requests, outcomes = history
+    end = Outcome(kind="watermark", event_time=1e6)
+    events = run(tmp_path_factory.mktemp("end"), requests, [*outcomes, end])
+    places = Counter((key, request) for key, request in _keys(events))
+    sent = Counter((outcome.key(), outcome.request) for outcome in outcomes)
+    assert places == sent
+    pairs = Counter((e.request, e.item) for e in events if isinstance(e, Example))
+    assert all(count == 1 for count in pairs.values())
+
+
+def _keys(events):
+    for event in events:
+        if isinstance(event, Example):
+            yield from ((key, event.request) for key in event.outcomes)
+        else:
+            yield event.outcome, event.request
+
+
+def one(folder, *outcomes, requests=None):
+    return run(folder, requests or [served(0, 0.0)], list(outcomes))
+
+
+def test_a_positive_is_emitted_on_arrival_with_the_logged_row_and_score(tmp_path):
+    (example,) = one(
+        tmp_path,
+        Outcome(request="r0", item="i1", kind="impression", event_time=1.0),
+        Outcome(request="r0", item="i1", kind="like", event_time=2.0),
+    )
+    assert (example.label, example.score, example.wait_s) == (1.0, 1.0, 0.0)
+    assert np.frombuffer(example.tokens, np.uint32).tolist() == [2, 3]
+    assert example.outcomes == ["r0/i1/impression", "r0/i1/like"]
+
+
+def test_a_person_may_change_their_mind_within_the_window(tmp_path):
+    (example,) = one(
+        tmp_path,
+        Outcome(request="r0", item="i1", kind="impression", event_time=1.0),
+        Outcome(request="r0", item="i1", kind="like", value=0.0, event_time=2.0),
+        Outcome(request="r0", item="i1", kind="like", value=1.0, event_time=20.0, id="again"),
+    )
+    assert example.label == 1.0
+
+
+def test_a_candidate_that_was_never_shown_never_becomes_an_example(tmp_path):
+    events = one(
+        tmp_path,
+        Outcome(request="r0", item="i1", kind="impression", event_time=1.0),
+        Outcome(kind="watermark", event_time=1e9),
+    )
+    assert [(event.item, event.label) for event in events] == [("i1", 0.0)]
+
+
+def test_the_last_window_before_a_quiet_night_closes_too(tmp_path):
+    clock = FakeClock(10_000.0)
+    log = Log(tmp_path, clock)
+    log.writer("served").append(b"", encode(served(0, 0.0)))
+    log.writer("outcomes").append(b"", encode(Outcome(request="r0", item="i0", kind="impression", event_time=1.0)))
+    settings = JoinSettings(window_s=30.0, idle_s=5.0)
+    joining = Operation(Join(settings), log, Join.inputs, "examples", tmp_path / "snapshot", clock)
+    joining.step()
+    clock.advance(34.9)
+    joining.step()
+    assert log.reader("examples").end(0) == 0
+    clock.advance(0.2)
+    joining.step()
+    assert log.reader("examples").end(0) == 1
+
+
+def test_what_is_remembered_is_bounded(tmp_path):
+    join = Join(JoinSettings(requests_max=2))
+    log = Log(tmp_path, FakeClock())
+    writer = log.writer("served")
+    for number in range(3):
+        writer.append(b"", encode(served(number, float(number))))
+    joining = Operation(join, log, Join.inputs, "examples", tmp_path / "snapshot", FakeClock())
+    joining.step()
+    assert join.needed("served") == {0: 1}
