@@ -259,7 +259,7 @@ def repository(models: Path) -> Path:
 
 
 def our_command(models: Path, port: int) -> list[str]:
-    return [sys.executable, "-m", "millstream.cli", "serve", str(models), "--http-port", str(port)]
+    return [sys.executable, "-m", "millstream", "serve", str(models), "--http-port", str(port)]
 
 
 def floor_command(floor: Path, models: Path, port: int) -> list[str]:

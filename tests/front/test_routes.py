@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from front_house import Reply, Served, affine, affine_binary, chunked, http, infer, tensor
+from front_house import Reply, Served, affine, affine_binary, chunked, http, infer, models, tensor
 
 from millstream import errors
 from millstream.front import HttpLimits
@@ -284,6 +284,22 @@ def test_a_changed_model_is_seen_at_once() -> None:
             assert "'x'" in (await served.ask(affine())).error
             del served.door.served["affine"]
             assert (await served.ask(affine())).status == 404
+
+    asyncio.run(run())
+
+
+def test_an_equal_description_keeps_the_plan() -> None:
+    """A Door that makes its descriptions anew must not cost a plan (its parsed headers, its templates) a request."""
+
+    async def run() -> None:
+        async with Served() as served:
+            plans = []
+            for _ in range(2):
+                served.door.served = models()
+                await served.ask(affine_binary())
+                infer = served.http.routes._known[b"/v2/models/affine/infer"].run.__self__  # type: ignore[attr-defined]
+                plans.append(infer._plan)
+            assert plans[0] is plans[1]
 
     asyncio.run(run())
 

@@ -68,6 +68,10 @@ def test_a_bare_number_is_a_phone_only_after_a_word_that_says_so(written: str) -
     assert redact(f"the total was {written}") == f"the total was {written}"
 
 
+def test_one_word_may_announce_two_numbers() -> None:
+    assert redact("call 13800138000 or 2125551234") == "call [PHONE] or [PHONE]"
+
+
 @pytest.mark.parametrize(
     "text",
     [

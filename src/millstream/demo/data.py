@@ -78,7 +78,7 @@ def movielens(cache: Path | None = None, seed: int = 7) -> Data:
 def simulated(count: int = 100_000, seed: int = 7) -> Data:
     """A hundred thousand moments of the simulator: click probabilities, delays and drift are known."""
     random = np.random.default_rng(seed)
-    simulator = Simulator(random)
+    simulator = Simulator(random, delay_s=8.0)
     shown = []
     for moment in simulator.moments(count):
         candidates = list(moment.candidates)

@@ -1,13 +1,14 @@
 """The demo's client: replays the past over HTTP the way any back end would live it.
 
-For each moment: ask for a ranking; when the answer is there, report the impression of the one item that was shown,
-then, as a call of its own, whether it was liked. Rankings run side by side; outcomes go out on one connection in the
-order of time. Every call carries an id of the client's, so whatever a crash leaves unanswered is simply sent again.
+For each moment: ask for a ranking; when the answer is there, report the impression of the one item that was shown; and
+when its time has come, as a call of its own, whether it was liked. Rankings run side by side; outcomes go out on one
+connection in the order of time. Every call carries an id of the client's, so whatever a crash leaves unanswered is simply sent again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import io
 from collections import deque
 from collections.abc import Sequence
@@ -183,21 +184,23 @@ class Replay:
 
     async def _follow(self, asked: asyncio.Queue[tuple[int, asyncio.Future[Answer]] | None]) -> None:
         """Take the answers in order of time and report what the person did."""
-        last = 0.0
         sent: deque[asyncio.Future[Answer]] = deque(maxlen=PIPELINED_MAX)
+        coming: list[tuple[float, int]] = []  # outcomes that lie ahead: (event time, moment)
+        last = 0.0
         while (one := await asked.get()) is not None:
             number, future = one
             moment, answer = self.shown[number], await future
             self.latencies.append(answer.seconds)
             self.labels.append(moment.like)
             self.scores.append(self._score(answer, moment.item))
-            last = moment.event_time + moment.delay_s
-            did = (("impression", 1.0, moment.event_time), ("like", float(moment.like), last))
-            for kind, value, time in did:
-                outcome = Outcome(request=f"demo-{number}", item=moment.item, kind=kind, value=value, event_time=time)
-                sent.append(await self._report(outcome))
-        end = Outcome(kind="watermark", event_time=last + 3600.0)
-        sent.append(await self._report(end))
+            while coming and coming[0][0] <= moment.event_time:
+                sent.append(await self._report("like", *heapq.heappop(coming)))
+            sent.append(await self._report("impression", moment.event_time, number))
+            heapq.heappush(coming, (moment.event_time + moment.delay_s, number))
+            last = max(last, moment.event_time + moment.delay_s)
+        while coming:
+            sent.append(await self._report("like", *heapq.heappop(coming)))
+        sent.append(await self._send(Outcome(kind="watermark", event_time=last + 3600.0)))
         await asyncio.gather(*sent, return_exceptions=True)
 
     def _score(self, answer: Answer, item: str) -> float:
@@ -207,7 +210,13 @@ class Replay:
         ranked = msgspec.json.decode(answer.body, type=Ranked)
         return next(candidate.score for candidate in ranked.items if candidate.item == item)
 
-    async def _report(self, outcome: Outcome) -> asyncio.Future[Answer]:
+    async def _report(self, kind: str, event_time: float, number: int) -> asyncio.Future[Answer]:
+        moment = self.shown[number]
+        value = float(moment.like) if kind == "like" else 1.0
+        outcome = Outcome(request=f"demo-{number}", item=moment.item, kind=kind, value=value, event_time=event_time)
+        return await self._send(outcome)
+
+    async def _send(self, outcome: Outcome) -> asyncio.Future[Answer]:
         body = {name: getattr(outcome, name) for name in ("request", "item", "kind", "value", "event_time")}
         future = await self._outcomes.post("/v1/outcomes", orjson.dumps(body))
         future.add_done_callback(lambda done: self._acknowledge(outcome, done))

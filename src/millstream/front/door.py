@@ -26,7 +26,7 @@ class Door(Protocol):
         """
 
     def describe(self, model: str, version: str = "") -> Description:
-        """A served model, or errors.NotFound. The same object until it changes: borders cache by its identity."""
+        """A served model, or errors.NotFound. The same object until it changes: borders look at its identity first."""
 
     def models(self) -> list[Description]:
         """Every served model."""

@@ -265,7 +265,7 @@ class Infer:
         principal = self._routes.principal(exchange)
         description = self._door.describe(self._model, self._version)
         plan = self._plan
-        if plan is None or plan.description is not description:
+        if plan is None or (plan.description is not description and plan.description != description):
             plan = self._plan = Plan(description)
             self._routes.remember(exchange.url, self.route)
         layout, inputs = plan.read(exchange.body, _header_length(exchange.inference_header))

@@ -179,7 +179,7 @@ class _Number(NamedTuple):
         """Whether one of the announcing words stands close in front."""
         begins = self.cues[cue]
         nearest = bisect_left(begins, self.start) - 1
-        return nearest >= 0 and begins[nearest] >= max(self.floor, self.start - _CUE_REACH)
+        return nearest >= 0 and begins[nearest] >= self.start - _CUE_REACH
 
 
 def _alnum(text: str, at: int, ceiling: int) -> bool:

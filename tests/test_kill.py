@@ -1,0 +1,86 @@
+"""kill -9 of the real processes at random moments of the real demo: nothing acknowledged is lost or learnt twice, and
+the weights that are served equal the fold of `examples`, recomputed here from the log."""
+
+import asyncio
+import os
+import random
+import signal
+
+import msgspec
+import numpy as np
+import pytest
+
+from millstream import app, config
+from millstream.clock import SystemClock
+from millstream.demo.data import simulated
+from millstream.demo.run import Demo, free_port
+from millstream.learn.train import gather
+from millstream.models.online import Ftrl, ServedFtrl
+from millstream.stream import decode
+from millstream.types import Delta
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+MOMENTS = 8000
+
+
+def fold(at: app.Installation) -> np.ndarray:
+    """An empty learner over the whole topic, in one go."""
+    learner = Ftrl(at.settings.ftrl, at.definition.width)
+    reader, offset = at.log.reader("examples"), 0
+    while offset < reader.end(0):
+        records = reader.read(0, offset, 5000)
+        learner.learn(*gather(records, at.model, learner.width)[:3])
+        offset = records[-1].offset + 1
+    return learner.weights()
+
+
+def served(at: app.Installation) -> np.ndarray:
+    """The live base with every delta of it: what each server holds."""
+    live = at.repository.policy(at.model).live
+    weights = ServedFtrl.load(at.repository.folder(at.model, live) / "model.ftrl").weights.copy()
+    reader, offset = at.log.reader("deltas"), 0
+    while offset < reader.end(0):
+        records = reader.read(0, offset)
+        for delta in (decode(record.value) for record in records):
+            if isinstance(delta, Delta) and delta.base == live:
+                weights[np.frombuffer(delta.slots, np.uint32)] = np.frombuffer(delta.weights, np.float32)
+        offset = records[-1].offset + 1
+    return weights
+
+
+async def play(demo: Demo, victims: list[tuple[str, ...]], seed: int) -> None:
+    """Replay, and kill the victims, a group after the other, at random moments."""
+    moments = random.Random(seed)
+    await demo.start()
+    replaying = asyncio.create_task(demo.replay.run())
+    for group in victims:
+        await asyncio.sleep(moments.uniform(0.8, 2.0))
+        for role in group:
+            os.kill(demo.supervisor.pid(role), signal.SIGKILL)
+    await replaying
+    await demo.settle()
+    await asyncio.sleep(1.0)  # one more push interval
+    await demo.supervisor.stop()
+
+
+@pytest.mark.parametrize(
+    "victims",
+    [[("serve",), ("serve",)], [("learn",), ("learn",)], [("serve", "learn"), ("learn",), ("serve",)]],
+    ids=["serve", "learn", "both"],
+)
+def test_killing_processes_loses_and_doubles_nothing(tmp_path, victims):
+    data = simulated(MOMENTS)
+    demo = Demo(tmp_path / "demo", data, free_port(0), rate=900.0)
+    demo.prepare()
+    asyncio.run(play(demo, victims, seed=len(victims[0]) + len(victims)))
+
+    figures = demo.figures()
+    assert figures.errors == 0, demo.replay.first_error
+    assert sum(demo.supervisor.restarts.values()) == sum(map(len, victims))
+    assert (figures.lost, figures.duplicated) == (0, 0)
+    assert figures.outcomes == 2 * figures.requests == 2 * len(demo.replay.shown)
+    assert figures.examples == figures.requests
+    settings = config.read(demo.file, app.Settings)
+    with app.Installation(demo.folder, settings, SystemClock()) as at:
+        assert np.array_equal(served(at), fold(at))
+    assert msgspec.json.encode(figures)
