@@ -15,13 +15,13 @@ from millstream.types import Principal
 
 
 def test_a_key_is_its_principal_and_the_file_does_not_hold_it(tmp_path: Path) -> None:
-    shop, shop_entry = new_key("shop", ("ranker:infer", "*:outcome"))
+    shop, shop_entry = new_key("shop", ("ranker:infer", "*:outcomes"))
     admin, admin_entry = new_key('ad"min\\\n')
     path = tmp_path / "keys.toml"
     path.write_text(shop_entry + admin_entry)
     keys = Keys.load(path)
     assert shop not in path.read_text() and admin not in path.read_text()
-    assert keys.principal(shop, loopback=False) == Principal("shop", ("ranker:infer", "*:outcome"))
+    assert keys.principal(shop, loopback=False) == Principal("shop", ("ranker:infer", "*:outcomes"))
     assert keys.principal(admin, loopback=True) == Principal('ad"min\\\n', ("*:*",))
 
 

@@ -340,6 +340,7 @@ def test_a_durable_record_is_not_published_or_acknowledged_before_its_sync_and_t
             with pytest.raises(errors.Busy):
                 writer.append_durable(b"", value(3, 49))
             assert writer.end == 0 and not any(future.done() for future in futures)
+            assert list(log.reader("t").frames(0)) == [] and log.reader("t").read(0, 0) == []
             disk.set()
             return await asyncio.gather(*futures)
 
@@ -417,6 +418,31 @@ def test_a_failed_sync_is_not_trusted_again(tmp_path: Path, monkeypatch: pytest.
         again = log.writer("t")
         assert again.append_durable_wait(b"", value(4)) >= segment.GAP
         assert [number(r) for r in everything(log.reader("t"))] in ([0, 4], [0, 1, 4])
+
+
+def test_recovery_dirties_unsynced_bytes_anew_before_it_trusts_a_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Log(tmp_path / "log", FakeClock()) as log:
+        writer = log.writer("t")
+        writer.append_frame([(b"", value(0))], sync=True)
+        synced = last_segment(tmp_path / "log" / "t" / "0").stat().st_size
+        writer.append(b"", value(1, 100))
+        folder = crashed(log, tmp_path / "crash")
+    size = last_segment(folder).stat().st_size
+    written: list[tuple[int, int]] = []
+    real = os.pwrite
+
+    def spied(fd: int, data: bytes, position: int) -> int:
+        written.append((position, position + len(data)))
+        return real(fd, data, position)
+
+    monkeypatch.setattr(os, "pwrite", spied)
+    with Log(tmp_path / "crash", FakeClock()) as again:
+        assert [number(r) for r in everything(again.reader("t"))] == [0, 1]
+        again.writer("t")
+        assert (synced, size) in written
+        assert [number(r) for r in everything(again.reader("t"))] == [0, 1]
 
 
 def test_arrivals_never_decrease_when_the_clock_jumps_back(tmp_path: Path) -> None:
@@ -540,7 +566,8 @@ def test_retention_waits_for_groups_until_the_disk_limit_and_counts_what_it_forc
         log.commit("fast", "t", {0: 40})
         writer.retain()
         assert 0 < reader.start(0) <= 10
-        log.commit("elsewhere", "t", {1: 5})
+        log.commit("slow", "t", {0: 40})
+        log.commit("elsewhere", "t", {1: 50})
         assert writer.retain().segments == 0, "a group that never named this partition still has all of it to read"
     with Log(tmp_path, FakeClock(), LogLimits(segment_bytes=256, disk_bytes_max=700)) as log:
         writer = log.writer("t")

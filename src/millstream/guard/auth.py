@@ -4,7 +4,7 @@
     [[key]]
     name = "shop"
     sha256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
-    verbs = ["ranker:infer", "*:recommend", "*:outcome"]
+    verbs = ["ranker:infer", "*:recommend", "*:outcomes"]
 
 Rules of the room:
 - The file holds digests, never keys. A key is 256 random bits, so a plain SHA-256 cannot be searched.
@@ -30,7 +30,7 @@ from millstream import errors
 from millstream.clock import Clock, SystemClock
 from millstream.types import Principal
 
-DATA_VERBS = ("describe", "infer", "recommend", "outcome")
+DATA_VERBS = ("describe", "infer", "recommend", "outcomes")
 LOOK_S = 1.0
 KEY_CHARS_MAX = 512
 
