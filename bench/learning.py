@@ -24,7 +24,9 @@ import msgspec
 import numpy as np
 from vowpalwabbit.pyvw import Workspace
 
-from millstream import app, config
+from millstream import config
+from millstream.app.installation import Installation, Settings
+from millstream.app.roles import Learn, Serve
 from millstream.clock import FakeClock
 from millstream.demo.data import Shown, movielens
 from millstream.demo.run import Demo
@@ -44,12 +46,12 @@ class AtLogTime:
     """Both roles in this process, stepped by a discrete-event clock."""
 
     def __init__(self, folder: Path, clock: FakeClock) -> None:
-        settings = config.read(folder / "millstream.toml", app.Settings)
+        settings = config.read(folder / "millstream.toml", Settings)
         push = msgspec.structs.replace(settings.learn.push, push_s=PUSH_S)
         learn = msgspec.structs.replace(settings.learn, push=push)
         self.clock = clock
-        self.installation = app.Installation(folder, msgspec.structs.replace(settings, learn=learn), clock)
-        self.serve, self.learn = app.Serve(self.installation), app.Learn(self.installation)
+        self.installation = Installation(folder, msgspec.structs.replace(settings, learn=learn), clock)
+        self.serve, self.learn = Serve(self.installation), Learn(self.installation)
         self.scores: list[float] = []
         self.ledger: list[Acknowledged] = []
         self.quiet = 0

@@ -10,7 +10,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from millstream import app, config
+from millstream import config
+from millstream.app.installation import Installation, Settings
 from millstream.clock import SystemClock
 from millstream.demo.data import simulated
 from millstream.demo.run import Demo, free_port
@@ -23,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 MOMENTS = 8000
 
 
-def fold(at: app.Installation) -> np.ndarray:
+def fold(at: Installation) -> np.ndarray:
     """An empty learner over the whole topic, in one go."""
     learner = Ftrl(at.settings.ftrl, at.definition.width)
     reader, offset = at.log.reader("examples"), 0
@@ -34,7 +35,7 @@ def fold(at: app.Installation) -> np.ndarray:
     return learner.weights()
 
 
-def served(at: app.Installation) -> np.ndarray:
+def served(at: Installation) -> np.ndarray:
     """The live base with every delta of it: what each server holds."""
     live = at.repository.policy(at.model).live
     weights = ServedFtrl.load(at.repository.folder(at.model, live) / "model.ftrl").weights.copy()
@@ -80,7 +81,7 @@ def test_killing_processes_loses_and_doubles_nothing(tmp_path, victims):
     assert (figures.lost, figures.duplicated) == (0, 0)
     assert figures.outcomes == 2 * figures.requests == 2 * len(demo.replay.shown)
     assert figures.examples == figures.requests
-    settings = config.read(demo.file, app.Settings)
-    with app.Installation(demo.folder, settings, SystemClock()) as at:
+    settings = config.read(demo.file, Settings)
+    with Installation(demo.folder, settings, SystemClock()) as at:
         assert np.array_equal(served(at), fold(at))
     assert msgspec.json.encode(figures)

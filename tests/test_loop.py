@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from millstream import app
+from millstream.app.installation import Installation, Settings
+from millstream.app.roles import Learn, Serve, train
 from millstream.clock import FakeClock
 from millstream.features import Column, Definition
 from millstream.learn.history import Field, import_entities
@@ -30,7 +31,7 @@ SETTINGS = msgspec.convert(
         "join": {"window_s": 10.0, "idle_s": 1000.0},
         "engine": {"poll_s": 0.01},
     },
-    app.Settings,
+    Settings,
 )
 SETTINGS = msgspec.structs.replace(
     SETTINGS,
@@ -51,12 +52,12 @@ class Loop:
         import_entities(
             folder / "log", LogLimits(), "users", users, {"id": Field("id"), "age": Field("age", "int")}, 1.0
         )
-        with app.Installation(folder, SETTINGS, self.clock) as empty:
-            app.train(empty)
+        with Installation(folder, SETTINGS, self.clock) as empty:
+            train(empty)
         self.serve = self.learn = None
 
     def installation(self):
-        made = app.Installation(self.folder, SETTINGS, self.clock)
+        made = Installation(self.folder, SETTINGS, self.clock)
         made.log = CrashingLog(self.folder / "log", self.clock, self.fuse)
         made.repository = CrashingRepository(self.folder / "models", self.fuse)
         return made
@@ -65,13 +66,13 @@ class Loop:
         """Start what is not running, as the supervisor does."""
         if self.serve is None:
             self.serving = self.installation()
-            self.serve = app.Serve(self.serving)
+            self.serve = Serve(self.serving)
             await self.serve.engine.start()
             self.serve.poll()
             self.serve._recommend.recall(self.serving.log.reader("served"), 0)
         if self.learn is None:
             self.learning = self.installation()
-            self.learn = app.Learn(self.learning)
+            self.learn = Learn(self.learning)
 
     async def crash(self):
         """Both processes die; nothing is saved, the partitions come free."""
@@ -149,7 +150,7 @@ class Loop:
 
     def weights_on_disk(self):
         """The weights a server holds: the live base, and every delta of it, applied here by hand."""
-        installation = app.Installation(self.folder, SETTINGS, self.clock)
+        installation = Installation(self.folder, SETTINGS, self.clock)
         live = installation.repository.policy("ranker").live
         path = installation.repository.folder("ranker", live) / "model.ftrl"
         weights = ServedFtrl.load(path).weights.copy()
@@ -199,7 +200,7 @@ def test_the_loop_learns_and_its_books_balance(uncrashed):
     weights, served = uncrashed.weights_on_disk()
     assert served == uncrashed.served.live, "the server answers with exactly what was pushed"
     assert np.count_nonzero(weights) > 0
-    repository = app.Installation(uncrashed.folder, SETTINGS, uncrashed.clock).repository
+    repository = Installation(uncrashed.folder, SETTINGS, uncrashed.clock).repository
     assert len(repository.versions("ranker")) >= 3, "version 1, the learner's first base, and later ones"
 
 

@@ -7,10 +7,10 @@ import zlib
 import numpy as np
 import orjson
 
-from millstream.app import House
+from millstream.app.house import House
 from millstream.clock import SystemClock
 from millstream.engine import Engine
-from millstream.flows import Predict
+from millstream.flows.predict import Predict
 from millstream.front import Http
 from millstream.meter import Meter
 from millstream.models.manifest import Manifest

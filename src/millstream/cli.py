@@ -52,18 +52,15 @@ def _show(result: Any) -> None:
 
 
 def _serve(args: argparse.Namespace) -> None:
-    from millstream.app import serve_path
+    from millstream.app.plain import serve_path
 
     asyncio_run(serve_path(args.path, args.host, args.http_port))
 
 
 def _up(args: argparse.Namespace) -> None:
-    from millstream import app
+    from millstream.app import roles
 
-    if args.role:
-        asyncio_run(app.run_role(args.config, args.role))
-    else:
-        asyncio_run(app.supervise(args.config))
+    asyncio_run(roles.run_role(args.config, args.role) if args.role else roles.supervise(args.config))
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -76,10 +73,11 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> object:
-    from millstream import app
+    from millstream.app.installation import Installation
+    from millstream.app.roles import train
 
-    with app.Installation.open(args.config) as installation:
-        version = app.train(installation)
+    with Installation.open(args.config) as installation:
+        version = train(installation)
         return {"model": installation.model, "version": version}
 
 
@@ -131,10 +129,11 @@ def _log(args: argparse.Namespace) -> object:
     from millstream.stream.audit import audit, read_ledger
 
     if args.verb == "import":
-        from millstream import app
+        from millstream.app.installation import Installation
+        from millstream.app.roles import import_history
 
-        with app.Installation.open(args.config) as installation:
-            count = app.import_history(installation, args.file, args.topic, args.map, args.delay)
+        with Installation.open(args.config) as installation:
+            count = import_history(installation, args.file, args.topic, args.map, args.delay)
         return {"topic": args.topic, "rows": count}
     if not args.dir.is_dir():
         raise BadInput(f"{args.dir}: no such folder; a log is the folder `log` of an installation")

@@ -4,7 +4,8 @@ Rules of the room:
 - A number is one 8-byte slot of a shared page: adding to it is one memory write, never a lock, a file or a message.
 - Each process owns its page (`NAME.page`) and a directory of its slots (`NAME.json`); nobody else writes either.
 - A page outlives its process, so counters survive a kill -9: the process that comes back continues its own page.
-- Labels have a bound (`SLOTS`): past it a new series is folded into the label value "other" and counted.
+- Labels have a bound: when all but RESERVE slots are taken, a new labelled series is folded into the label values
+  "other", for which the reserve is kept.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from collections.abc import Iterable, Mapping, MutableSequence, Sequence
 from pathlib import Path
 from typing import cast
 
-SLOTS = 8192
+SLOTS = 1 << 16
+RESERVE = 1 << 12
 SECONDS = (
     0.0005,
     0.001,
@@ -148,10 +150,11 @@ class Meter:
         known = self._series.get(key)
         if known is None:
             known = {"name": name, "help": help, "kind": kind, "labels": dict(labels or {}), "bounds": list(bounds)}
-            if self._used + _size(known) > SLOTS:
-                if any(value != "other" for value in (labels or {}).values()):
-                    other = dict.fromkeys(labels or {}, "other")
-                    return self._slot(_key(name, other), name, help, kind, other, bounds)
+            used = self._used + _size(known)
+            other = dict.fromkeys(labels or {}, "other")
+            if used > SLOTS - RESERVE and labels and other != labels:
+                return self._slot(_key(name, other), name, help, kind, other, bounds)
+            if used > SLOTS:
                 raise MemoryError(f"the meter page is full ({SLOTS} slots): {key} has no room")
             known["slot"] = self._used
             self._used += _size(known)

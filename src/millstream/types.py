@@ -100,15 +100,15 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
     """What a person did with one item of one answer.
 
     `kind` is "impression" (it was shown), a feedback kind such as "like" with `value`, or "watermark", which carries
-    no item and only says that no event older than `event_time` is still to come. `id` makes a retry harmless; empty
-    means `request/item/kind`. `text` is what the person wrote, if anything.
+    no item and only says that no event older than `event_time` is still to come. `event_time` 0 means: when it arrives.
+    `id` makes a retry harmless; empty means `request/item/kind`. `text` is what the person wrote, if anything.
     """
 
     request: str = ""
     item: str = ""
     kind: str
     value: float = 1.0
-    event_time: float
+    event_time: float = 0.0
     id: str = ""
     text: Text = ""
 

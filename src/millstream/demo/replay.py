@@ -2,7 +2,8 @@
 
 For each moment: ask for a ranking; when the answer is there, report the impression of the one item that was shown; and
 when its time has come, as a call of its own, whether it was liked. Rankings run side by side; outcomes go out on one
-connection in the order of time. Every call carries an id of the client's, so whatever a crash leaves unanswered is simply sent again.
+connection in the order of time. Every call carries an id of the client's, so whatever a crash leaves unanswered is
+simply sent again.
 """
 
 from __future__ import annotations

@@ -21,7 +21,9 @@ import numpy as np
 from rich.console import Console
 from rich.live import Live
 
-from millstream import app, config
+from millstream import config
+from millstream.app.installation import Installation, Settings
+from millstream.app.roles import train
 from millstream.clock import SystemClock
 from millstream.demo.board import Figures, board, verdict
 from millstream.demo.data import Data, movielens, simulated
@@ -81,7 +83,7 @@ class Demo:
         if any(self.folder.iterdir()):
             raise Misconfigured(f"{self.folder} is not empty: the demo starts from nothing; choose another --dir")
         self.file.write_text(TOML.format(port=self.port))
-        settings = config.read(self.file, app.Settings)
+        settings = config.read(self.file, Settings)
         began = self._history[0].event_time
         log = self.folder / "log"
         for topic, rows in (("users", self.data.users), ("items", self.data.items)):
@@ -91,12 +93,12 @@ class Demo:
             {"user": one.user, "item": one.item, "event_time": one.event_time, "like": float(one.like)}
             for one in self._history
         ]
-        installation = app.Installation(self.folder, settings, self.clock)
+        installation = Installation(self.folder, settings, self.clock)
         import_outcomes(
             log, settings.log, installation.entities(), settings.recommend.model, rows,
             {name: Field(name) for name in rows[0]}, delay_s=1.0, window_s=settings.join.window_s,
         )  # fmt: skip
-        version = app.train(installation)
+        version = train(installation)
         installation.repository.change_policy(
             settings.recommend.model,
             lambda policy: msgspec.structs.replace(policy, live=version, shadow=(version,)),
@@ -128,7 +130,7 @@ class Demo:
     async def settle(self) -> Audit:
         """Wait until everything acknowledged has become an example or was set aside, then balance the books."""
         began = self.clock.monotonic()
-        settings = config.read(self.file, app.Settings)
+        settings = config.read(self.file, Settings)
         log = Log(self.folder / "log", self.clock)
         while True:
             self._audit = audit(log, read_ledger(self.ledger), settings.join.window_s)
@@ -173,8 +175,8 @@ class Demo:
         )
 
     def _versions(self) -> list[str]:
-        settings = config.read(self.file, app.Settings)
-        return app.Installation(self.folder, settings, self.clock).repository.versions(settings.recommend.model)
+        settings = config.read(self.file, Settings)
+        return Installation(self.folder, settings, self.clock).repository.versions(settings.recommend.model)
 
 
 class _Frozen:

@@ -322,8 +322,12 @@ class Engine:
         served = self._served.get(model)
         if served is None or served.route is None:
             raise self._not_here(model)
-        arm = served.route.explicit(version) if version else served.route.live
-        return arm.lane.describe(tuple(sorted(served.lanes, key=int)))
+        route = served.route
+        known = route.described.get(version)
+        if known is None:
+            arm = route.explicit(version) if version else route.live
+            known = route.described[version] = arm.lane.describe(tuple(sorted(served.lanes, key=int)))
+        return known
 
     def views(self) -> list[ModelView]:
         """The state of every model, problems included."""

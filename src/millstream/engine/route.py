@@ -18,7 +18,7 @@ from itertools import accumulate
 from millstream.engine.batch import Lane
 from millstream.errors import NotFound
 from millstream.models.policy import Policy
-from millstream.types import Request
+from millstream.types import Description, Request
 
 
 class Arm:
@@ -36,6 +36,7 @@ class Route:
 
     def __init__(self, model: str, policy: Policy, lanes: Mapping[str, Lane]) -> None:
         self.policy = policy
+        self.described: dict[str, Description] = {}  # by the version asked for; the same object until the route changes
         self._model = model
         self._salt = blake2b(model.encode(), digest_size=16).digest()
         self._unnamed = itertools.count()

@@ -1,7 +1,5 @@
-"""Products: what a request means. A flow reads feature rows, asks the engine, and writes one served event a request."""
+"""Products: what a request means. A flow reads feature rows, asks the engine, and writes one served event a request.
 
-from millstream.flows.collect import Collect, CollectLimits
-from millstream.flows.predict import Predict, ServedLog
-from millstream.flows.recommend import Recommend, RecommendLimits
-
-__all__ = ["Collect", "CollectLimits", "Predict", "Recommend", "RecommendLimits", "ServedLog"]
+predict.py (plain V2), recommend.py (rank given candidates), collect.py (outcomes). Import what you need from its file:
+recommend.py brings the compiled feature rows with it, the others do not.
+"""

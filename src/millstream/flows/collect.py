@@ -29,6 +29,7 @@ class CollectLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name_bytes_max: Annotated[
         int, msgspec.Meta(ge=16, le=65536, description="longest id, request, item or kind, bytes of UTF-8")
     ] = 512
+    text_chars_max: Annotated[int, msgspec.Meta(ge=0, le=1_000_000, description="longest comment, characters")] = 4096
 
 
 class Collect:
@@ -39,9 +40,10 @@ class Collect:
         self._accepted = meter.counter("millstream_outcomes_total", "Outcomes made durable.")
 
     def call(self, outcomes: Sequence[Outcome]) -> asyncio.Future[int]:
-        latest = self._clock.now() + self._limits.ahead_s_max
+        now = self._clock.now()
+        outcomes = [o if o.event_time else msgspec.structs.replace(o, event_time=now) for o in outcomes]
         for number, outcome in enumerate(outcomes):
-            self._check(number, outcome, latest)
+            self._check(number, outcome, now + self._limits.ahead_s_max)
         durable = [self._writer.append_durable(o.request.encode(), encode(o)) for o in outcomes]
         return asyncio.ensure_future(self._acknowledge(durable))
 
@@ -66,6 +68,10 @@ class Collect:
             raise BadInput(f'{where}: kind is empty; it names what happened, such as "impression" or "like"')
         if outcome.kind != "watermark" and not (outcome.request and outcome.item):
             raise BadInput(f"{where}: request and item say what the outcome belongs to; one of them is empty")
+        if len(outcome.text) > self._limits.text_chars_max:
+            raise BadInput(
+                f"{where}: text has {len(outcome.text)} characters, {self._limits.text_chars_max} are allowed"
+            )
         for name in ("id", "request", "item", "kind"):
             size = len(getattr(outcome, name).encode())
             if size > self._limits.name_bytes_max:

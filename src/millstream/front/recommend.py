@@ -83,7 +83,9 @@ def read_outcomes(body: bytes | bytearray, outcomes_max: int) -> list[Outcome]:
         for name in ("request", "item", "kind", "id"):
             _bounded(f"outcomes[{at}].{name}", getattr(one, name))
     return [
-        Outcome(request=o.request, item=o.item, kind=o.kind, value=o.value, event_time=o.event_time, id=o.id)
+        Outcome(
+            request=o.request, item=o.item, kind=o.kind, value=o.value, event_time=o.event_time, id=o.id, text=o.text
+        )
         for o in found
     ]
 

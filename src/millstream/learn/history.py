@@ -26,6 +26,7 @@ import numpy as np
 from millstream.clock import FakeClock
 from millstream.errors import BadInput, Missing
 from millstream.features import Entities
+from millstream.guard.pii import pseudonym
 from millstream.stream.event import encode
 from millstream.stream.log import Log, LogLimits
 from millstream.types import Entity, Outcome, Served
@@ -111,7 +112,7 @@ def import_entities(
     count = 0
     for count, row in enumerate(rows, 1):
         values = {name: field.of(row, f"row {count}") for name, field in fields.items()}
-        id = str(values.pop("id"))
+        id = pseudonym(str(values.pop("id"))) if topic == "users" else str(values.pop("id"))
         attributes = {name: value for name, value in values.items() if value is not None}
         writer.append(id.encode(), encode(Entity(id=id, attributes=attributes)))
     writer.close()
@@ -179,7 +180,7 @@ def _in_order(rows: Iterable[Row], fields: Mapping[str, Field]) -> list[_Shown]:
         feedback = {kind: fields[kind].of(row, where) for kind in kinds}
         try:
             values = {kind: float(value) for kind, value in feedback.items() if value is not None}
-            found.append(_Shown(str(user), str(item), float(time), values))
+            found.append(_Shown(pseudonym(str(user)), str(item), float(time), values))
         except ValueError:
             raise BadInput(f"{where}: event_time and feedback must be numbers, got {time!r} and {feedback}") from None
     times = np.array([one.event_time for one in found])

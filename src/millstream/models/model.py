@@ -49,10 +49,8 @@ def load(repository: Repository, model: str, version: str) -> Model:
 
             loaded = Onnx(path)
         case "ftrl":
-            try:
-                from millstream.models.online import ServedFtrl
-            except ModuleNotFoundError as error:
-                raise errors.Missing.extra("learn", f"{model} {version} (format ftrl)") from error
+            from millstream.models.online import ServedFtrl
+
             loaded = ServedFtrl.load(path)
         case other:
             raise errors.Misconfigured(f"{path.parent}: format {other!r} is not known here; there are: onnx, ftrl")

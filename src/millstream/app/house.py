@@ -1,0 +1,66 @@
+"""The Door: authorises (model, verb), then hands the request to its flow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from millstream.engine import Engine
+from millstream.errors import Error, NotFound
+from millstream.flows.collect import Collect
+from millstream.flows.predict import Predict
+from millstream.front.door import Answer, Call
+from millstream.guard import auth
+from millstream.guard.auth import Keys
+from millstream.meter import Meter
+from millstream.types import Description, Principal, Rank, Request
+
+if TYPE_CHECKING:  # feature rows are compiled: serving models alone must not import the compiler
+    from millstream.flows.recommend import Recommend
+
+
+class House:
+    """The Door: authorises (model, verb), then hands the request to its flow. `recommend` and `collect` need a log."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        predict: Predict,
+        meter: Meter,
+        keys: Keys | None,
+        recommend: Recommend | None = None,
+        collect: Collect | None = None,
+    ) -> None:
+        self._engine, self._predict, self._recommend, self._collect = engine, predict, recommend, collect
+        self._keys = keys
+        self.describe = engine.describe
+        self.metrics = meter.render
+
+    def call(self, request: Call, principal: Principal) -> Answer:
+        if isinstance(request, Request):
+            self._check(principal, request.model, "infer")
+            return self._predict.call(request)
+        if self._recommend is None or self._collect is None:
+            raise NotFound("this process serves models alone; `millstream up -c FILE` also ranks and takes outcomes")
+        if isinstance(request, Rank):
+            self._check(principal, request.model or self._recommend.model, "recommend")
+            return self._recommend.call(request)
+        self._check(principal, "*", "outcomes")
+        return self._collect.call(request)
+
+    def models(self) -> list[Description]:
+        return [self._engine.describe(model) for model in self._engine.models()]
+
+    def ready(self, model: str = "", version: str = "") -> bool:
+        if not model:
+            return self._engine.ready()
+        try:
+            return bool(self._engine.describe(model, version))
+        except Error:
+            return False
+
+    def principal(self, key: str | None, peer: str) -> Principal:
+        return auth.ANYBODY if self._keys is None else self._keys.principal(key, peer in ("127.0.0.1", "::1"))
+
+    def _check(self, principal: Principal, model: str, verb: str) -> None:
+        if self._keys is not None:
+            auth.check(principal, model, verb)

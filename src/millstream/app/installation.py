@@ -1,0 +1,114 @@
+"""An installation is a folder: `millstream.toml` (settings), `log/` (topics), `models/` (versions and policies), `state/`
+(snapshots, meter pages). Roles share nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Self
+
+import msgspec
+
+from millstream import config
+from millstream.clock import Clock, SystemClock
+from millstream.engine import EngineLimits
+from millstream.errors import Misconfigured
+from millstream.features import Definition, Entities
+from millstream.flows.collect import CollectLimits
+from millstream.flows.recommend import RecommendLimits
+from millstream.front import HttpLimits
+from millstream.learn import LearnSettings
+from millstream.models.online import Settings as FtrlSettings
+from millstream.models.repository import Repository
+from millstream.stream import Join, JoinSettings, Log, LogLimits, Operation, Reader, decode
+from millstream.types import Entity
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`millstream.toml`: every setting of an installation."""
+
+    host: Annotated[str, msgspec.Meta(description="address of the data plane")] = "127.0.0.1"
+    http_port: Annotated[int, msgspec.Meta(ge=0, le=65535, description="port of the data plane; 0: a free one")] = 8000
+    keys: Annotated[str, msgspec.Meta(description="keys file; empty: everybody may use the data plane")] = ""
+    poll_s: Annotated[
+        float, msgspec.Meta(ge=0.005, le=1.0, description="how often a role looks at the log for news, seconds")
+    ] = 0.05
+    http: HttpLimits = HttpLimits()
+    engine: EngineLimits = EngineLimits()
+    log: LogLimits = LogLimits()
+    outcomes: CollectLimits = CollectLimits()
+    recommend: RecommendLimits = RecommendLimits()
+    features: Annotated[Definition | None, msgspec.Meta(description="what a feature row of a ranker holds")] = None
+    join: JoinSettings = JoinSettings()
+    learn: LearnSettings = LearnSettings()
+    ftrl: FtrlSettings = FtrlSettings()
+
+
+class Installation:
+    """The folder, opened: what every role of it shares. Use it in a `with`, or close it."""
+
+    def __init__(self, folder: Path, settings: Settings, clock: Clock) -> None:
+        self.folder, self.settings, self.clock = folder, settings, clock
+        self.log = Log(folder / "log", clock, settings.log)
+        self.repository = Repository(folder / "models")
+        self.model = settings.learn.model or settings.recommend.model
+
+    @classmethod
+    def open(cls, file: Path) -> Installation:
+        """From its `millstream.toml`: the installation is the folder the file lies in."""
+        return cls(file.resolve().parent, config.read(file, Settings), SystemClock())
+
+    def meter(self, role: str) -> Meter:
+        """The counters of one role; `render` sums those of all."""
+        return Meter(self.folder / "state" / "meters", role)
+
+    @property
+    def definition(self) -> Definition:
+        """The feature definition; Misconfigured when the settings have none."""
+        if self.settings.features is None:
+            raise Misconfigured(f"{self.folder}: ranking and learning need a [features] table in millstream.toml")
+        return self.settings.features
+
+    def entities(self) -> Entities:
+        """Known users and items as topics `users` and `items` have them now."""
+        known = Known(Entities(self.definition), self.log)
+        known.poll()
+        return known.entities
+
+    def join(self) -> Operation:
+        """The join of `served` and `outcomes`; one process at a time may hold it."""
+        path = self.folder / "state" / "join.snapshot"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Operation(Join(self.settings.join), self.log, Join.inputs, "examples", path, self.clock)
+
+    def close(self) -> None:
+        self.log.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Known:
+    """Users and items, followed from their topics."""
+
+    def __init__(self, entities: Entities, log: Log) -> None:
+        self.entities = entities
+        self._topics = (("user", log.reader("users")), ("item", log.reader("items")))
+        self._at: dict[tuple[str, int], int] = {}
+
+    def poll(self) -> None:
+        """Take in what is new."""
+        for kind, reader in self._topics:
+            for partition in reader.partitions():
+                self._follow(kind, reader, partition)
+
+    def _follow(self, kind: str, reader: Reader, partition: int) -> None:
+        at = max(self._at.get((kind, partition), 0), reader.start(partition))
+        while at < reader.end(partition) and (records := reader.read(partition, at)):
+            for event in (decode(record.value) for record in records):
+                if isinstance(event, Entity):
+                    self.entities.upsert("user" if kind == "user" else "item", event.id, event.attributes)
+            at = records[-1].offset + 1
+        self._at[kind, partition] = at

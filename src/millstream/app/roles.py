@@ -1,0 +1,209 @@
+"""The roles of an installation. `Serve` answers; `Learn` joins, learns and pushes.
+
+Both can run in one process under one clock, step by step, which is what the tests of the whole loop do.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from millstream.app.house import House
+from millstream.app.installation import Installation, Known
+from millstream.app.plain import until_asked
+from millstream.clock import Clock, SystemClock
+from millstream.engine import Engine, Follow
+from millstream.errors import BadInput, Misconfigured
+from millstream.features import Entities
+from millstream.flows.collect import Collect
+from millstream.flows.predict import Predict, ServedLog
+from millstream.flows.recommend import Recommend
+from millstream.front import Http
+from millstream.guard.auth import Keys
+from millstream.learn import Learning, train_base
+from millstream.learn.history import import_entities, import_outcomes, read_map, read_rows
+from millstream.models.manifest import Manifest
+from millstream.ops import Supervisor
+from millstream.stream import encode
+from millstream.types import PolicyChange, Shadow
+
+logger = logging.getLogger("millstream")
+
+
+class Serve:
+    """The role that answers: front, flows, engine. Writes `served`, `outcomes`, `shadow`, `policy`; reads `users`,
+    `items`, `deltas` and the repository."""
+
+    def __init__(self, installation: Installation) -> None:
+        at, self.installation = installation, installation
+        self.meter = at.meter("serve")
+        self._shadow, self._policy = at.log.writer("shadow"), at.log.writer("policy")
+        self._follow = Follow(at.repository, at.log, at.clock, self.meter)
+        self.engine = Engine(
+            at.repository,
+            at.clock,
+            self.meter,
+            at.settings.engine,
+            admit=self._admit,
+            shadow=self._on_shadow,
+            on_load=self._follow.on_load,
+            on_first_answer=self._follow.on_first_answer,
+        )
+        self._follow.attach(self.engine)
+        self.known = Known(Entities(at.definition), at.log) if at.settings.features else None
+        served, submit = ServedLog(at.log.writer("served"), self.meter), self.engine.submit
+        self._recommend = (
+            Recommend(submit, self.known.entities, at.clock, served, at.settings.recommend) if self.known else None
+        )
+        keys = Keys.load(at.folder / at.settings.keys) if at.settings.keys else None
+        self.door = House(
+            self.engine,
+            Predict(submit, at.clock, served),
+            self.meter,
+            keys,
+            self._recommend,
+            Collect(at.log.writer("outcomes"), at.clock, self.meter, at.settings.outcomes),
+        )
+        self.http = Http(self.door, self.meter, at.clock, at.settings.http)
+        self._logged_policy: dict[str, int] = {}
+
+    async def start(self) -> int:
+        """Load, catch up, then listen; the port."""
+        at = self.installation
+        self.poll_known()
+        await self.engine.start()
+        if self._recommend is not None:
+            self._recommend.recall(at.log.reader("served"), 0)
+        return await self.http.start(at.settings.host, at.settings.http_port)
+
+    def poll(self) -> None:
+        """What is new in the log and in the policies."""
+        self.poll_known()
+        self._follow.poll()
+        self._log_policies()
+
+    def poll_known(self) -> None:
+        if self.known is not None:
+            self.known.poll()
+
+    async def stop(self) -> None:
+        await self.http.stop()
+        await self.engine.stop()
+
+    def _admit(self, model: str, manifest: Manifest) -> None:
+        features = self.installation.settings.features
+        if manifest.features and (features is None or features.hash != manifest.features):
+            here = features.hash if features else "none"
+            raise Misconfigured(
+                f"{model} was trained on feature set {manifest.features}, this installation makes {here}: serve it "
+                "with the [features] it was trained on, or train it again"
+            )
+
+    def _on_shadow(self, shadow: Shadow) -> None:
+        self._shadow.append(shadow.request.encode(), encode(shadow))
+
+    def _log_policies(self) -> None:
+        for view in self.engine.views():
+            if view.policy and self._logged_policy.get(view.model) != view.policy:
+                policy = self.installation.repository.policy(view.model)
+                text = msgspec.json.encode(policy).decode()
+                event = PolicyChange(
+                    model=view.model, version=policy.version, who=policy.who, why=policy.why, text=text
+                )
+                self._policy.append(view.model.encode(), encode(event))
+                self._logged_policy[view.model] = view.policy
+
+
+class Learn:
+    """The role that joins, learns and pushes. Reads `served`, `outcomes`; only it writes `examples` and `deltas`."""
+
+    def __init__(self, installation: Installation) -> None:
+        at = installation
+        self.meter = at.meter("learn")
+        self.join = at.join()
+        self.learning = Learning(
+            at.settings.learn, at.repository, at.log, at.log.writer("deltas"), at.clock, self.meter
+        )
+
+    def step(self) -> int:
+        """Join what came, learn what was joined, push what is due; how many events and examples that was.
+
+        An error here (a full disk, say) ends the process: a new one recovers from the log and knows where it is.
+        """
+        return self.join.step() + self.learning.step()
+
+    def close(self) -> None:
+        self.join.close()
+
+
+def train(installation: Installation) -> str:
+    """Join all that the log holds and fold it into a new version of the installation's model; its number."""
+    operation = installation.join()
+    while operation.step():
+        pass
+    operation.close()
+    return train_base(
+        installation.model,
+        installation.definition,
+        installation.settings.ftrl,
+        installation.log,
+        installation.repository,
+    )
+
+
+def import_history(installation: Installation, file: Path, topic: str, entries: Sequence[str], delay_s: float) -> int:
+    """Bring a file into a topic; how many rows."""
+    if not file.is_file():
+        raise BadInput(f"{file}: no such file")
+    at, fields, rows = installation, read_map(entries), read_rows(file)
+    folder, limits = at.folder / "log", at.settings.log
+    if topic != "outcomes":
+        return import_entities(folder, limits, topic, rows, fields, at.clock.now())
+    return import_outcomes(
+        folder, limits, at.entities(), at.model, rows, fields, delay_s=delay_s, window_s=at.settings.join.window_s
+    )
+
+
+async def run_role(file: Path, role: str) -> None:
+    """One role in this process, until SIGTERM or SIGINT."""
+    with Installation.open(file) as installation:
+        if role == "serve":
+            await _run_serve(Serve(installation), installation)
+        else:
+            await _run_learn(Learn(installation), installation)
+
+
+async def _run_serve(serve: Serve, installation: Installation) -> None:
+    port = await serve.start()
+    logger.info("serving at http://%s:%d", installation.settings.host, port)
+    await _until_asked(serve.poll, lambda: installation.settings.poll_s, installation.clock)
+    await serve.stop()
+
+
+async def _run_learn(learn: Learn, installation: Installation) -> None:
+    took = 0
+
+    def step() -> None:
+        nonlocal took
+        took = learn.step()
+
+    await _until_asked(step, lambda: 0.0 if took else installation.settings.poll_s, installation.clock)
+    learn.close()
+
+
+async def _until_asked(step: Callable[[], None], pause_s: Callable[[], float], clock: Clock) -> None:
+    asked = until_asked()
+    while not asked.is_set():
+        step()
+        await clock.sleep(pause_s())
+
+
+async def supervise(file: Path) -> None:
+    """Every role of an installation as a process of its own, kept running until SIGTERM or SIGINT."""
+    Installation.open(file).close()
+    command = [sys.executable, "-m", "millstream", "up", "-c", str(file), "--role"]
+    await Supervisor({role: [*command, role] for role in ("serve", "learn")}, SystemClock()).run()
