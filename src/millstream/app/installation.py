@@ -1,5 +1,5 @@
-"""An installation is a folder: `millstream.toml` (settings), `log/` (topics), `models/` (versions and policies), `state/`
-(snapshots, meter pages). Roles share nothing else."""
+"""An installation is a folder: `millstream.toml` (settings), `log/` (topics), `models/` (versions and policies) and
+`state/` (snapshots, meter pages). Roles share nothing else."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from millstream.flows.collect import CollectLimits
 from millstream.flows.recommend import RecommendLimits
 from millstream.front import HttpLimits
 from millstream.learn import LearnSettings
+from millstream.meter import Meter
 from millstream.models.online import Settings as FtrlSettings
 from millstream.models.repository import Repository
 from millstream.stream import Join, JoinSettings, Log, LogLimits, Operation, Reader, decode

@@ -170,6 +170,7 @@ class Learning:
         self._based_at, self._since = training.upto, []
         self._pushes.add()
         self._log.commit(self._group, "bases", {0: int(base)})
+        self._log.commit(self._group, "deltas", {0: int(str(lineage["deltas_from"]))})  # retention keeps what is needed
         self._log.commit(self._group, "examples", {0: training.upto})
         self._drop_old_bases()
 

@@ -137,14 +137,13 @@ class Operation:
             offsets[topic] = dict(self.step_done.offsets[topic])
             for partition, end in sorted(ends[topic].items()):
                 at = offsets[topic].get(partition, reader.start(partition))
-                limit = end - at if until else min(end - at, self._records_max)
-                while limit > 0:
-                    records = reader.read(partition, at, limit)
-                    if not records:
-                        break
+                room = end - at if until else self._records_max
+                while at < end and room > 0:
+                    # offsets may leap after a power loss, so a step is bounded by offset and by count
+                    records = [r for r in reader.read(partition, at, min(room, self._records_max)) if r.offset < end]
                     batch += [(topic, record) for record in records]
-                    at = records[-1].offset + 1
-                    limit -= len(records)
+                    room -= len(records)
+                    at = records[-1].offset + 1 if records else end
                 offsets[topic][partition] = at
         return batch, offsets
 
