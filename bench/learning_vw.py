@@ -6,9 +6,9 @@
    of raw columns to the last row learnt (Vowpal Wabbit from its own text format with the same crosses, which its
    native code parses and hashes on a thread of its own; ours parses, hashes and learns on one thread).
 
-    python bench/learning_vw.py --data FOLDER_OR_WHEEL [--tile 10] [--repeats 5] [--json]
+    python bench/learning_vw.py [--data FOLDER_OR_ARCHIVE] [--tile 10] [--repeats 5] [--json]
 
-`--data` is a folder with ml-100k.inter, .user and .item, or an archive with these three inside.
+`--data` is a folder with ml-100k.inter, .user and .item, or an archive with these three inside; left out, the demo's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 from vowpalwabbit.pyvw import Workspace
 
+from millstream.demo.data import default_cache, wheel
 from millstream.features import Definition, Rows, Texts
+from millstream.learn.quality import auc
 from millstream.models.online import Ftrl, Settings
 
 DEFINITION = Definition.read(
@@ -62,14 +64,6 @@ def joined(data: Path) -> list[list[str]]:
     items = {id: [id, year, genres.replace(" ", "|")] for id, _, year, genres in read(data, "item")}
     ratings = sorted(read(data, "inter"), key=lambda rating: float(rating[3]))
     return [["1" if float(rating) >= 4 else "0", *users[user], *items[item]] for user, item, rating, _ in ratings]
-
-
-def auc(labels: NDArray[np.float32], scores: NDArray[np.float32]) -> float:
-    """Area under the ROC curve, ties counted half."""
-    _, which, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(counts) - (counts - 1) / 2)[which]
-    positive = labels.sum()
-    return float((rank[labels == 1].sum() - positive * (positive + 1) / 2) / (positive * (len(labels) - positive)))
 
 
 def rows_of(raw: bytes) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
@@ -188,12 +182,12 @@ def table(found: dict[str, float], machine: str) -> str:
 
 def main() -> None:
     options = argparse.ArgumentParser(description="The online learner beside Vowpal Wabbit.")
-    options.add_argument("--data", type=Path, required=True, help="MovieLens-100K: a folder or an archive")
+    options.add_argument("--data", type=Path, help="MovieLens-100K: a folder or an archive (default: the demo's)")
     options.add_argument("--tile", type=int, default=10, help="how often the log is repeated for the timings")
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--json", action="store_true", help="one line of JSON on stdout, last")
     chosen = options.parse_args()
-    found = measure(chosen.data, chosen.tile, chosen.repeats)
+    found = measure(chosen.data or wheel(default_cache()), chosen.tile, chosen.repeats)
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     print(table(found, machine), file=sys.stderr if chosen.json else sys.stdout)
     if chosen.json:

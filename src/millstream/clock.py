@@ -45,9 +45,11 @@ class FakeClock:
         return self._mono
 
     async def sleep(self, seconds: float) -> None:
+        if seconds <= 0:  # no time has to pass for that, as on the machine's own clock
+            return await asyncio.sleep(0)
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._sleepers, (self._mono + seconds, next(self._order), waiter))
-        await waiter
+        return await waiter
 
     def jump(self, seconds: float) -> None:
         self._wall += seconds

@@ -1,7 +1,8 @@
 """One TOML file becomes frozen structs. A setting is declared once, in the room that uses it, with default, unit, bound
 and help; this module reads, checks and explains them, and is the only reader of the environment.
 
-`${NAME}` in a string is replaced from the environment: meant for secrets and addresses only.
+`${NAME}` in a string is replaced from the environment: meant for secrets and addresses only. What replaces it stays
+text: no quote or line break in it can become a setting.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -24,56 +25,80 @@ _VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)\}")
 def read(path: Path, into: type[S]) -> S:
     """The file as `into`; an error names the file, the setting, what was got and what is allowed."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise Misconfigured(f"{path}: {error.strerror}; `millstream up -c FILE` wants a TOML file") from None
+        raise Misconfigured(f"{path}: {error.strerror}; `-c FILE` wants an installation's millstream.toml") from None
+    except UnicodeDecodeError as error:
+        raise Misconfigured(f"{path}: not TOML: byte {error.start} is not UTF-8") from None
     return parse(text, into, str(path))
 
 
 def parse(text: str, into: type[S], where: str) -> S:
     """`text` as `into`; `where` is named in errors."""
     try:
-        found = tomllib.loads(_from_environment(text, where))
+        found = _from_environment(tomllib.loads(text), where)
     except tomllib.TOMLDecodeError as error:
         raise Misconfigured(f"{where}: not TOML: {error}") from None
+    _check_names(found, into, where, "")
     try:
         return msgspec.convert(found, into)
     except msgspec.ValidationError as error:
-        raise Misconfigured(f"{where}: {_explain(str(error), into)}") from None
+        raise Misconfigured(f"{where}: {str(error).replace('`$.', '`')}") from None
+    except Misconfigured as error:  # what a struct checks of itself
+        raise Misconfigured(f"{where}: {error}") from None
 
 
 def settings(of: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[str, object, str]]:
     """(name, default, help) of every setting below a struct, for docs and `--help`."""
-    kind: Any
     for field in msgspec.structs.fields(of):
         name = f"{prefix}{field.encode_name}"
-        kind, help = field.type, ""
-        meta = getattr(kind, "__metadata__", ())
-        if meta:
-            help = next((m.description for m in meta if isinstance(m, msgspec.Meta) and m.description), "")
-            kind = kind.__origin__
-        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            yield from settings(kind, f"{name}.")
+        meta = getattr(field.type, "__metadata__", ())
+        help = next((m.description for m in meta if isinstance(m, msgspec.Meta) and m.description), "")
+        table, several = _table(field.type)
+        if table and not several and field.default is not None:
+            yield from settings(table, f"{name}.")
         else:
             default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory
             yield name, default() if callable(default) else default, help
 
 
-def _from_environment(text: str, where: str) -> str:
+def _from_environment(found: Any, where: str) -> Any:
+    """`found`, as TOML gives it, with every variable in its strings replaced."""
+
     def value(match: re.Match[str]) -> str:
         name = match.group(1)
         if name not in os.environ:
             raise Misconfigured(f"{where}: ${{{name}}} is not set in the environment")
         return os.environ[name]
 
-    return _VARIABLE.sub(value, text)
+    if isinstance(found, str):
+        return _VARIABLE.sub(value, found)
+    if isinstance(found, list):
+        return [_from_environment(one, where) for one in found]
+    if isinstance(found, dict):
+        return {name: _from_environment(one, where) for name, one in found.items()}
+    return found
 
 
-def _explain(message: str, into: type[msgspec.Struct]) -> str:
-    unknown = re.search(r"unknown field `(\w+)`(?: - at `\$\.?([\w.]*)`)?", message)
-    if not unknown:
-        return message.replace("`$.", "`")
-    wrong, table = unknown.group(1), unknown.group(2) or ""
-    prefix = f"{table}." if table else ""
-    known = sorted({n[len(prefix) :].split(".")[0] for n, _, _ in settings(into) if n.startswith(prefix)})
-    return f"unknown setting `{prefix}{wrong}`; known there: {', '.join(known)}"
+def _check_names(found: Mapping[str, object], of: type[msgspec.Struct], where: str, prefix: str) -> None:
+    """Refuse a name that no setting has, in `found` and in every table below: a misspelt bound would be no bound."""
+    fields = {field.encode_name: field.type for field in msgspec.structs.fields(of)}
+    for name, value in found.items():
+        if name not in fields:
+            raise Misconfigured(f"{where}: unknown setting `{prefix}{name}`; known there: {', '.join(sorted(fields))}")
+        table, several = _table(fields[name])
+        for below in value if several and isinstance(value, list) else [value]:
+            if table and isinstance(below, dict):
+                _check_names(below, table, where, f"{prefix}{name}.")
+
+
+def _table(kind: Any) -> tuple[type[msgspec.Struct] | None, bool]:
+    """The struct that a setting's type is made of, if any, and whether the setting holds several of them."""
+    several = False
+    while not isinstance(kind, type) or get_args(kind):
+        if get_origin(kind) in (tuple, list):
+            several = True
+        elif get_origin(kind) is dict or not get_args(kind):
+            return None, False
+        kind = get_args(kind)[0]
+    return (kind if issubclass(kind, msgspec.Struct) else None), several

@@ -3,7 +3,8 @@
 Rules of the room:
 - A number is one 8-byte slot of a shared page: adding to it is one memory write, never a lock, a file or a message.
 - Each process owns its page (`NAME.page`) and a directory of its slots (`NAME.json`); nobody else writes either.
-- A page outlives its process, so counters survive a kill -9: the process that comes back continues its own page.
+- A page outlives its process, so counters survive a kill -9: the process that comes back continues its own page. A
+  directory that cannot be read (a power loss tore it) begins anew, with an empty page: counters are no books.
 - Labels have a bound: when all but RESERVE slots are taken, a new labelled series is folded into the label values
   "other", for which the reserve is kept.
 """
@@ -117,10 +118,11 @@ class Meter:
             self._page = _floats(mmap.mmap(fd, SLOTS * 8))
         finally:
             os.close(fd)
-        directory = folder / f"{name}.json"
-        if directory.exists():
-            self._series = json.loads(directory.read_text())
-            self._used = max((int(str(s["slot"])) + _size(s) for s in self._series.values()), default=0)
+        self._series = _directory(folder / f"{name}.json")
+        self._used = max((int(str(s["slot"])) + _size(s) for s in self._series.values()), default=0)
+        if not self._series:  # nothing of a directory that was lost
+            for slot in range(SLOTS):
+                self._page[slot] = 0.0
 
     def counter(self, name: str, help: str, labels: Labels | None = None) -> Counter:
         made = self._made.get(key := _key(name, labels))
@@ -148,7 +150,7 @@ class Meter:
 
     def _slot(self, key: str, name: str, help: str, kind: str, labels: Labels | None, bounds: tuple[float, ...]) -> int:
         known = self._series.get(key)
-        if known is None:
+        if known is None or (known["kind"], known["bounds"]) != (kind, list(bounds)):  # new, or of an older release
             known = {"name": name, "help": help, "kind": kind, "labels": dict(labels or {}), "bounds": list(bounds)}
             used = self._used + _size(known)
             other = dict.fromkeys(labels or {}, "other")
@@ -169,19 +171,21 @@ class Meter:
             part.replace(self._folder / f"{self._name}.json")
 
     def pages(self) -> Iterable[tuple[dict[str, dict[str, object]], Sequence[float]]]:
-        """(directory, numbers) of every process that shares the folder, this one's first."""
-        yield self._series, self._page
+        """(directory, numbers) of every process that shares the folder, in order of their names."""
         if self._folder is None:
+            yield self._series, self._page
             return
-        for directory in sorted(self._folder.glob("*.json")):
-            if directory.stem != self._name:
-                page = directory.with_suffix(".page")
-                yield json.loads(directory.read_text()), _floats(page.read_bytes())
+        for directory in sorted(self._folder.glob("*.json"), key=lambda path: path.stem):
+            if directory.stem == self._name:
+                yield self._series, self._page
+            else:
+                yield _directory(directory), _floats(directory.with_suffix(".page").read_bytes())
 
     def total(self) -> dict[str, dict[str, object]]:
         """Every series summed over the processes: key -> {name, help, kind, labels, bounds, values}.
 
-        A gauge is not summed: the process whose page sorts last speaks for it.
+        A gauge is not summed: the process whose page sorts last speaks for it, as it does for a histogram whose
+        bounds differ between releases.
         """
         total: dict[str, dict[str, object]] = {}
         for series, page in self.pages():
@@ -189,7 +193,7 @@ class Meter:
                 at = int(str(spec["slot"]))
                 values = [float(page[i]) for i in range(at, at + _size(spec))]
                 seen = total.get(key)
-                if seen is None or spec["kind"] == "gauge":
+                if seen is None or spec["kind"] == "gauge" or spec["bounds"] != seen["bounds"]:
                     total[key] = {**spec, "values": values}
                 else:
                     seen["values"] = [a + b for a, b in zip(seen["values"], values, strict=True)]  # type: ignore[call-overload]
@@ -217,22 +221,36 @@ class Meter:
             name, labels = str(spec["name"]), dict(spec["labels"])  # type: ignore[call-overload]
             if name not in named:
                 named.add(name)
-                lines += [f"# HELP {name} {spec['help']}", f"# TYPE {name} {spec['kind']}"]
+                help = str(spec["help"]).replace("\\", r"\\").replace("\n", r"\n")
+                lines += [f"# HELP {name} {help}", f"# TYPE {name} {spec['kind']}"]
             values = _numbers(spec)
             if spec["kind"] != "histogram":
-                lines.append(f"{name}{_text(labels)} {values[0]:g}")
+                lines.append(f"{name}{_text(labels)} {_number(values[0])}")
                 continue
             below = 0.0
             for edge, count in zip([*spec["bounds"], "+Inf"], values[:-1], strict=True):  # type: ignore[misc]
                 below += count
-                lines.append(f"{name}_bucket{_text({**labels, 'le': str(edge)})} {below:g}")
-            lines += [f"{name}_sum{_text(labels)} {values[-1]:g}", f"{name}_count{_text(labels)} {below:g}"]
+                lines.append(f"{name}_bucket{_text({**labels, 'le': str(edge)})} {_number(below)}")
+            lines.append(f"{name}_sum{_text(labels)} {_number(values[-1])}")
+            lines.append(f"{name}_count{_text(labels)} {_number(below)}")
         return "\n".join(lines) + "\n"
 
 
 def _floats(buffer: bytes | bytearray | mmap.mmap) -> Page:
     """The buffer as numbers: a memoryview of doubles, which the type checker does not know as a sequence of floats."""
     return cast(Page, memoryview(buffer).cast("d"))
+
+
+def _directory(path: Path) -> dict[str, dict[str, object]]:
+    try:
+        return cast("dict[str, dict[str, object]]", json.loads(path.read_text()))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def _number(value: float) -> str:
+    """Every digit of it: a counter of seven digits still counts by one."""
+    return str(int(value)) if value.is_integer() else repr(value)
 
 
 def _numbers(spec: Mapping[str, object]) -> list[float]:

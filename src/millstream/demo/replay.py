@@ -14,7 +14,7 @@ import io
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import httptools
 import msgspec
@@ -97,12 +97,11 @@ class Pipe(asyncio.Protocol):
         self._coming_back = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's is one without being a subclass
         self._parser = httptools.HttpResponseParser(self)
         self._body: list[bytes] = []
         for call in self._calls:
-            transport.write(call.raw)
+            self._transport.write(call.raw)
         self.resent += len(self._calls)
 
     def data_received(self, data: bytes) -> None:

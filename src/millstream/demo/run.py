@@ -40,6 +40,7 @@ from millstream.types import Shadow
 HISTORY_SHARE = 0.2
 RATE = 600.0
 READY_S_MAX = 30.0
+LAST_ANSWER_S_MAX = 60.0
 CAUGHT_UP_S_MAX = 20.0
 
 TOML = """# The demo's installation. `millstream up -c FILE` runs it again.
@@ -50,6 +51,7 @@ model = "ranker"
 
 [learn]
 model = "ranker"
+push.push_s = 0.2
 
 [ftrl]
 bits = 20
@@ -267,4 +269,9 @@ async def _watch(demo: Demo, console: Console, seconds: float | None, ended: asy
             live.update(board(demo.figures(), len(demo.replay.shown), demo.data.name), refresh=True)
             if ended.is_set() or (seconds is not None and demo.replay.seconds >= seconds):
                 demo.replay.stopping.set()
-    await replaying
+                break
+    done, _ = await asyncio.wait({replaying}, timeout=LAST_ANSWER_S_MAX)
+    if not done:
+        replaying.cancel()
+        raise Unreachable(f"the service left requests unanswered for {LAST_ANSWER_S_MAX:.0f} s after the last was sent")
+    replaying.result()

@@ -54,6 +54,7 @@ class Follow:
 
     def on_load(self, model: str, version: str) -> None:
         """A version begins to answer: bring it up to its last delta before its first request."""
+        self._forget(model, version)  # what an earlier load of it left
         lineage = self._repository.manifest(model, version).lineage
         if "deltas_from" in lineage:
             self._cursors[model, version] = int(str(lineage["deltas_from"]))
@@ -61,8 +62,13 @@ class Follow:
 
     def poll(self) -> None:
         """Apply what is new. Versions that are no longer loaded are forgotten."""
+        assert self._engine is not None
+        loaded = {(view.model, name.partition("@")[0]) for view in self._engine.views() for name in view.versions}
         for model, version in list(self._cursors):
-            self._poll(model, version)
+            if (model, version) in loaded:
+                self._poll(model, version)
+            else:
+                self._forget(model, version)
 
     def on_first_answer(self, model: str, version: str, sequence: int) -> None:
         """An answer was computed with delta `sequence`: everything up to it has reached people."""
@@ -89,8 +95,7 @@ class Follow:
                 try:
                     applied = self._engine.apply(delta)
                 except NotFound:  # no longer loaded
-                    del self._cursors[model, version]
-                    self._waiting.pop((model, version), None)
+                    self._forget(model, version)
                     return
                 except Error as error:
                     self._failed.add()
@@ -104,3 +109,7 @@ class Follow:
                         self._waiting.setdefault((model, version), []).append(waiting)
             at = records[-1].offset + 1
         self._cursors[model, version] = at
+
+    def _forget(self, model: str, version: str) -> None:
+        self._cursors.pop((model, version), None)
+        self._waiting.pop((model, version), None)

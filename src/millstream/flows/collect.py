@@ -44,12 +44,12 @@ class Collect:
         outcomes = [o if o.event_time else msgspec.structs.replace(o, event_time=now) for o in outcomes]
         for number, outcome in enumerate(outcomes):
             self._check(number, outcome, now + self._limits.ahead_s_max)
-        durable = [self._writer.append_durable(o.request.encode(), encode(o)) for o in outcomes]
+        ready = [(encode(o), o.request.encode()) for o in outcomes]  # all of them, before the first is written
+        durable = [self._writer.append_durable(key, value) for value, key in ready]
         return asyncio.ensure_future(self._acknowledge(durable))
 
     async def _acknowledge(self, durable: list[asyncio.Future[int]]) -> int:
-        for future in durable:
-            await future
+        await asyncio.gather(*durable)  # not one by one: each failure must be heard
         self._accepted.add(len(durable))
         return len(durable)
 
@@ -73,6 +73,6 @@ class Collect:
                 f"{where}: text has {len(outcome.text)} characters, {self._limits.text_chars_max} are allowed"
             )
         for name in ("id", "request", "item", "kind"):
-            size = len(getattr(outcome, name).encode())
+            size = len(getattr(outcome, name).encode(errors="surrogatepass"))
             if size > self._limits.name_bytes_max:
                 raise BadInput(f"{where}: {name} has {size} bytes, {self._limits.name_bytes_max} are allowed")

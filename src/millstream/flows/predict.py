@@ -31,7 +31,8 @@ class ServedLog:
 
     def append(self, event: Served) -> None:
         try:
-            self._writer.append(event.request.encode(), encode(event))
+            value = encode(event)
+            self._writer.append(event.request.encode(), value)
         except Full as error:
             if not self._missing.value:
                 logger.error("answers go out without a served event: %s", error)

@@ -7,6 +7,7 @@ once, also after a restart, because the memory of answers is rebuilt from the lo
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict
 from typing import Annotated
 
@@ -35,6 +36,9 @@ class RecommendLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name_bytes_max: Annotated[
         int, msgspec.Meta(ge=16, le=65536, description="longest id, user or candidate, bytes of UTF-8")
     ] = 512
+    ahead_s_max: Annotated[
+        float, msgspec.Meta(ge=0.0, description="how far event_time may lie ahead of this machine's clock, seconds")
+    ] = 86400.0
 
 
 class Recommend:
@@ -125,10 +129,15 @@ class Recommend:
         if len(set(rank.candidates)) != len(rank.candidates):
             raise BadInput("candidates holds an item twice: outcomes could not be told apart")
         for name in (rank.id, rank.user, *rank.candidates):
-            if not name or len(name.encode()) > limits.name_bytes_max:
-                raise BadInput(
-                    f"ids have 1 to {limits.name_bytes_max} bytes, got {name[:40]!r} of {len(name.encode())}"
-                )
+            size = len(name.encode(errors="surrogatepass"))
+            if not 1 <= size <= limits.name_bytes_max:
+                raise BadInput(f"ids have 1 to {limits.name_bytes_max} bytes of UTF-8, got {name[:40]!r} of {size}")
+        ahead = rank.event_time - self._clock.now()
+        if not math.isfinite(ahead) or (rank.event_time and ahead > limits.ahead_s_max):
+            raise BadInput(
+                f"event_time {rank.event_time:.0f} is {ahead:.0f} s ahead of this server's clock, "
+                f"{limits.ahead_s_max:.0f} s are allowed; send unix seconds"
+            )
 
 
 def _scores(output: Output) -> NDArray[np.float32]:

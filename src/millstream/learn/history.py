@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +33,9 @@ from millstream.stream.log import Log, LogLimits
 from millstream.types import Entity, Outcome, Served
 
 Row = Mapping[str, Any]
-_ENTRY = re.compile(r"^(?P<field>\w+)=(?P<column>[^:>=]+)(?::(?P<type>\w+))?(?:>=(?P<least>-?[\d.]+))?$")
+_ENTRY = re.compile(
+    r"\s*(?P<field>\w+)\s*=\s*(?P<column>[^:>=]*[^:>=\s])\s*(?::\s*(?P<type>\w+)\s*)?(?:>=\s*(?P<least>-?\d+(?:\.\d+)?)\s*)?"
+)
 _TYPES: dict[str, Callable[[str], Any]] = {
     "str": str,
     "int": int,
@@ -51,71 +54,108 @@ class Field(msgspec.Struct, frozen=True):
     def of(self, row: Row, where: str) -> Any:
         """The row's value in the declared type; None for an empty or missing cell."""
         if self.column not in row:
-            raise BadInput(f"{where}: no column {self.column!r}; the columns are {', '.join(row)}")
+            raise BadInput(f"{where}: no column {self.column!r}; the columns are {', '.join(map(str, row))}")
         value = row[self.column]
         if value is None or value == "":
             return None
         try:
             if self.least is not None:
                 return float(float(value) >= self.least)
-            return value if isinstance(value, list) else _TYPES[self.type](value)
-        except (TypeError, ValueError):
-            wanted = "a number" if self.least is not None else self.type
+            if isinstance(value, list):  # a column of lists, as Parquet and JSON have them
+                return [str(one) for one in value]
+            made = _TYPES[self.type](value)
+            if isinstance(made, float) and not math.isfinite(made):
+                raise ValueError
+            return made
+        except (TypeError, ValueError, OverflowError):
+            wanted = "a number" if self.least is not None else "a finite float" if self.type == "float" else self.type
             raise BadInput(f"{where}: column {self.column!r} should be {wanted}, got {value!r}") from None
 
 
 def read_map(entries: Sequence[str]) -> dict[str, Field]:
     """`["user=user_id", "like=rating>=4"]` as fields."""
-    fields = {}
+    fields: dict[str, Field] = {}
     for entry in entries:
-        match = _ENTRY.match(entry.replace(" ", ""))
+        match = _ENTRY.fullmatch(entry)
         if match is None or (match["type"] or "str") not in _TYPES:
             raise BadInput(
                 f"map {entry!r}: write FIELD=COLUMN, FIELD=COLUMN:TYPE (TYPE is one of {', '.join(_TYPES)}) "
                 "or FIELD=COLUMN>=NUMBER"
             )
+        if match["field"] in fields:
+            raise BadInput(f"map {entry!r}: {match['field']} is mapped twice; leave one")
         least = float(match["least"]) if match["least"] else None
         fields[match["field"]] = Field(match["column"], match["type"] or "str", least)
     return fields
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file, by its ending: .csv, .tsv, .jsonl, .parquet."""
-    if path.suffix in (".csv", ".tsv"):
-        with path.open(newline="", encoding="utf-8") as file:
-            yield from csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-    elif path.suffix == ".jsonl":
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise BadInput(f"{path} line {number}: not JSON: {error}") from None
-    elif path.suffix == ".parquet":
-        try:
-            from pyarrow import parquet
-        except ImportError:
-            raise Missing.extra("parquet", f"reading {path}") from None
-        for batch in parquet.ParquetFile(path).iter_batches():
-            yield from batch.to_pylist()
-    else:
+    """The rows of a file, by its ending: .csv, .tsv, .jsonl, .parquet. Unreadable: BadInput."""
+    formats = {".csv": _delimited, ".tsv": _delimited, ".jsonl": _json_lines, ".parquet": _parquet}
+    if path.suffix not in formats:
         raise BadInput(f"{path}: cannot tell the format; name it .csv, .tsv, .jsonl or .parquet")
+    try:
+        yield from formats[path.suffix](path)
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: {error.object[error.start : error.end]!r} is not UTF-8; convert the file") from None
+    except (csv.Error, ValueError) as error:  # pyarrow's errors are ValueErrors
+        raise BadInput(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from None
+
+
+def _delimited(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin a file with a byte order mark
+        reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+        for number, row in enumerate(reader, 1):
+            if None in row or None in row.values():
+                cells, names = len(row.get(None, ())), len(reader.fieldnames or ())
+                cells += sum(value is not None for name, value in row.items() if name is not None)
+                raise BadInput(
+                    f"{path} row {number}: {cells} cells where the header names {names} columns; quote or mend it"
+                )
+            yield row
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise BadInput(f"{path} line {number}: not JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise BadInput(f"{path} line {number}: a row is an object of columns, got {line.strip()[:40]}")
+            yield row
+
+
+def _parquet(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise Missing.extra("parquet", f"reading {path}") from None
+    for batch in parquet.ParquetFile(path).iter_batches():
+        yield from batch.to_pylist()
 
 
 def import_entities(
     folder: Path, limits: LogLimits, topic: str, rows: Iterable[Row], fields: Mapping[str, Field], arrival: float
 ) -> int:
-    """Append users or items to their topic; how many."""
+    """Append users or items to their topic; how many. Rows before a bad one are there: import the mended file again."""
     if "id" not in fields:
         raise BadInput(f"a map for {topic} needs id=COLUMN, got {', '.join(fields) or 'nothing'}")
-    writer = Log(folder, FakeClock(arrival), limits).writer(topic, 0)
     count = 0
-    for count, row in enumerate(rows, 1):
-        values = {name: field.of(row, f"row {count}") for name, field in fields.items()}
-        id = pseudonym(str(values.pop("id"))) if topic == "users" else str(values.pop("id"))
-        attributes = {name: value for name, value in values.items() if value is not None}
-        writer.append(id.encode(), encode(Entity(id=id, attributes=attributes)))
-    writer.close()
+    with Log(folder, FakeClock(arrival), limits) as log:
+        log.commit("known", topic, {0: 0})  # what is known of somebody is state, not an event: it never gets too old
+        writer = log.writer(topic, 0)
+        for count, row in enumerate(rows, 1):
+            values = {name: field.of(row, f"row {count}") for name, field in fields.items()}
+            named = values.pop("id")
+            if named is None:
+                raise BadInput(f"row {count}: column {fields['id'].column!r} is the id and must not be empty")
+            id = pseudonym(str(named)) if topic == "users" else str(named)
+            attributes = {name: value for name, value in values.items() if value is not None}
+            writer.append(id.encode(), encode(Entity(id=id, attributes=attributes)))
     return count
 
 
@@ -140,29 +180,27 @@ def import_outcomes(
     """Append history as served events and outcomes, in order of event time; how many rows."""
     shown = _in_order(rows, fields)
     clock = FakeClock(0.0)
-    log = Log(folder, clock, limits)
-    served, outcomes = log.writer("served", 0), log.writer("outcomes", 0)
-    for number, one in enumerate(shown, served.end):
-        request = f"history-{number}"
-        clock.jump(one.event_time - clock.now())
-        event = Served(
-            request=request, model=model, version="history", policy=0, arm="history", user=one.user,
-            candidates=[one.item], event_time=one.event_time, definition=entities.definition.hash,
-            tokens=entities.rows(one.user, [one.item]).tobytes(),
-        )  # fmt: skip
-        served.append(request.encode(), encode(event))
-        clock.jump(delay_s)
-        seen = Outcome(request=request, item=one.item, kind="impression", event_time=one.event_time)
-        did = [
-            Outcome(request=request, item=one.item, kind=kind, value=value, event_time=one.event_time + delay_s)
-            for kind, value in one.feedback.items()
-        ]
-        outcomes.append_frame([(request.encode(), encode(outcome)) for outcome in (seen, *did)])
-    if shown:
-        end = Outcome(kind="watermark", event_time=shown[-1].event_time + delay_s + window_s)
-        outcomes.append_frame([(b"", encode(end))], sync=True)
-    served.close()
-    outcomes.close()
+    with Log(folder, clock, limits) as log:
+        served, outcomes = log.writer("served", 0), log.writer("outcomes", 0)
+        for number, one in enumerate(shown, served.end):
+            request = f"history-{number}"
+            clock.jump(one.event_time - clock.now())
+            event = Served(
+                request=request, model=model, version="history", policy=0, arm="history", user=one.user,
+                candidates=[one.item], event_time=one.event_time, definition=entities.definition.hash,
+                tokens=entities.rows(one.user, [one.item]).tobytes(),
+            )  # fmt: skip
+            served.append(request.encode(), encode(event))
+            clock.jump(delay_s)
+            seen = Outcome(request=request, item=one.item, kind="impression", event_time=one.event_time)
+            did = [
+                Outcome(request=request, item=one.item, kind=kind, value=value, event_time=one.event_time + delay_s)
+                for kind, value in one.feedback.items()
+            ]
+            outcomes.append_frame([(request.encode(), encode(outcome)) for outcome in (seen, *did)])
+        if shown:
+            end = Outcome(kind="watermark", event_time=shown[-1].event_time + delay_s + window_s)
+            outcomes.append_frame([(b"", encode(end))], sync=True)
     return len(shown)
 
 
@@ -177,13 +215,21 @@ def _in_order(rows: Iterable[Row], fields: Mapping[str, Field]) -> list[_Shown]:
         user, item, time = (fields[name].of(row, where) for name in ("user", "item", "event_time"))
         if user is None or item is None or time is None:
             raise BadInput(f"{where}: user, item and event_time must not be empty")
-        feedback = {kind: fields[kind].of(row, where) for kind in kinds}
-        try:
-            values = {kind: float(value) for kind, value in feedback.items() if value is not None}
-            found.append(_Shown(pseudonym(str(user)), str(item), float(time), values))
-        except ValueError:
-            raise BadInput(f"{where}: event_time and feedback must be numbers, got {time!r} and {feedback}") from None
-    times = np.array([one.event_time for one in found])
-    if not np.isfinite(times).all():
-        raise BadInput(f"row {int(np.argmin(np.isfinite(times))) + 1}: event_time is not a finite number")
-    return [found[i] for i in np.argsort(times, kind="stable")]
+        numbers = {"event_time": time} | {kind: fields[kind].of(row, where) for kind in kinds}
+        values = {
+            name: _finite(value, f"{where}: column {fields[name].column!r} ({name})")
+            for name, value in numbers.items()
+            if value is not None
+        }
+        found.append(_Shown(pseudonym(str(user)), str(item), values.pop("event_time"), values))
+    order = np.argsort([one.event_time for one in found], kind="stable")
+    return [found[i] for i in order.tolist()]
+
+
+def _finite(value: Any, where: str) -> float:
+    try:
+        if math.isfinite(number := float(value)):
+            return number
+    except (TypeError, ValueError):
+        pass
+    raise BadInput(f"{where} should be a finite number (times are unix seconds), got {value!r}")

@@ -6,7 +6,9 @@ same again and stands where it stood: everything it knows is the base plus the f
 
 The policy file commands it. `learning = "paused"` or a `pin` stops folding where it is. When a person makes another
 version live (a roll back), learning continues from that version, and from the *present* position: the examples that
-the rolled back weights had learnt are not learnt again.
+the rolled back weights had learnt are not learnt again. So it is with what the gate refused: when a person lets learning
+run again, it stands on the weights of the last push and goes on after the refused examples, or it would be refused for
+them for ever.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Annotated
 import msgspec
 
 from millstream.clock import Clock
-from millstream.errors import Conflict
+from millstream.errors import Conflict, Misconfigured
 from millstream.learn.gate import Gate, GateSettings
 from millstream.learn.push import Push, PushSettings
 from millstream.learn.train import Folded, Training
@@ -55,6 +57,7 @@ class Learning:
         self._pushed_at = clock.monotonic()
         self._based_at = 0
         self._since: list[float] = []
+        self._problem = ""
         self._learnt = meter.counter("millstream_examples_learnt_total", "Examples folded into the weights.")
         self._pushes = meter.counter("millstream_pushes_total", "Deltas and bases pushed to the servers.")
         self._refused = meter.counter("millstream_pushes_refused_total", "Pushes the gate refused.")
@@ -67,8 +70,8 @@ class Learning:
     def step(self) -> int:
         if not self._settings.model or self._settings.model not in self._repository.models():
             return 0
-        policy = self._repository.policy(self._settings.model)
-        if policy.learning == "paused" or policy.pin or not policy.live:
+        policy = self._policy()
+        if policy is None or policy.learning == "paused" or policy.pin or not policy.live:
             return 0
         if self._push is None or self._push.base != policy.live:
             self._follow(policy)
@@ -83,6 +86,18 @@ class Learning:
                 self._new_base(policy)
         return len(folded.batch.labels) if folded else 0
 
+    def _policy(self) -> Policy | None:
+        """None while the file cannot be used: a slip of the pen stops learning, not the role, and is said once."""
+        try:
+            policy = self._repository.policy(self._settings.model)
+        except Misconfigured as error:
+            if str(error) != self._problem:
+                logger.error("learning waits: %s", error)
+            self._problem = str(error)
+            return None
+        self._problem = ""
+        return policy
+
     def _observe(self, folded: Folded) -> None:
         self._gate.observe(folded.predicted, folded.batch.labels)
         self._since += folded.batch.since.tolist()
@@ -95,12 +110,20 @@ class Learning:
         learner, _ = Ftrl.load(self._repository.folder(model, live) / manifest.file)
         upto = int(str(manifest.lineage.get("upto", 0)))
         newest = self._log.committed(self._group, "bases").get(0, 0)
+        pushed = self._log.committed(self._group, "examples").get(0, 0)
+        refused = self._log.committed(self._group, "refused").get(0, 0)
+        self._training = Training(learner, model, self._log.reader("examples"), upto)
         if manifest.lineage.get("made_by") != MADE_BY or int(live) < newest:  # somebody's own version, or a roll back
-            upto = max(upto, self._log.committed(self._group, "examples").get(0, 0))
-            self._training = Training(learner, model, self._log.reader("examples"), upto)
+            self._training.upto = max(upto, pushed, refused)
             self._new_base(policy)
             return
-        self._training = Training(learner, model, self._log.reader("examples"), upto)
+        if refused > pushed:
+            while self._training.upto < pushed:
+                self._training.step(pushed - self._training.upto)
+            logger.warning("%s: examples %d to %d were refused and are skipped", model, pushed, refused)
+            self._training.upto = refused
+            self._new_base(policy)
+            return
         self._push = Push(
             self._deltas, model, live, self._last_sequence(live, int(str(manifest.lineage["deltas_from"])))
         )
@@ -131,7 +154,9 @@ class Learning:
 
     def _freeze(self, why: str) -> None:
         """Stop learning where it is, in the place where a person and every process see it: the policy."""
+        assert self._training is not None
         self._refused.add()
+        self._log.commit(self._group, "refused", {0: self._training.upto})
         logger.error("%s: a push was refused and learning is paused: %s", self._settings.model, why)
         self._repository.change_policy(
             self._settings.model,
@@ -140,6 +165,7 @@ class Learning:
             why=f"gate: {why}",
         )
         self._training = self._push = None
+        self._gate = Gate(self._settings.gate)
 
     def _new_base(self, policy: Policy) -> None:
         """Put the learner's whole state as a version and make it live in place of the one it continues."""

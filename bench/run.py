@@ -1,0 +1,67 @@
+"""Run the benchmarks one after the other and keep their tables: `make bench`, or `make bench ARGS="log serving"`.
+
+Each part is a program of its own, with `--help`. What it prints goes to bench/results/PART.md, with the command, the
+machine, its load and the date, so that a figure can be found again and argued with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+BENCH = Path(__file__).resolve().parent
+MILLSTREAM = str(Path(sys.executable).parent / "millstream")
+PARTS: dict[str, tuple[str, list[str]]] = {
+    "startup": ("What a start costs", [sys.executable, "bench/startup.py"]),
+    "log": ("The event log", [sys.executable, "bench/log.py"]),
+    "learning_vw": ("The learner beside Vowpal Wabbit", [sys.executable, "bench/learning_vw.py"]),
+    "learning": ("The whole loop at log time", [sys.executable, "bench/learning.py"]),
+    "serving": ("Serving beside the fixed floor", [sys.executable, "bench/serving.py"]),
+    "demo": ("The live demo, real time", [MILLSTREAM, "demo", "--seconds", "125", "--json", "--http-port", "0"]),
+}
+
+
+def processor() -> str:
+    """The processor's name where Linux tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def run(part: str) -> bool:
+    """Run one part, show it and keep it; whether it succeeded."""
+    title, command = PARTS[part]
+    load = os.getloadavg()[0]
+    done = subprocess.run(command, cwd=BENCH.parent, capture_output=True, text=True)
+    shown = " ".join(["python" if word == sys.executable else Path(word).name if word == MILLSTREAM else word
+                      for word in command])  # fmt: skip
+    said = done.stdout.strip() or done.stderr.strip()
+    print(f"== {title}\n{said}\n", flush=True)
+    if done.returncode != 0:
+        print(f"{part} failed ({done.returncode}):\n{done.stderr}", file=sys.stderr)
+        return False
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    machine = f"{processor()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+    text = f"# {title}\n\n`{shown}`  \n{today}; {machine}; load before it {load:.2f}\n\n```\n{said}\n```\n"
+    (BENCH / "results").mkdir(exist_ok=True)
+    (BENCH / "results" / f"{part}.md").write_text(text)
+    return True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help=f"which (default: all): {', '.join(PARTS)}")
+    parts = parser.parse_args().parts or list(PARTS)
+    failed = [part for part in parts if not run(part)]
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
