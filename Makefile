@@ -10,22 +10,25 @@ ARGS ?=
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
 	f"Python {v[0]}.{v[1]} found, 3.11 to 3.13 needed: make PYTHON=python3.11 ...")'
-	$(PYTHON) -m venv $(VENV)
+	@echo "making $(VENV)" >&2
+	@$(PYTHON) -m venv $(VENV)
 
-# Compiling the learner's kernels belongs to the install, so that no service start waits for it.
+# Compiling the learner's kernels belongs to the install, so that no service start waits for it. Set-up speaks on
+# stderr: stdout belongs to the verb.
+INSTALL = @echo "installing millstream[$(1)] into $(VENV)" >&2 && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(1)]' >&2 && \
+	$(BIN)/millstream doctor --warm >&2
+
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
-	$(BIN)/millstream doctor --warm
+	$(call INSTALL,demo)
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	$(BIN)/millstream doctor --warm
+	$(call INSTALL,dev)
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.bench: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
-	$(BIN)/millstream doctor --warm
+	$(call INSTALL,bench)
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo

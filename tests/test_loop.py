@@ -239,3 +239,21 @@ def named(write, before):
     except AssertionError as error:
         error.add_note(f"crashed {'before' if before else 'after'} write {write}")
         raise
+
+
+@pytest.mark.parametrize("seconds", [3600.0, -3600.0], ids=["ahead", "back"])
+def test_a_wall_clock_that_jumps_changes_nothing(tmp_path, uncrashed, seconds):
+    """Event time is the client's, order is the log's, pauses are monotonic: the wall clock decides nothing here."""
+
+    class Jumpy(Loop):
+        async def moment(self, number):
+            if number == MOMENTS // 2:
+                self.clock.jump(seconds)
+            await super().moment(number)
+
+    loop = Jumpy(tmp_path, Fuse())
+    asyncio.run(loop.run())
+    sound(loop, uncrashed)
+    records = Log(tmp_path / "log", loop.clock).reader("outcomes").read(0, 0, 1000)
+    arrivals = [record.arrival for record in records]
+    assert arrivals == sorted(arrivals)

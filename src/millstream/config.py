@@ -18,6 +18,9 @@ import msgspec
 
 from millstream.errors import Misconfigured
 
+SUPERVISOR = "MILLSTREAM_SUPERVISOR"
+"""Variable in which a supervisor tells its roles its process id."""
+
 S = TypeVar("S", bound=msgspec.Struct)
 _VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)\}")
 
@@ -60,6 +63,12 @@ def settings(of: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[str, 
         else:
             default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory
             yield name, default() if callable(default) else default, help
+
+
+def orphaned() -> bool:
+    """Whether the supervisor that started this process is gone; False for a process that none started."""
+    supervisor = os.environ.get(SUPERVISOR)
+    return supervisor is not None and os.getppid() != int(supervisor)
 
 
 def _from_environment(found: Any, where: str) -> Any:

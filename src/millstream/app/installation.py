@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -11,7 +12,7 @@ import msgspec
 from millstream import config
 from millstream.clock import Clock, SystemClock
 from millstream.engine import EngineLimits
-from millstream.errors import Misconfigured
+from millstream.errors import BadInput, Misconfigured
 from millstream.features import Definition, Entities
 from millstream.flows.collect import CollectLimits
 from millstream.flows.recommend import RecommendLimits
@@ -21,6 +22,7 @@ from millstream.meter import Meter
 from millstream.models.online import Settings as FtrlSettings
 from millstream.models.repository import Repository
 from millstream.stream import Join, JoinSettings, Log, LogLimits, Operation, Reader, decode
+from millstream.stream.event import Event
 from millstream.types import Entity
 
 
@@ -75,11 +77,12 @@ class Installation:
         known.poll()
         return known.entities
 
-    def join(self) -> Operation:
-        """The join of `served` and `outcomes`; one process at a time may hold it."""
+    def join(self, observe: Callable[[Event], None] | None = None) -> Operation:
+        """The join of `served` and `outcomes`; one process at a time may hold it. `observe` is told its outputs."""
         path = self.folder / "state" / "join.snapshot"
         path.parent.mkdir(parents=True, exist_ok=True)
-        return Operation(Join(self.settings.join), self.log, Join.inputs, "examples", path, self.clock)
+        join = Join(self.settings.join)
+        return Operation(join, self.log, Join.inputs, "examples", path, self.clock, observe=observe)
 
     def close(self) -> None:
         self.log.close()
@@ -110,6 +113,13 @@ class Known:
         while at < reader.end(partition) and (records := reader.read(partition, at)):
             for event in (decode(record.value) for record in records):
                 if isinstance(event, Entity):
-                    self.entities.upsert("user" if kind == "user" else "item", event.id, event.attributes)
+                    self._upsert("user" if kind == "user" else "item", event)
             at = records[-1].offset + 1
         self._at[kind, partition] = at
+
+    def _upsert(self, kind: Literal["user", "item"], event: Entity) -> None:
+        """What the definition cannot take was appended all the same: it must not keep a role from starting."""
+        try:
+            self.entities.upsert(kind, event.id, event.attributes)
+        except BadInput as error:
+            logger.warning("%s stays unknown: %s", event.id, error)

@@ -14,10 +14,11 @@ import msgspec
 
 from millstream.app.house import House
 from millstream.app.installation import Installation, Known
-from millstream.app.plain import until_asked
+from millstream.app.plain import listen, until_asked
 from millstream.clock import Clock, SystemClock
 from millstream.engine import Engine, Follow
-from millstream.errors import BadInput, Misconfigured
+from millstream.config import orphaned
+from millstream.errors import BadInput, Error, Full, Misconfigured
 from millstream.features import Entities
 from millstream.flows.collect import Collect
 from millstream.flows.predict import Predict, ServedLog
@@ -29,7 +30,8 @@ from millstream.learn.history import import_entities, import_outcomes, read_map,
 from millstream.models.manifest import Manifest
 from millstream.ops import Supervisor
 from millstream.stream import encode
-from millstream.types import PolicyChange, Shadow
+from millstream.stream.event import Event
+from millstream.types import Example, PolicyChange, SetAside, Shadow
 
 logger = logging.getLogger("millstream")
 
@@ -70,6 +72,7 @@ class Serve:
         )
         self.http = Http(self.door, self.meter, at.clock, at.settings.http)
         self._logged_policy: dict[str, int] = {}
+        self._unlogged = self.meter.counter("millstream_unlogged_total", "Shadow scores and policy changes not logged.")
 
     async def start(self) -> int:
         """Load, catch up, then listen; the port."""
@@ -78,7 +81,7 @@ class Serve:
         await self.engine.start()
         if self._recommend is not None:
             self._recommend.recall(at.log.reader("served"), 0)
-        return await self.http.start(at.settings.host, at.settings.http_port)
+        return await listen(self.http, at.settings.host, at.settings.http_port)
 
     def poll(self) -> None:
         """What is new in the log and in the policies."""
@@ -104,18 +107,30 @@ class Serve:
             )
 
     def _on_shadow(self, shadow: Shadow) -> None:
-        self._shadow.append(shadow.request.encode(), encode(shadow))
+        try:
+            self._shadow.append(shadow.request.encode(), encode(shadow))
+        except Full as error:
+            self._say_unlogged(error)
 
     def _log_policies(self) -> None:
         for view in self.engine.views():
             if view.policy and self._logged_policy.get(view.model) != view.policy:
-                policy = self.installation.repository.policy(view.model)
-                text = msgspec.json.encode(policy).decode()
-                event = PolicyChange(
-                    model=view.model, version=policy.version, who=policy.who, why=policy.why, text=text
-                )
-                self._policy.append(view.model.encode(), encode(event))
                 self._logged_policy[view.model] = view.policy
+                try:
+                    self._log_policy(view.model)
+                except Error as error:  # a full disk, a file that is broken by now: answers go on
+                    self._say_unlogged(error)
+
+    def _log_policy(self, model: str) -> None:
+        policy = self.installation.repository.policy(model)
+        text = msgspec.json.encode(policy).decode()
+        event = PolicyChange(model=model, version=policy.version, who=policy.who, why=policy.why, text=text)
+        self._policy.append(model.encode(), encode(event))
+
+    def _say_unlogged(self, error: Error) -> None:
+        if not self._unlogged.value:
+            logger.error("the service goes on without logging all it does: %s", error)
+        self._unlogged.add()
 
 
 class Learn:
@@ -124,10 +139,18 @@ class Learn:
     def __init__(self, installation: Installation) -> None:
         at = installation
         self.meter = at.meter("learn")
-        self.join = at.join()
+        self.join = at.join(self._count)
         self.learning = Learning(
             at.settings.learn, at.repository, at.log, at.log.writer("deltas"), at.clock, self.meter
         )
+
+    def _count(self, event: Event) -> None:
+        if isinstance(event, Example):
+            label = {"label": str(int(event.label))}
+            self.meter.counter("millstream_examples_total", "Examples made by the join.", label).add()
+        elif isinstance(event, SetAside):
+            cause = {"cause": event.cause}
+            self.meter.counter("millstream_set_aside_total", "Outcomes that will not be learnt.", cause).add()
 
     def step(self) -> int:
         """Join what came, learn what was joined, push what is due; how many events and examples that was.
@@ -198,6 +221,9 @@ async def _run_learn(learn: Learn, installation: Installation) -> None:
 async def _until_asked(step: Callable[[], None], pause_s: Callable[[], float], clock: Clock) -> None:
     asked = until_asked()
     while not asked.is_set():
+        if orphaned():
+            logger.warning("the supervisor is gone: this role ends too")
+            return
         step()
         await clock.sleep(pause_s())
 

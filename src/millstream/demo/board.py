@@ -66,8 +66,8 @@ def board(figures: Figures, total: int, data: str) -> Table:
     return table
 
 
-def verdict(figures: Figures, base_url: str, folder: str) -> list[str]:
-    """Plain words, and where to look next."""
+def verdict(figures: Figures, base_url: str, folder: str, command: str) -> list[str]:
+    """Plain words, and where to look next; `command`: how the reader calls millstream."""
     f = figures
     lines = [f"{f.requests:,} rankings in {f.seconds:.0f} s ({f.requests_per_s:,.0f} a second), {f.errors} errors."]
     if f.auc_live is not None and f.auc_frozen is not None:
@@ -88,11 +88,11 @@ def verdict(figures: Figures, base_url: str, folder: str) -> list[str]:
     lines += [
         "",
         "Where to look next:",
-        f"  curl {base_url}/v2/models/ranker             the model that answers now",
-        f"  curl {base_url}/metrics                      every counter",
-        f"  millstream models list {folder}/models        versions and traffic",
-        f"  millstream log tail {folder}/log examples     what was learnt",
-        f"  millstream log audit {f.log} --ledger {f.ledger}",
+        f"  curl {base_url}/v2/models/ranker",
+        f"  curl {base_url}/metrics",
+        f"  {command} models list {folder}/models",
+        f"  {command} log tail {folder}/log examples",
+        f"  {command} log audit {f.log} --ledger {f.ledger}",
     ]
     return lines
 

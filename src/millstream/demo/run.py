@@ -247,7 +247,7 @@ async def run(data: str, folder: Path | None, seconds: float | None, port: int, 
             await demo.settle()
         figures = demo.figures()
         console.print(board(figures, len(demo.replay.shown), loaded.name))
-        for line in verdict(figures, f"http://127.0.0.1:{chosen}", str(folder)):
+        for line in verdict(figures, f"http://127.0.0.1:{chosen}", str(folder), sys.argv[0]):
             console.print(line, highlight=False, soft_wrap=True)
         if demo.replay.first_error:
             console.print(f"first error: {demo.replay.first_error}", style="red", markup=False)

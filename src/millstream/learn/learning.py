@@ -6,9 +6,9 @@ same again and stands where it stood: everything it knows is the base plus the f
 
 The policy file commands it. `learning = "paused"` or a `pin` stops folding where it is. When a person makes another
 version live (a roll back), learning continues from that version, and from the *present* position: the examples that
-the rolled back weights had learnt are not learnt again. So it is with what the gate refused: when a person lets learning
-run again, it stands on the weights of the last push and goes on after the refused examples, or it would be refused for
-them for ever.
+the rolled back weights had learnt are not learnt again. So it is with what the gate refused: when a person lets it
+run again, learning stands on the weights of the last push and goes on after the refused examples, or it would be
+refused for them for ever.
 """
 
 from __future__ import annotations
@@ -59,6 +59,9 @@ class Learning:
         self._since: list[float] = []
         self._problem = ""
         self._learnt = meter.counter("millstream_examples_learnt_total", "Examples folded into the weights.")
+        self._waited = meter.histogram(
+            "millstream_label_wait_seconds", "What an example waited for its label: no part of staleness."
+        )
         self._pushes = meter.counter("millstream_pushes_total", "Deltas and bases pushed to the servers.")
         self._refused = meter.counter("millstream_pushes_refused_total", "Pushes the gate refused.")
 
@@ -101,6 +104,8 @@ class Learning:
     def _observe(self, folded: Folded) -> None:
         self._gate.observe(folded.predicted, folded.batch.labels)
         self._since += folded.batch.since.tolist()
+        for seconds in folded.batch.waited.tolist():
+            self._waited.observe(seconds)
         self._learnt.add(len(folded.batch.labels))
 
     def _follow(self, policy: Policy) -> None:

@@ -23,15 +23,17 @@ from millstream.types import Example
 
 
 class Batch(NamedTuple):
-    """Examples of one model in order: tokens uint32 [n, width], labels and weights float32 [n], since float64 [n].
+    """Examples of one model in order: tokens uint32 [n, width], labels, weights float32 [n], since, waited float64 [n].
 
-    `since`: per example the instant from which its staleness counts (arrival + label wait, unix seconds).
+    `since`: per example the instant from which its staleness counts (arrival + label wait, unix seconds); `waited`: the
+    label wait, seconds.
     """
 
     tokens: NDArray[np.uint32]
     labels: NDArray[np.float32]
     weights: NDArray[np.float32]
     since: NDArray[np.float64]
+    waited: NDArray[np.float64]
 
 
 class Folded(NamedTuple):
@@ -81,7 +83,8 @@ def gather(records: list[Record], model: str, width: int) -> Batch:
     labels = np.array([e.label for e in events], np.float32)
     weights = np.array([e.weight for e in events], np.float32)
     since = np.array([e.arrival + e.wait_s for e in events], np.float64)
-    return Batch(tokens, labels, weights, since)
+    waited = np.array([e.wait_s for e in events], np.float64)
+    return Batch(tokens, labels, weights, since, waited)
 
 
 def train_base(model: str, definition: Definition, settings: Settings, log: Log, repository: Repository) -> str:

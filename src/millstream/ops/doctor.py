@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import platform
 import shutil
 import time
 from pathlib import Path
+
+from millstream import __version__
 
 EXTRAS = {"learn": "numba", "demo": "rich", "parquet": "pyarrow"}
 LOW_DISK_BYTES = 1 << 30
@@ -17,7 +18,7 @@ def examine(path: Path | None) -> list[dict[str, str]]:
     """One line a finding: what, state, and what to do when something is not as it should be."""
     found = [
         _line("python", platform.python_version(), ""),
-        _line("millstream", importlib.metadata.version("millstream"), ""),
+        _line("millstream", __version__, ""),
     ]
     for extra, package in EXTRAS.items():
         try:
@@ -33,10 +34,11 @@ def _folder(path: Path) -> list[dict[str, str]]:
     if not path.is_dir():
         return [_line(str(path), "no such folder", "name the folder of an installation")]
     free = shutil.disk_usage(path).free
-    what = "free disk space here" if free >= LOW_DISK_BYTES else "less than 1 GiB free: the log will refuse events"
-    lines = [_line("disk", f"{free / 2**30:.1f} GiB", "" if free >= LOW_DISK_BYTES else what)]
+    remedy = "" if free >= LOW_DISK_BYTES else "free some space: on a full disk the log refuses outcomes"
+    lines = [_line("free disk space", f"{free / 2**30:.1f} GiB", remedy)]
     for name, remedy in (("log", "it appears with the first event"), ("models", "put a version or run `train`")):
-        lines.append(_line(name, "present" if (path / name).is_dir() else "missing", remedy))
+        there = (path / name).is_dir()
+        lines.append(_line(name, "present" if there else "missing", "" if there else remedy))
     return lines
 
 

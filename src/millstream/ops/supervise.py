@@ -2,16 +2,21 @@
 
 A role that dies is started again at once, then with a growing pause while it keeps dying, never more than 1.5 s, and
 each death is said with its cause. SIGTERM goes to every role; one that has not gone after `grace_s` is killed.
+
+A supervisor that is killed itself cannot end its roles: they hold its process id (`config.SUPERVISOR` in their
+environment) and end in order when that is no longer their parent, so the next `millstream up` finds the log free.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Mapping, Sequence
 
 from millstream.clock import Clock
+from millstream.config import SUPERVISOR
 
 PAUSE_S_MAX = 1.5
 STEADY_S = 10.0
@@ -55,7 +60,9 @@ class Supervisor:
 
     async def _spawn(self, role: str) -> None:
         # A session of its own: Ctrl-C reaches the supervisor alone, which then ends the roles in order.
-        self._running[role] = await asyncio.create_subprocess_exec(*self._commands[role], start_new_session=True)
+        self._running[role] = await asyncio.create_subprocess_exec(
+            *self._commands[role], start_new_session=True, env={**os.environ, SUPERVISOR: str(os.getpid())}
+        )
 
     async def _keep(self, role: str) -> None:
         pause = 0.0
@@ -68,8 +75,18 @@ class Supervisor:
             pause = 0.0 if lived > STEADY_S else min(PAUSE_S_MAX, pause * 2 + 0.1)
             logger.warning("%s ended (%s) after %.1f s; starting it again in %.1f s", role, _cause(code), lived, pause)
             await self._clock.sleep(pause)
-            await self._spawn(role)
+            while not await self._spawned(role):
+                await self._clock.sleep(PAUSE_S_MAX)
             self.restarts[role] += 1
+
+    async def _spawned(self, role: str) -> bool:
+        """Whether it runs again; a machine without room for a process may have some in a moment."""
+        try:
+            await self._spawn(role)
+        except OSError as error:
+            logger.error("%s cannot be started (%s); trying again in %.1f s", role, error, PAUSE_S_MAX)
+            return False
+        return True
 
     async def _end(self, role: str, process: asyncio.subprocess.Process) -> None:
         if process.returncode is not None:

@@ -1,14 +1,15 @@
 """The books must balance: what a client was acknowledged, against what the log made of it.
 
 Independent of the join on purpose: it knows the topics' contents and one rule (a window), none of the join's code.
-Each acknowledged outcome must end in exactly one example, or be set aside once with a cause, or still be waiting for
-its window. Anything else is lost or duplicated.
+Each acknowledged outcome must end in exactly one example, or be set aside once with a cause, or still be waiting: for
+its item's window, or for the join to read it (`examples` says with every step how far its inputs were read). Anything
+else is lost or duplicated. A client's retry is a second outcome with the same key: it must end somewhere too.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ import msgspec
 from millstream.errors import BadInput
 from millstream.stream.event import decode
 from millstream.stream.log import Log, Record
+from millstream.stream.operator import Step
 from millstream.types import Example, Outcome, SetAside
 
 
@@ -27,7 +29,7 @@ class Acknowledged(msgspec.Struct, frozen=True):
 
 
 class Audit(msgspec.Struct, frozen=True):
-    """The balance. It is sound when `lost` and `duplicated` are 0; `waiting` outcomes have an open window.
+    """The balance. It is sound when `lost` and `duplicated` are 0; `waiting`: in an open window or not read yet.
 
     `not_logged` (part of `lost`) counts acknowledged outcomes that are not even in the `outcomes` topic.
     """
@@ -64,8 +66,9 @@ def read_ledger(path: Path) -> Iterator[Acknowledged]:
 
 def audit(log: Log, ledger: Iterable[Acknowledged], window_s: float) -> Audit:
     """Compare a ledger with topics `outcomes` and `examples`. Memory: a few hundred bytes an outcome."""
-    logged, last = _outcomes(log)
+    logged = _Logged(log, _read_upto(log))  # before `examples`: what has been read by now has its place there
     learnt: Counter[str] = Counter()
+    placed: Counter[str] = Counter()
     aside: dict[str, str] = {}
     pairs: Counter[tuple[str, str]] = Counter()
     for record in _records(log, "examples"):
@@ -73,37 +76,71 @@ def audit(log: Log, ledger: Iterable[Acknowledged], window_s: float) -> Audit:
         if isinstance(event, Example):
             pairs[event.request, event.item] += 1
             learnt.update(event.outcomes)
-        elif isinstance(event, SetAside) and event.cause != "duplicate":
-            aside[event.outcome] = event.cause
+            placed.update(event.outcomes)
+        elif isinstance(event, SetAside):
+            placed[event.outcome] += 1
+            if (
+                event.cause != "duplicate" or event.outcome not in aside
+            ):  # a retry's cause does not hide the first one's
+                aside[event.outcome] = event.cause
     acknowledged = {one.outcome: one.event_time for one in ledger}
-    nowhere = [key for key in acknowledged if key not in learnt and key not in aside]
-    waiting = [key for key in nowhere if key in logged and acknowledged[key] + window_s > last]
+    settled = {key for key in acknowledged if key in learnt or 0 < placed[key] >= logged.times[key]}
+    nowhere = [key for key in acknowledged if key not in settled]
+    waiting = [key for key in nowhere if logged.waits(key, acknowledged[key], window_s)]
     lost = sorted(set(nowhere) - set(waiting))
     twice = sum(count - 1 for count in pairs.values()) + sum(count - 1 for count in learnt.values())
-    both = sum(key in learnt for key in aside)
+    both = sum(learnt[key] <= 1 and placed[key] > max(1, logged.times[key]) for key in placed)
     return Audit(
         acknowledged=len(acknowledged),
         learnt=sum(key in learnt for key in acknowledged),
-        set_aside=sum(key in aside for key in acknowledged),
+        set_aside=sum(key not in learnt for key in settled),
         waiting=len(waiting),
         lost=len(lost),
         duplicated=twice + both,
-        not_logged=sum(key not in logged for key in acknowledged),
+        not_logged=sum(key not in logged.times for key in acknowledged),
         examples=pairs.total(),
-        causes=dict(Counter(aside.values())),
+        causes=dict(Counter(cause for key, cause in aside.items() if key not in learnt)),
         lost_first=lost[:10],
     )
 
 
-def _outcomes(log: Log) -> tuple[set[str], float]:
-    """Keys of every logged outcome, and the latest event time among them."""
-    keys, last = set(), float("-inf")
-    for record in _records(log, "outcomes"):
-        event = decode(record.value)
-        if isinstance(event, Outcome):
-            keys.add(event.key())
-            last = max(last, event.event_time)
-    return keys, last
+class _Logged:
+    """Topic `outcomes`: how often each key is there, which the join has not read, and how late each item's last is."""
+
+    def __init__(self, log: Log, read: Mapping[int, int]) -> None:
+        self.times: Counter[str] = Counter()
+        self._unread: set[str] = set()
+        self._item: dict[str, tuple[str, str]] = {}
+        self._latest: dict[tuple[str, str], float] = {}
+        self._watermark = float("-inf")
+        for record in _records(log, "outcomes"):
+            event = decode(record.value)
+            if not isinstance(event, Outcome):
+                continue
+            key, item = event.key(), (event.request, event.item)
+            if event.kind != "watermark":
+                self.times[key] += 1
+            if record.offset >= read.get(record.partition, 0):
+                self._unread.add(key)
+                continue
+            self._item[key] = item
+            self._latest[item] = max(self._latest.get(item, event.event_time), event.event_time)
+            self._watermark = max(self._watermark, event.event_time)
+
+    def waits(self, key: str, event_time: float, window_s: float) -> bool:
+        """Whether an outcome may have no place yet: it is unread, or its item's window is open."""
+        if key in self._unread:
+            return True
+        return key in self._item and max(event_time, self._latest[self._item[key]]) + window_s > self._watermark
+
+
+def _read_upto(log: Log) -> Mapping[int, int]:
+    """Per partition of `outcomes`, the first offset that no step of the join has read."""
+    reader = log.reader("examples")
+    meta = b""
+    for frame in reader.frames(0, max(reader.start(0), reader.end(0) - 1)):
+        meta = frame.meta or meta
+    return msgspec.msgpack.decode(meta, type=Step).offsets.get("outcomes", {}) if meta else {}
 
 
 def _records(log: Log, topic: str) -> Iterator[Record]:

@@ -12,7 +12,7 @@ How exactly once works, with nothing but an append-only log:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -75,14 +75,16 @@ class Operation:
         snapshot: Path,
         clock: Clock,
         *,
+        observe: Callable[[Event], None] | None = None,
         records_max: int = 2000,
         snapshot_steps: int = 500,
     ) -> None:
         """`inputs` are read in this order within a step, the *last* topic's end being looked up first, so that an
-        event of an earlier topic that was appended before one of a later topic is always fed before it."""
+        event of an earlier topic that was appended before one of a later topic is always fed before it. `observe` is
+        told every output once it is committed."""
         self.operator, self._log, self._clock, self._path = operator, log, clock, snapshot
         self._readers = {topic: log.reader(topic) for topic in inputs}
-        self._output = output
+        self._output, self._observe = output, observe
         self._writer = log.writer(output, 0)
         self._records_max, self._snapshot_steps = records_max, snapshot_steps
         self.step_done = Step(0, 0.0, {topic: {} for topic in inputs})
@@ -101,6 +103,9 @@ class Operation:
         items = [(key.encode(), encode(event)) for key, event in outputs]
         self._writer.append_frame(items, meta=msgspec.msgpack.encode(done), sync=True)
         self.step_done = done
+        if self._observe is not None:
+            for _, event in outputs:
+                self._observe(event)
         if done.number - self._snapshotted >= self._snapshot_steps:
             self.save()
         return len(batch)
