@@ -114,13 +114,11 @@ async def like(loop: AtLogTime, when: float, number: int, shown: Shown) -> None:
 
 def logged_rows(log: Log) -> dict[str, np.ndarray]:
     """Request id -> its logged feature rows, from topic `served`."""
-    reader, rows, at = log.reader("served"), {}, 0
-    while at < reader.end(0):
-        records = reader.read(0, at)
-        for event in (decode(record.value) for record in records):
-            assert isinstance(event, Served)
-            rows[event.request] = np.frombuffer(event.tokens, np.uint32).reshape(len(event.candidates), -1)
-        at = records[-1].offset + 1
+    rows = {}
+    for record in log.reader("served").records(0):
+        event = decode(record.value)
+        assert isinstance(event, Served)
+        rows[event.request] = np.frombuffer(event.tokens, np.uint32).reshape(len(event.candidates), -1)
     return rows
 
 
@@ -141,12 +139,8 @@ def vw_frozen(first: list[Example], rows: np.ndarray, settings: Any) -> np.ndarr
 
 
 def examples(log: Log) -> list[Example]:
-    reader, found, at = log.reader("examples"), [], 0
-    while at < reader.end(0):
-        records = reader.read(0, at)
-        found += [e for e in (decode(record.value) for record in records) if isinstance(e, Example)]
-        at = records[-1].offset + 1
-    return found
+    events = (decode(record.value) for record in log.reader("examples").records(0))
+    return [event for event in events if isinstance(event, Example)]
 
 
 def main() -> None:

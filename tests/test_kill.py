@@ -27,11 +27,7 @@ MOMENTS = 8000
 def fold(at: Installation) -> np.ndarray:
     """An empty learner over the whole topic, in one go."""
     learner = Ftrl(at.settings.ftrl, at.definition.width)
-    reader, offset = at.log.reader("examples"), 0
-    while offset < reader.end(0):
-        records = reader.read(0, offset, 5000)
-        learner.learn(*gather(records, at.model, learner.width)[:3])
-        offset = records[-1].offset + 1
+    learner.learn(*gather(list(at.log.reader("examples").records(0)), at.model, learner.width)[:3])
     return learner.weights()
 
 
@@ -39,13 +35,9 @@ def served(at: Installation) -> np.ndarray:
     """The live base with every delta of it: what each server holds."""
     live = at.repository.policy(at.model).live
     weights = ServedFtrl.load(at.repository.folder(at.model, live) / "model.ftrl").weights.copy()
-    reader, offset = at.log.reader("deltas"), 0
-    while offset < reader.end(0):
-        records = reader.read(0, offset)
-        for delta in (decode(record.value) for record in records):
-            if isinstance(delta, Delta) and delta.base == live:
-                weights[np.frombuffer(delta.slots, np.uint32)] = np.frombuffer(delta.weights, np.float32)
-        offset = records[-1].offset + 1
+    for delta in (decode(record.value) for record in at.log.reader("deltas").records(0)):
+        if isinstance(delta, Delta) and delta.base == live:
+            weights[np.frombuffer(delta.slots, np.uint32)] = np.frombuffer(delta.weights, np.float32)
     return weights
 
 

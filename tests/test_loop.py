@@ -12,6 +12,7 @@ import pytest
 from millstream.app.installation import Installation, Settings
 from millstream.app.roles import Learn, Serve, train
 from millstream.clock import FakeClock
+from millstream.errors import Full
 from millstream.features import Column, Definition
 from millstream.learn.history import Field, import_entities
 from millstream.learn.train import gather
@@ -257,3 +258,56 @@ def test_a_wall_clock_that_jumps_changes_nothing(tmp_path, uncrashed, seconds):
     records = Log(tmp_path / "log", loop.clock).reader("outcomes").read(0, 0, 1000)
     arrivals = [record.arrival for record in records]
     assert arrivals == sorted(arrivals)
+
+
+class Disk(Fuse):
+    """A disk that can be full: then every write is refused, and nothing else happens."""
+
+    full = False
+
+    def around(self, write):
+        if self.full:
+            raise Full("no space left on the disk (as the test wants it)")
+        return super().around(write)
+
+
+def test_a_full_disk_stops_no_answer_and_loses_nothing_acknowledged(tmp_path):
+    """Answers go on; outcomes are refused, so the client keeps them; a learner that died comes back."""
+
+    class Filling(Loop):
+        refused = deaths = 0
+
+        async def moment(self, number):
+            try:
+                await super().moment(number)
+            except Full:
+                self.refused += 1
+                self.clock.advance(1.5)
+                await self.turn()
+            if number == 24:  # there is room again, and the client sends what was refused
+                self.fuse.full = False
+                for late in range(20, 25):
+                    await super().moment(late)
+
+        async def turn(self):
+            if len(self.answers) == 20:
+                self.fuse.full = True
+            try:
+                await super().turn()
+            except Full:
+                self.deaths += 1
+                self.learning.log.close()
+                self.learn = None
+                await self.up()
+
+    loop = Filling(tmp_path, Disk())
+    asyncio.run(loop.run())
+    assert loop.refused == 5 and loop.deaths > 0
+    books = loop.audit()
+    assert books.balanced and books.waiting == 0
+    assert books.acknowledged == 2 * MOMENTS
+    assert books.causes == {"unknown_request": 10}, (
+        "answers without a served event: their outcomes are set aside, visibly"
+    )
+    weights, _ = loop.weights_on_disk()
+    assert np.array_equal(weights, loop.fold())

@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,28 +28,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
         result = args.run(args)
+        built = msgspec.to_builtins(result)
+        if result is not None:
+            _show(built, args.json)
     except Error as error:
-        print(f"millstream: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(f"millstream: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # `| head` has seen enough; nothing more can be said to it, at the end neither
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    if result is not None:
-        built = msgspec.to_builtins(result)
-        if args.json:
-            print(json.dumps(built))
-        else:
-            _show(built)
-        if isinstance(built, dict) and built.get("sound") is False:
-            sys.exit(1)
+    except OSError as error:
+        sys.exit(f"millstream: {error.filename or args.verb}: {error.strerror or error}")
+    if isinstance(built, dict) and built.get("sound") is False:
+        sys.exit(1)
 
 
-def _show(result: Any) -> None:
-    rows = result if isinstance(result, list) else [result]
-    for row in rows:
+def _show(result: Any, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result), flush=True)
+        return
+    for row in result if isinstance(result, list) else [result]:
         print("  ".join(f"{key} {value}" for key, value in row.items()) if isinstance(row, dict) else row)
+    sys.stdout.flush()
 
 
 def _serve(args: argparse.Namespace) -> None:
@@ -143,7 +145,7 @@ def _log(args: argparse.Namespace) -> object:
             {"topic": t, "partitions": len(log.reader(t).partitions()), "records": _count(log, t)} for t in log.topics()
         ]
     if args.verb == "verify":
-        reports = [log.verify(topic) for topic in args.topic or log.topics()]
+        reports = [log.verify(_known(log, topic)) for topic in args.topic or log.topics()]
         return {"sound": not any(r.corrupt for r in reports), "topics": reports}
     if args.verb == "audit":
         books = audit(log, read_ledger(args.ledger), args.window)
@@ -156,13 +158,17 @@ def _count(log: Any, topic: str) -> int:
     return sum(reader.end(partition) - reader.start(partition) for partition in reader.partitions())
 
 
+def _known(log: Any, topic: str) -> str:
+    if topic not in log.topics():
+        raise BadInput(f"no topic {topic!r}; there are: {', '.join(log.topics()) or 'none'}")
+    return topic
+
+
 def _tail(log: Any, topic: str, n: int) -> list[object]:
     """The last n events of each partition; packed arrays are shown by their length."""
     from millstream.stream import decode
 
-    if topic not in log.topics():
-        raise BadInput(f"no topic {topic!r}; there are: {', '.join(log.topics()) or 'none'}")
-    reader = log.reader(topic)
+    reader = log.reader(_known(log, topic))
     found: list[object] = []
     for partition in reader.partitions():
         at = max(reader.start(partition), reader.end(partition) - n)
@@ -191,10 +197,33 @@ def asyncio_run(main: Any) -> None:
         runner.run(main)
 
 
+def _bounded(of: Callable[[str], float], low: float, high: float, what: str) -> Callable[[str], Any]:
+    """A type of argument: a number within [low, high]."""
+
+    def number(text: str) -> float:
+        try:
+            value = of(text)
+        except ValueError:
+            value = high + 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return value
+
+    return number
+
+
+_port = _bounded(int, 0, 65535, "a port: 0 to 65535")
+_count_of = _bounded(int, 1, 1_000_000, "a number from 1 to 1000000")
+_positive = _bounded(float, 0.001, 1e9, "a number above 0")
+_not_negative = _bounded(float, 0.0, 1e9, "a number of seconds, 0 or more")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="millstream", description=__doc__)
     parser.add_argument("--version", action="version", version=f"millstream {__version__}")
-    shared = argparse.ArgumentParser(add_help=False)
+    parser.set_defaults(json=False, verbose=False)
+    # Suppressed: `models --json list` has said it before `list` could take it back by a default of its own.
+    shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     shared.add_argument("--json", action="store_true", help="print the result as one line of JSON, last, on stdout")
     shared.add_argument("--verbose", action="store_true", help="say more on stderr")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
@@ -206,15 +235,15 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = verb("demo", _demo, "the whole loop on real data: serve, log, join, learn, push")
     demo.add_argument("--data", choices=("movielens", "simulator"), default="movielens", help="what is replayed")
-    demo.add_argument("--seconds", type=float, help="end so long after the first request (default: until Ctrl-C)")
-    demo.add_argument("--rate", type=float, default=600.0, help="requests a second to aim at (default: 600)")
-    demo.add_argument("--http-port", type=int, default=8000, help="port of the service (default: 8000)")
+    demo.add_argument("--seconds", type=_positive, help="end so long after the first request (default: until Ctrl-C)")
+    demo.add_argument("--rate", type=_positive, default=600.0, help="requests a second to aim at (default: 600)")
+    demo.add_argument("--http-port", type=_port, default=8000, help="port of the service (default: 8000)")
     demo.add_argument("--dir", type=Path, help="an empty folder for its log and models (default: a temporary one)")
 
     serve = verb("serve", _serve, "serve a model folder or a single .onnx file over HTTP")
     serve.add_argument("path", type=Path, help="FILE.onnx, or a folder with NAME/VERSION/model.onnx")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    serve.add_argument("--http-port", type=int, default=8000, help="0 picks a free one (default: 8000)")
+    serve.add_argument("--http-port", type=_port, default=8000, help="0 picks a free one (default: 8000)")
 
     up = verb("up", _up, "run every role of an installation, supervised")
     up.add_argument("--role", choices=("serve", "learn"), help="run one role alone, in this process")
@@ -261,17 +290,17 @@ def _parser() -> argparse.ArgumentParser:
     for one in (listed, tail, verify, audit):
         one.add_argument("dir", type=Path, help="the log's folder")
     tail.add_argument("topic")
-    tail.add_argument("-n", type=int, default=10, help="events of each partition (default: 10)")
+    tail.add_argument("-n", type=_count_of, default=10, help="events of each partition (default: 10)")
     verify.add_argument("topic", nargs="*")
     audit.add_argument("--ledger", type=Path, required=True, help="what the client was acknowledged")
-    audit.add_argument("--window", type=float, default=30.0, help="the join's window, seconds (default: 30)")
+    audit.add_argument("--window", type=_not_negative, default=30.0, help="the join's window, seconds (default: 30)")
     history = verb("import", _log, "bring existing history into topics", log)
     history.add_argument("file", type=Path, help=".csv, .tsv, .jsonl or .parquet")
     history.add_argument("-c", "--config", type=Path, required=True, help="millstream.toml of the installation")
     history.add_argument("--topic", choices=("users", "items", "outcomes"), default="outcomes")
     history.add_argument("--map", nargs="+", required=True, help="FIELD=COLUMN[:TYPE][>=NUMBER] ...")
     history.add_argument(
-        "--delay", type=float, default=1.0, help="feedback arrived so long after, seconds (default: 1)"
+        "--delay", type=_not_negative, default=1.0, help="feedback arrived so long after, seconds (default: 1)"
     )
 
     doctor = verb("doctor", _doctor, "what is installed, what is missing, and how to get it")

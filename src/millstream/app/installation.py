@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import msgspec
 
@@ -24,6 +25,8 @@ from millstream.models.repository import Repository
 from millstream.stream import Join, JoinSettings, Log, LogLimits, Operation, Reader, decode
 from millstream.stream.event import Event
 from millstream.types import Entity
+
+logger = logging.getLogger("millstream")
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -109,13 +112,11 @@ class Known:
                 self._follow(kind, reader, partition)
 
     def _follow(self, kind: str, reader: Reader, partition: int) -> None:
-        at = max(self._at.get((kind, partition), 0), reader.start(partition))
-        while at < reader.end(partition) and (records := reader.read(partition, at)):
-            for event in (decode(record.value) for record in records):
-                if isinstance(event, Entity):
-                    self._upsert("user" if kind == "user" else "item", event)
-            at = records[-1].offset + 1
-        self._at[kind, partition] = at
+        for record in reader.records(partition, self._at.get((kind, partition), 0)):
+            event = decode(record.value)
+            if isinstance(event, Entity):
+                self._upsert("user" if kind == "user" else "item", event)
+            self._at[kind, partition] = record.offset + 1
 
     def _upsert(self, kind: Literal["user", "item"], event: Entity) -> None:
         """What the definition cannot take was appended all the same: it must not keep a role from starting."""

@@ -16,8 +16,8 @@ from millstream.app.house import House
 from millstream.app.installation import Installation, Known
 from millstream.app.plain import listen, until_asked
 from millstream.clock import Clock, SystemClock
-from millstream.engine import Engine, Follow
 from millstream.config import orphaned
+from millstream.engine import Engine, Follow
 from millstream.errors import BadInput, Error, Full, Misconfigured
 from millstream.features import Entities
 from millstream.flows.collect import Collect

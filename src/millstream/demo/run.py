@@ -192,11 +192,11 @@ class _Frozen:
     def scores(self, replay: Replay) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """One a request answered so far; NaN where the shadow copy was dropped or has not been written yet."""
         for partition in self._reader.partitions():
-            while records := self._reader.read(partition, self._at.get(partition, 0)):
-                for event in (decode(record.value) for record in records):
-                    if isinstance(event, Shadow) and event.version.partition("@")[0] == "1":
-                        self._scores[event.request] = event.scores
-                self._at[partition] = records[-1].offset + 1
+            for record in self._reader.records(partition, self._at.get(partition, 0)):
+                event = decode(record.value)
+                if isinstance(event, Shadow) and event.version.partition("@")[0] == "1":
+                    self._scores[event.request] = event.scores
+                self._at[partition] = record.offset + 1
         found = np.full(len(replay.scores), np.nan)
         for number in range(len(found)):
             scores = self._scores.get(f"demo-{number}")

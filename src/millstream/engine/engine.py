@@ -26,7 +26,7 @@ import msgspec
 
 from millstream import errors
 from millstream.clock import Clock
-from millstream.engine.batch import Answer, Batch, Copy, Lane, Numbers
+from millstream.engine.batch import Answer, Batch, Copy, Lane
 from millstream.engine.watch import ModelView, Watch
 from millstream.engine.worker import Workers, execute, warm
 from millstream.meter import Meter
@@ -96,7 +96,6 @@ class Engine:
         self._running = 0
         self._shadow_free = True
         self._drained: asyncio.Future[None] | None = None
-        Numbers(meter, "other", "other")  # where a full meter page folds versions it has no room for
         self._watch = Watch(repository, meter, self._prepare, on_load)
         self._served = self._watch.served
 

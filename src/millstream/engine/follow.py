@@ -6,6 +6,7 @@ matter which comes first, a base or its first deltas, and a version that cannot 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from millstream.clock import Clock
 from millstream.engine.engine import Engine
-from millstream.errors import Error, NotFound
+from millstream.errors import Error, Full, NotFound
 from millstream.meter import Meter
 from millstream.models.repository import Repository
 from millstream.stream import Log
@@ -82,33 +83,36 @@ class Follow:
             for since in np.frombuffer(one.since, np.float64).tolist():
                 self._staleness.observe(max(0.0, now - since))
         self._answered = max(self._answered, done[-1].next)
-        self._source.commit(GROUP, "deltas", {0: self._answered})
+        with contextlib.suppress(Full):  # a full disk: after a restart, at worst, some staleness is measured twice
+            self._source.commit(GROUP, "deltas", {0: self._answered})
 
     def _poll(self, model: str, version: str) -> None:
+        for record in self._reader.records(0, self._cursors[model, version]):
+            delta = decode(record.value)
+            if not isinstance(delta, Delta) or (delta.model, delta.base) != (model, version):
+                pass
+            elif not self._apply(delta, record.offset):
+                self._forget(model, version)
+                return
+            self._cursors[model, version] = record.offset + 1
+
+    def _apply(self, delta: Delta, offset: int) -> bool:
+        """Whether the version can go on: it cannot when it is no longer loaded, or when a delta does not fit."""
         assert self._engine is not None
-        at = max(self._cursors[model, version], self._reader.start(0))
-        while at < self._reader.end(0) and (records := self._reader.read(0, at)):
-            for record in records:
-                delta = decode(record.value)
-                if not isinstance(delta, Delta) or (delta.model, delta.base) != (model, version):
-                    continue
-                try:
-                    applied = self._engine.apply(delta)
-                except NotFound:  # no longer loaded
-                    self._forget(model, version)
-                    return
-                except Error as error:
-                    self._failed.add()
-                    log.error("%s %s stays as it is: %s", model, version, error)
-                    del self._cursors[model, version]
-                    return
-                if applied:
-                    self._applied.add()
-                    if record.offset >= self._answered:  # else an earlier life of this process answered with it
-                        waiting = _Waiting(delta.sequence, delta.arrivals, record.offset + 1)
-                        self._waiting.setdefault((model, version), []).append(waiting)
-            at = records[-1].offset + 1
-        self._cursors[model, version] = at
+        try:
+            applied = self._engine.apply(delta)
+        except NotFound:
+            return False
+        except Error as error:
+            self._failed.add()
+            log.error("%s %s stays as it is: %s", delta.model, delta.base, error)
+            return False
+        if applied:
+            self._applied.add()
+            if offset >= self._answered:  # else an earlier life of this process answered with it
+                waiting = _Waiting(delta.sequence, delta.arrivals, offset + 1)
+                self._waiting.setdefault((delta.model, delta.base), []).append(waiting)
+        return True
 
     def _forget(self, model: str, version: str) -> None:
         self._cursors.pop((model, version), None)

@@ -102,16 +102,11 @@ class Recommend:
 
     def recall(self, reader: Reader, partition: int) -> None:
         """Rebuild the memory of answers from the tail of this process's own `served` partition."""
-        end = reader.end(partition)
-        at = max(reader.start(partition), end - self._limits.answers_kept)
-        while at < end and (records := reader.read(partition, at, 1000)):
-            for record in records:
-                event = decode(record.value)
-                if isinstance(event, Served) and event.scores:
-                    scores = np.frombuffer(event.scores, np.float32)
-                    candidates = tuple(event.candidates)
-                    self._remember(_ranked(event.request, event.model, event.version, candidates, scores))
-            at = records[-1].offset + 1
+        at = reader.end(partition) - self._limits.answers_kept
+        for event in (decode(record.value) for record in reader.records(partition, at)):
+            if isinstance(event, Served) and event.scores:
+                scores = np.frombuffer(event.scores, np.float32)
+                self._remember(_ranked(event.request, event.model, event.version, tuple(event.candidates), scores))
 
     def _remember(self, ranked: Ranked) -> None:
         self._answers[ranked.id] = ranked

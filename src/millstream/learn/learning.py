@@ -84,9 +84,9 @@ class Learning:
         if folded is not None:
             self._observe(folded)
         if self._since and self._clock.monotonic() - self._pushed_at >= self._settings.push.push_s:
-            self._push_delta(self._training, self._push)
-            if self._training.upto - self._based_at >= self._settings.push.base_examples:
-                self._new_base(policy)
+            due = self._training.upto - self._based_at >= self._settings.push.base_examples
+            if self._push_delta(self._training, self._push) and due:
+                self._new_base(self._push.base)
         return len(folded.batch.labels) if folded else 0
 
     def _policy(self) -> Policy | None:
@@ -120,14 +120,14 @@ class Learning:
         self._training = Training(learner, model, self._log.reader("examples"), upto)
         if manifest.lineage.get("made_by") != MADE_BY or int(live) < newest:  # somebody's own version, or a roll back
             self._training.upto = max(upto, pushed, refused)
-            self._new_base(policy)
+            self._new_base(live)
             return
         if refused > pushed:
             while self._training.upto < pushed:
                 self._training.step(pushed - self._training.upto)
             logger.warning("%s: examples %d to %d were refused and are skipped", model, pushed, refused)
             self._training.upto = refused
-            self._new_base(policy)
+            self._new_base(live)
             return
         self._push = Push(
             self._deltas, model, live, self._last_sequence(live, int(str(manifest.lineage["deltas_from"])))
@@ -137,25 +137,24 @@ class Learning:
 
     def _last_sequence(self, base: str, at: int) -> int:
         reader, last = self._log.reader("deltas"), 0
-        at = max(at, reader.start(0))
-        while at < reader.end(0) and (records := reader.read(0, at, 1000)):
-            for delta in (decode(record.value) for record in records):
-                if isinstance(delta, Delta) and (delta.model, delta.base) == (self._settings.model, base):
-                    last = max(last, delta.sequence)
-            at = records[-1].offset + 1
+        for delta in (decode(record.value) for record in reader.records(0, at)):
+            if isinstance(delta, Delta) and (delta.model, delta.base) == (self._settings.model, base):
+                last = max(last, delta.sequence)
         return last
 
-    def _push_delta(self, training: Training, push: Push) -> None:
+    def _push_delta(self, training: Training, push: Push) -> bool:
+        """Whether the gate let it pass."""
         slots, weights = training.learner.delta()
         why = self._gate.refuses(weights)
         if why:
             self._freeze(why)
-            return
+            return False
         push.push(slots, weights, self._since, training.upto)
         self._since = []
         self._pushed_at = self._clock.monotonic()
         self._pushes.add()
         self._log.commit(self._group, "examples", {0: training.upto})
+        return True
 
     def _freeze(self, why: str) -> None:
         """Stop learning where it is, in the place where a person and every process see it: the policy."""
@@ -172,10 +171,10 @@ class Learning:
         self._training = self._push = None
         self._gate = Gate(self._settings.gate)
 
-    def _new_base(self, policy: Policy) -> None:
-        """Put the learner's whole state as a version and make it live in place of the one it continues."""
+    def _new_base(self, parent: str) -> None:
+        """Put the learner's whole state as a version and make it live in place of `parent`, which it continues."""
         assert self._training is not None
-        training, model, parent = self._training, self._settings.model, policy.live
+        training, model = self._training, self._settings.model
         training.learner.delta()  # the base holds these slots already
         lineage: dict[str, object] = {
             "made_by": MADE_BY,

@@ -146,7 +146,4 @@ def _read_upto(log: Log) -> Mapping[int, int]:
 def _records(log: Log, topic: str) -> Iterator[Record]:
     reader = log.reader(topic)
     for partition in reader.partitions():
-        at, end = reader.start(partition), reader.end(partition)
-        while at < end and (records := reader.read(partition, at, 4096)):
-            yield from records
-            at = records[-1].offset + 1
+        yield from reader.records(partition)

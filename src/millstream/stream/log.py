@@ -80,11 +80,19 @@ class Log:
         return Reader(self._folder(topic))
 
     def commit(self, group: str, topic: str, offsets: Mapping[int, int]) -> None:
-        """The group has read each partition up to (not including) its offset. The first commit registers the group."""
+        """The group has read each partition up to (not including) its offset. The first commit registers the group.
+
+        No room on the disk: Full, and nothing changed.
+        """
         self._folder(topic)
         rows = [(group, topic, partition, offset) for partition, offset in offsets.items()]
-        with self._groups_lock, self._positions() as positions:
-            positions.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?, ?, ?)", rows)
+        try:
+            with self._groups_lock, self._positions() as positions:
+                positions.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?, ?, ?)", rows)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                raise
+            raise errors.Full(f"{self.root}: no room to note that {group} has read {topic}; make room") from error
 
     def committed(self, group: str, topic: str) -> dict[int, int]:
         """What the group has committed: partition -> next offset to read; empty for a group that never did."""

@@ -64,6 +64,13 @@ class Reader:
         """
         return self._place(partition).read(offset, max_records, max_bytes)
 
+    def records(self, partition: int, offset: int = 0) -> Iterator[Record]:
+        """Every record from `offset`, or from the first that retention left, to the end as it is at each turn."""
+        at = max(offset, self.start(partition))
+        while found := self.read(partition, at) if at < self.end(partition) else []:
+            yield from found
+            at = found[-1].offset + 1
+
     def frames(self, partition: int, offset: int = 0) -> Iterator[Frame]:
         """The published frames that hold `offset` or come after it, with their metas: what was committed with what.
 

@@ -1,0 +1,70 @@
+"""The gate refuses what would do harm, says why, and lets everything else pass."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from millstream.learn import Gate, GateSettings
+
+SETTINGS = GateSettings(weight_max=50.0, window=100, logloss_over=0.25)
+FINE = np.zeros(3, np.float32)
+
+
+def gate(predicted, labels) -> Gate:
+    made = Gate(SETTINGS)
+    made.observe(np.asarray(predicted, np.float32), np.asarray(labels, np.float32))
+    return made
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused(bad):
+    assert "1 of 3 weights are not finite" in Gate(SETTINGS).refuses(np.array([0, bad, 1], np.float32))
+
+
+def test_a_weight_beyond_the_bound_is_refused_in_either_direction():
+    for weight in (50.5, -1e6):
+        assert "beyond the bound of 50" in Gate(SETTINGS).refuses(np.array([0, weight], np.float32))
+    assert Gate(SETTINGS).refuses(np.array([50, -50], np.float32)) == ""
+    assert Gate(SETTINGS).refuses(np.array([], np.float32)) == ""
+
+
+def test_worse_than_the_plain_rate_is_refused_once_there_is_enough_to_judge():
+    labels = np.arange(100) % 2
+    assert "plain rate 0.500" in gate(np.where(labels, 0.1, 0.9), labels).refuses(FINE)
+    assert gate(np.where(labels, 0.1, 0.9)[:99], labels[:99]).refuses(FINE) == "", "99 of 100 are too few to judge by"
+    assert gate(np.where(labels, 0.9, 0.1), labels).refuses(FINE) == ""
+    assert gate(np.full(100, 0.5), labels).refuses(FINE) == "", "no better is not worse"
+
+
+def test_only_the_last_examples_count():
+    labels = np.arange(100) % 2
+    good, bad = np.where(labels, 0.9, 0.1), np.where(labels, 0.1, 0.9)
+    made = gate(bad, labels)
+    made.observe(good.astype(np.float32), labels.astype(np.float32))
+    assert made.refuses(FINE) == ""
+    made.observe(bad[:60].astype(np.float32), labels[:60].astype(np.float32))
+    assert made.refuses(FINE) != ""
+
+
+def test_one_class_alone_is_no_reason_to_refuse_a_model_that_sees_it():
+    assert gate(np.full(100, 1e-7), np.zeros(100)).refuses(FINE) == ""
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 70), min_size=1, max_size=8), st.integers(0, 2**32 - 1))
+def test_pieces_and_the_whole_are_judged_alike(sizes, seed):
+    random = np.random.default_rng(seed)
+    total = sum(sizes)
+    labels = random.integers(0, 2, total).astype(np.float32)
+    predicted = np.clip(random.random(total) * 0.6 + labels * random.choice([-0.3, 0.4]), 0, 1).astype(np.float32)
+    pieces, at = Gate(SETTINGS), 0
+    for size in sizes:
+        pieces.observe(predicted[at : at + size], labels[at : at + size])
+        at += size
+    last = slice(max(0, total - 100), total)
+    p, y = np.clip(predicted[last].astype(float), 1e-6, 1 - 1e-6), labels[last].astype(float)
+    rate = np.clip(y.mean(), 1e-6, 1 - 1e-6)
+    ours = -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean()
+    plain = -(y * np.log(rate) + (1 - y) * np.log(1 - rate)).mean()
+    assert bool(pieces.refuses(FINE)) == (total >= 100 and ours > plain * 1.25)

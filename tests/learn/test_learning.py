@@ -1,0 +1,264 @@
+"""The learner obeys the policy: it pauses, resumes, follows a person, and never learns an example twice."""
+
+import threading
+
+import numpy as np
+import pytest
+from learn_house import FTRL, WIDTH, House
+
+from millstream.errors import Conflict
+from millstream.models import traffic
+from millstream.models.online import Ftrl
+from millstream.models.repository import Repository
+
+
+def wrong(number: int) -> float:
+    return 1.0 - float(number % 2)
+
+
+def same(left: np.ndarray, right: np.ndarray) -> bool:
+    return np.array_equal(left, right) and bool(np.count_nonzero(left))
+
+
+@pytest.fixture
+def house(tmp_path):
+    made = House(tmp_path)
+    yield made
+    made.log.close()
+
+
+def test_what_is_served_is_the_fold_of_the_examples(house):
+    for count in (10, 300, 1):
+        house.tell(count)
+        house.turn()
+    assert same(house.served(), house.folded(range(311)))
+    assert house.meter.sum("millstream_examples_learnt_total") == 311
+
+
+def test_a_persons_version_is_never_written_into(house):
+    version = house.repository.folder("ranker", "1")
+    before = {path.name: path.read_bytes() for path in version.iterdir()}
+    house.tell(200)
+    house.turn()
+    assert {path.name: path.read_bytes() for path in version.iterdir()} == before
+    assert house.policy.live != "1"
+    assert {delta.base for delta in house.deltas()} == {house.policy.live}
+    manifest = house.repository.manifest("ranker", house.policy.live)
+    assert (manifest.lineage["made_by"], manifest.lineage["parent"]) == ("millstream learn", "1")
+
+
+def test_examples_of_other_models_are_not_learnt(house):
+    house.tell(50)
+    house.tell(50, wrong, model="another", width=3)
+    house.tell(50)
+    house.turn()
+    assert same(house.served(), house.folded([*range(50), *range(100, 150)]))
+
+
+def test_a_restart_goes_on_where_it_stood(house):
+    for _ in range(5):
+        house.tell(40)
+        house.turn()
+        house.restart()
+    house.tell(3)
+    house.turn()
+    assert same(house.served(), house.folded(range(203)))
+    sequences = [delta.sequence for delta in house.deltas() if delta.base == house.policy.live]
+    assert sequences == list(range(1, len(sequences) + 1))
+
+
+def test_paused_learning_stays_where_it_is_and_resumes_with_all_that_came(house):
+    house.tell(120)
+    house.turn()
+    house.change(traffic.learning("paused"))
+    before, deltas = house.served(), len(house.deltas())
+    house.tell(80)
+    assert house.turn() == 0
+    assert np.array_equal(house.served(), before) and len(house.deltas()) == deltas
+    house.restart()
+    assert house.turn() == 0
+    house.change(traffic.learning("run"))
+    house.turn()
+    assert same(house.served(), house.folded(range(200)))
+
+
+def test_wrong_labels_pause_learning_with_the_reason_in_the_policy(house):
+    house.tell(400)
+    house.turn()
+    good = house.served()
+    house.tell(100, wrong)
+    house.turn()
+    policy = house.policy
+    assert policy.learning == "paused" and policy.who == "millstream learn"
+    assert policy.why.startswith("gate: logloss") and "plain rate" in policy.why
+    assert np.array_equal(house.served(), good), "what the gate refused is served"
+    assert house.meter.sum("millstream_pushes_refused_total") == 1
+    house.tell(50)
+    assert house.turn() == 0
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_after_a_refusal_learning_resumes_on_the_served_weights_without_what_was_refused(house, restarted):
+    house.tell(400)
+    house.turn()
+    house.tell(100, wrong)
+    house.turn()
+    assert house.policy.learning == "paused"
+    house.tell(40)
+    if restarted:
+        house.restart()
+    house.change(traffic.learning("run"))
+    house.turn()
+    assert house.policy.learning == "run", house.policy.why
+    assert same(house.served(), house.folded([*range(400), *range(500, 540)]))
+    house.tell(60)
+    house.restart()
+    house.turn()
+    assert same(house.served(), house.folded([*range(400), *range(500, 600)]))
+
+
+def test_weights_out_of_bounds_are_refused(tmp_path):
+    house = House(tmp_path)
+    explosive = Ftrl(type(FTRL)(bits=10, l1=0.0, l2=0.0, alpha=100.0, beta=1e-6), WIDTH)
+    house.promote(house.put(explosive))
+    house.tell(50)
+    house.turn()
+    assert "beyond the bound" in house.policy.why and house.policy.learning == "paused"
+    assert all(np.abs(np.frombuffer(delta.weights, np.float32)).max() <= 50 for delta in house.deltas())
+    house.log.close()
+
+
+def test_a_roll_back_pins_and_a_promotion_goes_on_from_the_present(house):
+    house.tell(100)
+    house.turn()
+    first = house.policy.live
+    house.tell(100)
+    house.turn()
+    house.change(traffic.roll_back("1"))
+    house.tell(30)
+    assert house.turn() == 0, "learning goes on though the model is pinned"
+    assert house.policy.live == "1"
+    house.promote("1")
+    house.turn()
+    assert house.policy.live not in ("1", first)
+    assert same(house.served(), house.folded(range(200, 230))), "what the old weights had learnt was learnt again"
+
+
+def test_a_roll_back_to_a_base_of_learning_goes_on_from_the_present_too(tmp_path):
+    house = House(tmp_path, base_examples=100)
+    house.tell(100)
+    house.turn()
+    base = house.policy.live
+    learnt = house.folded(range(100))
+    assert np.array_equal(house.served(base), learnt)
+    house.tell(150, wrong)
+    house.turn()
+    house.change(traffic.roll_back(base))
+    assert house.turn() == 0
+    house.promote(base)
+    house.tell(20, start=250)
+    house.restart()
+    house.turn()
+    start, _ = Ftrl.load(house.repository.folder("ranker", base) / "model.ftrl")
+    assert same(house.served(), house.folded(range(250, 270), learner=start))
+    house.log.close()
+
+
+def test_the_learner_follows_a_person_who_promotes_another_version(house):
+    house.tell(100)
+    house.turn()
+    better = Ftrl(FTRL, WIDTH)
+    house.folded(range(1000, 2000), learner=better)
+    version = house.put(better)
+    house.promote(version)
+    house.tell(50)
+    house.turn()
+    start, _ = Ftrl.load(house.repository.folder("ranker", version) / "model.ftrl")
+    assert same(house.served(), house.folded(range(100, 150), learner=start))
+
+
+def test_bases_are_kept_bounded_and_what_is_in_use_stays(tmp_path):
+    house = House(tmp_path, base_examples=20, bases_kept=3)
+    house.tell(20)
+    house.turn()
+    kept = house.policy.live
+    house.change(traffic.shadow((kept,)))
+    for _ in range(10):
+        house.tell(20)
+        house.turn()
+    versions = house.repository.versions("ranker")
+    made = [v for v in versions if house.repository.manifest("ranker", v).lineage["made_by"] == "millstream learn"]
+    assert int(house.policy.live) > 10 and house.policy.live in made
+    assert {"1", kept} <= set(versions), "a person's version and the one in shadow are not the learner's to remove"
+    assert len(made) == 3 + 1
+    assert same(house.served(), house.folded(range(220)))
+    house.log.close()
+
+
+def test_a_policy_file_that_is_broken_stops_learning_and_not_the_role(house, caplog):
+    house.tell(50)
+    house.turn()
+    file = house.repository.root / "ranker" / "policy.toml"
+    whole = file.read_text()
+    file.write_text("live = ")
+    house.tell(50)
+    for _ in range(3):
+        assert house.learning.step() == 0
+    assert caplog.text.count("learning waits") == 1 and "policy.toml" in caplog.text
+    file.write_text(whole)
+    house.turn()
+    assert same(house.served(), house.folded(range(100)))
+
+
+def test_two_people_and_the_learner_lose_no_change_of_the_policy(tmp_path):
+    house = House(tmp_path, base_examples=10)
+    house.change(lambda policy: policy)
+    before = house.policy.version
+    rounds, failed = 40, []
+
+    def person(number: int) -> None:
+        mine = Repository(house.repository.root)
+        for turn in range(rounds):
+            change = traffic.shadow(("1",) if (turn + number) % 2 else ())
+            try:
+                mine.change_policy("ranker", change, who=f"person {number}", why=str(turn))
+            except Exception as error:  # a thread's error would be lost
+                failed.append(error)
+
+    people = [threading.Thread(target=person, args=(number,)) for number in (1, 2)]
+    for one in people:
+        one.start()
+    while any(one.is_alive() for one in people):
+        house.tell(10)
+        house.clock.advance(1.5)
+        house.learning.step()
+    for one in people:
+        one.join()
+    assert failed == []
+    house.turn()
+    bases = house.log.committed("learn.ranker", "bases")[0] - 1
+    assert bases > 2
+    assert house.policy.version == before + 2 * rounds + bases, "a change was lost"
+    assert same(house.served(), house.folded(range(house.examples.end)))
+    house.log.close()
+
+
+def test_a_person_who_is_faster_than_a_new_base_wins(house, monkeypatch):
+    house.tell(20)
+    other = house.put()
+    house.promote("1")
+    put = house.repository.put
+
+    def slow(model, manifest, files):
+        version = put(model, manifest, files)
+        house.promote(other)
+        monkeypatch.undo()
+        return version
+
+    monkeypatch.setattr(house.repository, "put", slow)
+    house.clock.advance(2)
+    assert house.learning.step() == 0
+    assert house.policy.live == other
+    house.turn()
+    assert house.repository.manifest("ranker", house.policy.live).lineage["parent"] == other
+    assert issubclass(Conflict, Exception) and same(house.served(), house.folded(range(20)))
