@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flow_house import DEFINITION, NOW, bytes_of, full_disk, house, rank
 
-from millstream.errors import BadInput, NotFound
+from millstream.errors import BadInput, NotFound, TooLarge
 from millstream.features import Entities
 from millstream.flows.recommend import RecommendLimits
 from millstream.guard.pii import pseudonym
@@ -135,7 +135,7 @@ def test_the_memory_of_answers_is_bounded(tmp_path):
 )
 def test_what_cannot_be_used_is_refused_with_words(tmp_path, bad, words):
     async def scene(made):
-        with pytest.raises(BadInput, match=words):
+        with pytest.raises((BadInput, TooLarge), match=words):
             await made.recommend.call(rank(**bad))
         assert made.served() == []
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import onnx_models
 from millstream import errors
 from millstream.models import Batching, Canary, Manifest, Policy, Repository, manifest, policy
+from millstream.models.traffic import previous, promote
 from millstream.types import TensorSpec
 
 PLAIN = Manifest(format="onnx", file="m")
@@ -285,3 +286,31 @@ def test_the_stamp_moves_with_policy_versions_and_files(disk):
     (repository.folder("ranker", "1") / "m").write_bytes(b"longer")
     assert repository.stamp("ranker", "1") != before
     assert repository.stamp("nobody", "3") == ((0, 0, 0),)
+
+
+def test_the_history_holds_every_policy_also_one_that_a_crash_kept_from_it(tmp_path):
+    repository = Repository(tmp_path)
+    for version in ("1", "2", "3"):
+        put(repository)
+        repository.change_policy("ranker", promote(version), who="ann", why=f"try {version}")
+    history = tmp_path / "ranker" / "history.jsonl"
+    assert [policy.live for policy in repository.history("ranker")] == ["1", "2", "3"]
+    assert previous(repository, "ranker") == "2"
+
+    lines = history.read_bytes().splitlines(keepends=True)
+    history.write_bytes(b"".join(lines[:-1])[:-1] + b'\n{"live":"3","ver')  # died while it noted the last one
+    repository.change_policy("ranker", promote("1"), who="ann", why="back")
+    assert [(policy.version, policy.live) for policy in repository.history("ranker")] == [
+        (1, "1"),
+        (2, "2"),
+        (3, "3"),
+        (4, "1"),
+    ]
+
+
+def test_nothing_was_live_before_the_first(tmp_path):
+    repository = Repository(tmp_path)
+    put(repository)
+    repository.change_policy("ranker", promote("1"), who="ann", why="first")
+    with pytest.raises(errors.NotFound, match="--to"):
+        previous(repository, "ranker")

@@ -39,9 +39,11 @@ class House:
         if isinstance(request, Request):
             self._check(principal, request.model, "infer")
             return self._predict.call(request)
-        if self._recommend is None or self._collect is None:
+        if self._collect is None:
             raise NotFound("this process serves models alone; `millstream up -c FILE` also ranks and takes outcomes")
         if isinstance(request, Rank):
+            if self._recommend is None:
+                raise NotFound("this installation ranks nothing: its millstream.toml has no [features] table")
             self._check(principal, request.model or self._recommend.model, "recommend")
             return self._recommend.call(request)
         self._check(principal, "*", "outcomes")

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -13,7 +15,7 @@ import msgspec
 from millstream import config
 from millstream.clock import Clock, SystemClock
 from millstream.engine import EngineLimits
-from millstream.errors import BadInput, Misconfigured
+from millstream.errors import BadInput, Conflict, Misconfigured
 from millstream.features import Definition, Entities
 from millstream.flows.collect import CollectLimits
 from millstream.flows.recommend import RecommendLimits
@@ -86,6 +88,17 @@ class Installation:
         path.parent.mkdir(parents=True, exist_ok=True)
         join = Join(self.settings.join)
         return Operation(join, self.log, Join.inputs, "examples", path, self.clock, observe=observe)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the installation as its one supervisor; Conflict while another runs."""
+        (self.folder / "state").mkdir(parents=True, exist_ok=True)
+        with (self.folder / "state" / "up.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise Conflict(f"`millstream up` is running for {self.folder} already; stop that one first") from None
+            yield
 
     def close(self) -> None:
         self.log.close()

@@ -10,8 +10,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import msgspec
-
 from millstream.app.house import House
 from millstream.app.installation import Installation, Known
 from millstream.app.plain import listen, until_asked
@@ -28,8 +26,9 @@ from millstream.guard.auth import Keys
 from millstream.learn import Learning, train_base
 from millstream.learn.history import import_entities, import_outcomes, read_map, read_rows
 from millstream.models.manifest import Manifest
+from millstream.models.policy import render
 from millstream.ops import Supervisor
-from millstream.stream import encode
+from millstream.stream import decode, encode
 from millstream.stream.event import Event
 from millstream.types import Example, PolicyChange, SetAside, Shadow
 
@@ -71,7 +70,8 @@ class Serve:
             Collect(at.log.writer("outcomes"), at.clock, self.meter, at.settings.outcomes),
         )
         self.http = Http(self.door, self.meter, at.clock, at.settings.http)
-        self._logged_policy: dict[str, int] = {}
+        changes = (decode(record.value) for record in at.log.reader("policy").records(0))
+        self._logged_policy = {change.model: change.version for change in changes if isinstance(change, PolicyChange)}
         self._unlogged = self.meter.counter("millstream_unlogged_total", "Shadow scores and policy changes not logged.")
 
     async def start(self) -> int:
@@ -114,18 +114,21 @@ class Serve:
 
     def _log_policies(self) -> None:
         for view in self.engine.views():
-            if view.policy and self._logged_policy.get(view.model) != view.policy:
-                self._logged_policy[view.model] = view.policy
+            if view.policy > self._logged_policy.get(view.model, 0):
                 try:
                     self._log_policy(view.model)
                 except Error as error:  # a full disk, a file that is broken by now: answers go on
                     self._say_unlogged(error)
 
     def _log_policy(self, model: str) -> None:
-        policy = self.installation.repository.policy(model)
-        text = msgspec.json.encode(policy).decode()
-        event = PolicyChange(model=model, version=policy.version, who=policy.who, why=policy.why, text=text)
-        self._policy.append(model.encode(), encode(event))
+        """Every change since the last one logged; a file edited by hand has no history, and speaks for itself."""
+        repository, logged = self.installation.repository, self._logged_policy.get(model, 0)
+        changes = [policy for policy in repository.history(model) if policy.version > logged]
+        for policy in changes or [repository.policy(model)]:
+            text = render(policy)
+            event = PolicyChange(model=model, version=policy.version, who=policy.who, why=policy.why, text=text)
+            self._policy.append(model.encode(), encode(event))
+            self._logged_policy[model] = policy.version
 
     def _say_unlogged(self, error: Error) -> None:
         if not self._unlogged.value:
@@ -230,6 +233,7 @@ async def _until_asked(step: Callable[[], None], pause_s: Callable[[], float], c
 
 async def supervise(file: Path) -> None:
     """Every role of an installation as a process of its own, kept running until SIGTERM or SIGINT."""
-    Installation.open(file).close()
-    command = [sys.executable, "-m", "millstream", "up", "-c", str(file), "--role"]
-    await Supervisor({role: [*command, role] for role in ("serve", "learn")}, SystemClock()).run()
+    installation = Installation.open(file)
+    with installation.alone():
+        command = [sys.executable, "-m", "millstream", "up", "-c", str(file), "--role"]
+        await Supervisor({role: [*command, role] for role in ("serve", "learn")}, SystemClock()).run()

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millstream.clock import Clock
-from millstream.errors import BadInput, NotFound
+from millstream.errors import BadInput, NotFound, TooLarge
 from millstream.features import Entities
 from millstream.flows.predict import ServedLog, Submit
 from millstream.guard.pii import pseudonym
@@ -120,7 +120,7 @@ class Recommend:
         if not rank.candidates:
             raise BadInput("candidates is empty: send the items to put in order")
         if len(rank.candidates) > limits.candidates_max:
-            raise BadInput(f"{len(rank.candidates)} candidates, at most {limits.candidates_max} are ranked at once")
+            raise TooLarge(f"{len(rank.candidates)} candidates, at most {limits.candidates_max} are ranked at once")
         if len(set(rank.candidates)) != len(rank.candidates):
             raise BadInput("candidates holds an item twice: outcomes could not be told apart")
         for name in (rank.id, rank.user, *rank.candidates):

@@ -29,7 +29,6 @@ class HttpLimits(msgspec.Struct, frozen=True, kw_only=True):
     unsent_bytes_max: Annotated[Count, Meta(description="unread answers of one connection before reading stops")] = (
         1 << 20
     )
-    candidates_max: Annotated[Count, Meta(description="candidates of one ranking")] = 10_000
     outcomes_max: Annotated[Count, Meta(description="outcomes of one request")] = 10_000
     head_s: Annotated[Seconds, Meta(description="to send the headers of a request")] = 10.0
     body_s: Annotated[Seconds, Meta(description="to send a whole request")] = 60.0

@@ -40,18 +40,14 @@ _either = msgspec.json.Decoder(list[msgspec.Raw] | dict[str, msgspec.Raw])
 _encode = msgspec.json.Encoder().encode
 
 
-def read_rank(body: bytes | bytearray, fallback_id: str, candidates_max: int) -> Rank:
-    """The ranking asked for. Without an `id` it gets `fallback_id`. Raises BadInput, TooLarge."""
+def read_rank(body: bytes | bytearray, fallback_id: str) -> Rank:
+    """The ranking asked for. Without an `id` it gets `fallback_id`. Raises BadInput."""
     try:
         asked = _rank.decode(body)
     except _UNREADABLE as error:
         raise errors.BadInput(f"recommend: {_said(body, error)}; send a body like {RANK_EXAMPLE}") from None
     if not asked.candidates:
         raise errors.BadInput(f"recommend: candidates is empty; send at least one item, like {RANK_EXAMPLE}")
-    if len(asked.candidates) > candidates_max:
-        raise errors.TooLarge(
-            f"recommend: {len(asked.candidates)} candidates, at most {candidates_max} a request: split"
-        )
     if not asked.user:
         raise errors.BadInput(f"recommend: user is empty; send the id of the user, like {RANK_EXAMPLE}")
     for name, text in (("id", asked.id), ("user", asked.user), ("candidates", max(asked.candidates, key=len))):

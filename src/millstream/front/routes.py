@@ -244,7 +244,7 @@ class Routes:
 
     def _recommend(self, exchange: Exchange) -> None:
         principal = self.principal(exchange)
-        rank = recommend.read_rank(exchange.body, self.new_id(exchange), self._limits.candidates_max)
+        rank = recommend.read_rank(exchange.body, self.new_id(exchange))
         _await(exchange, self._door.call(rank, principal), _ranked)
 
     def _outcomes(self, exchange: Exchange) -> None:

@@ -16,7 +16,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 import numpy as np
@@ -40,14 +40,13 @@ SLOT: Final = np.dtype([("z", "<f4"), ("n", "<f4"), ("weight", "<f4"), ("mark", 
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Learning rate of a coordinate: `alpha` / (`beta` + sqrt(n)); penalties `l1` and `l2`; 2**`bits` slots.
-    Out of bounds: Misconfigured."""
+    """How FTRL-proximal learns. Out of bounds: Misconfigured."""
 
-    alpha: float = 0.2
-    beta: float = 1.0
-    l1: float = 0.1
-    l2: float = 1.0
-    bits: int = 20
+    alpha: Annotated[float, msgspec.Meta(description="rate of a coordinate: alpha / (beta + sqrt(n))")] = 0.2
+    beta: Annotated[float, msgspec.Meta(description="see alpha; a larger one is slower at first")] = 1.0
+    l1: Annotated[float, msgspec.Meta(description="L1 penalty: what it outweighs stays exactly 0")] = 0.1
+    l2: Annotated[float, msgspec.Meta(description="L2 penalty")] = 1.0
+    bits: Annotated[int, msgspec.Meta(description="log2 of the number of weights, 10 to 24")] = 20
 
     def __post_init__(self) -> None:
         bounds = {"alpha": (1e-6, 100.0), "beta": (1e-6, 1e6), "l1": (0.0, 1e6), "l2": (0.0, 1e6), "bits": BITS}

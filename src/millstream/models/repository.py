@@ -1,6 +1,7 @@
 """Models on disk: a folder a model, a folder a version, one policy file. Anyone can read it with `ls`.
 
     ranker/policy.toml        who gets which version
+    ranker/history.jsonl      every policy there was, a line each
     ranker/13/model.toml      what the version is, with the digest of every file
     ranker/13/model.onnx
 
@@ -19,7 +20,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -190,7 +191,28 @@ class Repository:
             where = f"the new policy of {model}"
             after = policies.parse(text, where, self.versions(model))
             write_atomic(folder / "policy.toml", text.encode())
+            self._note(folder / "history.jsonl", before, after)
         return after
+
+    def history(self, model: str) -> list[Policy]:
+        """Every policy that `change_policy` wrote, oldest first."""
+        path = self.root / model / "history.jsonl"
+        if self._loose or not path.exists():
+            return []
+        found: list[Policy] = []
+        for line in path.read_bytes().split(b"\n"):
+            with suppress(msgspec.MsgspecError):  # a line that a crash tore; the next change notes it again
+                found.append(msgspec.json.decode(line, type=Policy))
+        return found
+
+    def _note(self, path: Path, before: Policy, after: Policy) -> None:
+        """Append to the history; first what a crash or a full disk kept from it the last time."""
+        noted = self.history(path.parent.name)
+        missing = [before] if before.version and (not noted or noted[-1].version < before.version) else []
+        with path.open("ab") as file:
+            file.write(b"".join(b"\n" + msgspec.json.encode(policy) for policy in (*missing, after)))
+            file.flush()
+            os.fsync(file.fileno())
 
     def stamp(self, model: str, version: str = "") -> Stamp:
         """Changes when the model's policy or set of versions may have changed, or with `version`, that version's files.

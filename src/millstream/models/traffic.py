@@ -25,12 +25,12 @@ def roll_back(version: str) -> Change:
 
 
 def previous(repository: Repository, model: str) -> str:
-    """The version below the live one. None left: NotFound."""
-    live = repository.policy(model).live
-    below = [version for version in repository.versions(model) if int(version) < int(live)]
-    if not below:
-        raise NotFound(f"{model} {live} is the first version: there is none to go back to")
-    return below[-1]
+    """The version that was live before the live one, and is still there. None: NotFound."""
+    live, there = repository.policy(model).live, set(repository.versions(model))
+    before = [policy.live for policy in repository.history(model) if policy.live != live and policy.live in there]
+    if not before:
+        raise NotFound(f"no version of {model} was live before {live}: name the one to go back to with --to")
+    return before[-1]
 
 
 def split(shares: Iterable[str], sticky_by: Literal["user", "request"]) -> Change:

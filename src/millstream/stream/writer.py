@@ -45,14 +45,16 @@ def _limit(text: str, ge: float) -> msgspec.Meta:
 class LogLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of every partition of a log."""
 
-    segment_bytes: Annotated[int, _limit("Size at which a segment ends and the next begins.", 256)] = 64 << 20
-    retain_bytes: Annotated[int, _limit("Read segments beyond this size of a partition are deleted.", 0)] = 4 << 30
-    retain_s: Annotated[float, _limit("Read segments older than this are deleted.", 0)] = 30 * 86400.0
-    disk_bytes_max: Annotated[int, _limit("Beyond this a partition loses its oldest segments, read or not.", 0)] = (
+    segment_bytes: Annotated[int, _limit("size at which a segment ends and the next begins, bytes", 256)] = 64 << 20
+    retain_bytes: Annotated[int, _limit("segments that were read go when a partition is larger, bytes", 0)] = 4 << 30
+    retain_s: Annotated[float, _limit("segments that were read go when they are older, seconds", 0)] = 30 * 86400.0
+    disk_bytes_max: Annotated[int, _limit("beyond it a partition loses its oldest segments, read or not, bytes", 0)] = (
         16 << 30
     )
-    value_bytes_max: Annotated[int, _limit("Largest key + value of one record.", 1)] = 16 << 20
-    frame_bytes_max: Annotated[int, _limit("Largest atomic frame, and the most that waits for a sync.", 1)] = 32 << 20
+    value_bytes_max: Annotated[int, _limit("largest key and value of one record, bytes", 1)] = 16 << 20
+    frame_bytes_max: Annotated[int, _limit("largest atomic frame, and the most that waits for a sync, bytes", 1)] = (
+        32 << 20
+    )
 
 
 class Retained(msgspec.Struct, frozen=True):
@@ -426,7 +428,8 @@ def _lock(folder: Path) -> int:
         holder = os.read(fd, 32).decode() or "unknown"
         os.close(fd)
         raise errors.Conflict(
-            f"{folder} has a writer already (process {holder}): one process writes a partition; use another partition"
+            f"{folder} has a writer already (process {holder}), and a partition has one: "
+            "stop that process (`millstream up`?) first"
         ) from None
     os.ftruncate(fd, 0)
     os.pwrite(fd, str(os.getpid()).encode(), 0)
