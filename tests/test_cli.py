@@ -243,6 +243,7 @@ def test_traffic_is_shown_and_changed(tmp_path, result, call):
     assert traffic("promote", "2", "--who", "me", "--why", "it is better") == {
         "version": 1, "live": "2", "who": "me", "why": "it is better",
     }  # fmt: skip
+    assert traffic("promote", "1")["live"] == "1" and traffic("promote", "2")["live"] == "2"
     assert traffic("split", "1=0.9", "2=0.1", "--sticky-by", "request")["split"] == {"1": 0.9, "2": 0.1}
     assert traffic("canary", "3", "--share", "0.2")["canary"] == {"version": "3", "share": 0.2}
     assert "canary" not in traffic("canary", "3", "--share", "0")
@@ -281,7 +282,7 @@ def test_traffic_of_what_is_not_there(tmp_path, refused):
     made = repository(tmp_path)
     assert "no model 'nobody'" in refused("traffic", "show", made.root, "nobody")
     made.change_policy("ranker", lambda p: msgspec.structs.replace(p, live="1"), "me", "test")
-    assert "there is none to go back to" in refused("traffic", "rollback", made.root, "ranker")
+    assert "no version of ranker was live before 1" in refused("traffic", "rollback", made.root, "ranker")
     (made.root / "ranker" / "policy.toml").write_text("live = 1\nlife = 2\n")
     assert "life" in refused("traffic", "show", made.root, "ranker")
     assert "life" in refused("traffic", "promote", made.root, "ranker", "2")

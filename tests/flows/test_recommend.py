@@ -159,6 +159,8 @@ def test_an_address_as_a_name_reaches_no_file_and_still_is_one_person(tmp_path):
     first, second, other = play(tmp_path, scene)
     assert first.user == second.user == pseudonym("jane.doe@example.org") != other.user
     assert first.tokens == second.tokens != other.tokens
+    known = Entities(DEFINITION).rows(first.user, first.candidates)
+    assert first.tokens == known.tobytes(), "what is known of this person stands under the pseudonym"
     content = bytes_of(tmp_path)
     assert first.user.encode() in content
     for name in (b"jane.doe", b"john@", b"example.org"):

@@ -101,6 +101,13 @@ def test_ties_keep_the_order_of_the_file_and_arrival_is_event_time_plus_the_dela
     assert outcomes[-1][1].kind == "watermark"
 
 
+def test_many_ties_keep_the_order_of_the_file(tmp_path):
+    rows = [{"user": 1, "item": f"m{n}", "at": 7 - n % 3} for n in range(300)]
+    imported(tmp_path, write(tmp_path / "x.csv", rows), entries=["user=user", "item=item", "event_time=at"])
+    items = [int(decode(value).candidates[0][1:]) for *_, value in topics(tmp_path)["served"]]
+    assert items == [*range(2, 300, 3), *range(1, 300, 3), *range(0, 300, 3)]
+
+
 def test_every_row_ends_as_one_example_with_its_label(tmp_path):
     imported(tmp_path, write(tmp_path / "x.csv", ROWS), entries=MAP[:4])
     with installation(tmp_path) as at:

@@ -117,6 +117,18 @@ def test_after_a_refusal_learning_resumes_on_the_served_weights_without_what_was
     assert same(house.served(), house.folded([*range(400), *range(500, 600)]))
 
 
+def test_a_refusal_makes_no_new_base_though_one_is_due(tmp_path):
+    house = House(tmp_path, base_examples=50)
+    house.tell(400)
+    house.turn()
+    before = house.policy.live, house.repository.versions("ranker")
+    house.tell(100, wrong)
+    house.turn()
+    assert house.policy.learning == "paused"
+    assert (house.policy.live, house.repository.versions("ranker")) == before
+    house.log.close()
+
+
 def test_weights_out_of_bounds_are_refused(tmp_path):
     house = House(tmp_path)
     explosive = Ftrl(type(FTRL)(bits=10, l1=0.0, l2=0.0, alpha=100.0, beta=1e-6), WIDTH)

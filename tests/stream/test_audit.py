@@ -113,6 +113,15 @@ def test_a_click_waits_as_long_as_its_later_impression(books):
     assert books.balance().lost == 2
 
 
+def test_what_comes_after_its_window_waits_until_time_moves(books):
+    books.acknowledged(outcome(1, event_time=500.0), outcome(2, event_time=5.0))
+    books.made(read=2)
+    assert (books.balance().waiting, books.balance().lost) == (2, 0)
+    books.told(late(501.0))
+    books.made()
+    assert (books.balance().waiting, books.balance().lost_first) == (1, [key(2)])
+
+
 def test_what_the_join_has_not_read_yet_is_waiting_and_moves_no_time(books):
     books.acknowledged(outcome(1, event_time=0.0))
     books.made(example(1))
@@ -186,7 +195,7 @@ def test_a_second_impression_with_an_id_of_its_own_is_set_aside_once(books):
     assert found.balanced and (found.learnt, found.set_aside, found.causes) == (1, 1, {"duplicate": 1})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, 4), st.sampled_from(["impression", "like", "click"]), st.integers(0, 120)), max_size=25

@@ -44,7 +44,9 @@ async def listen(http: Http, host: str, port: int) -> int:
     try:
         return await http.start(host, port)
     except OSError as error:
-        why = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror  # a host that has no address
+        why = (
+            os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        )  # a host that has no address
         raise Misconfigured(
             f"cannot listen on {host}:{port}: {why}; free it, or choose another (0: any free port)"
         ) from None

@@ -19,7 +19,7 @@ from typing import Annotated
 import msgspec
 
 from millstream.clock import Clock
-from millstream.errors import Conflict, Misconfigured
+from millstream.errors import Conflict, Error, Misconfigured
 from millstream.learn.gate import Gate, GateSettings
 from millstream.learn.push import Push, PushSettings
 from millstream.learn.train import Folded, Training
@@ -78,7 +78,7 @@ class Learning:
             return 0
         if self._push is None or self._push.base != policy.live:
             self._follow(policy)
-        if self._training is None or self._push is None:  # a person changed the policy meanwhile: follow it next time
+        if self._training is None or self._push is None:  # nothing to learn on, or the policy has changed meanwhile
             return 0
         folded = self._training.step()
         if folded is not None:
@@ -94,12 +94,16 @@ class Learning:
         try:
             policy = self._repository.policy(self._settings.model)
         except Misconfigured as error:
-            if str(error) != self._problem:
-                logger.error("learning waits: %s", error)
-            self._problem = str(error)
+            self._wait(error)
             return None
-        self._problem = ""
         return policy
+
+    def _wait(self, error: Error) -> None:
+        """Learning cannot go on; the join can, so the role lives. Said once."""
+        self._training = self._push = None
+        if str(error) != self._problem:
+            logger.error("learning waits: %s", error)
+        self._problem = str(error)
 
     def _observe(self, folded: Folded) -> None:
         self._gate.observe(folded.predicted, folded.batch.labels)
@@ -111,8 +115,13 @@ class Learning:
     def _follow(self, policy: Policy) -> None:
         """Stand on the live version; if learning did not make it, put a base that starts from it."""
         model, live = self._settings.model, policy.live
-        manifest = self._repository.manifest(model, live)
-        learner, _ = Ftrl.load(self._repository.folder(model, live) / manifest.file)
+        try:
+            manifest = self._repository.verify(model, live)
+            learner, _ = Ftrl.load(self._repository.folder(model, live) / manifest.file)
+        except Error as error:
+            self._wait(error)
+            return
+        self._problem = ""
         upto = int(str(manifest.lineage.get("upto", 0)))
         newest = self._log.committed(self._group, "bases").get(0, 0)
         pushed = self._log.committed(self._group, "examples").get(0, 0)

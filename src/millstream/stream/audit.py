@@ -111,7 +111,7 @@ class _Logged:
         self.times: Counter[str] = Counter()
         self._unread: set[str] = set()
         self._item: dict[str, tuple[str, str]] = {}
-        self._latest: dict[tuple[str, str], float] = {}
+        self._latest: dict[tuple[str, str], tuple[float, float]] = {}
         self._watermark = float("-inf")
         for record in _records(log, "outcomes"):
             event = decode(record.value)
@@ -124,14 +124,19 @@ class _Logged:
                 self._unread.add(key)
                 continue
             self._item[key] = item
-            self._latest[item] = max(self._latest.get(item, event.event_time), event.event_time)
             self._watermark = max(self._watermark, event.event_time)
+            latest, _ = self._latest.get(item, (event.event_time, 0.0))
+            self._latest[item] = max(latest, event.event_time), self._watermark
 
     def waits(self, key: str, event_time: float, window_s: float) -> bool:
-        """Whether an outcome may have no place yet: it is unread, or its item's window is open."""
+        """Whether an outcome may have no place yet: unread, its item's window is open, or time has not moved since the
+        item's last outcome came (windows close when it moves)."""
         if key in self._unread:
             return True
-        return key in self._item and max(event_time, self._latest[self._item[key]]) + window_s > self._watermark
+        if key not in self._item:
+            return False
+        latest, came_at = self._latest[self._item[key]]
+        return max(event_time, latest) + window_s > self._watermark or came_at == self._watermark
 
 
 def _read_upto(log: Log) -> Mapping[int, int]:
