@@ -27,7 +27,10 @@ MOMENTS = 8000
 def fold(at: Installation) -> np.ndarray:
     """An empty learner over the whole topic, in one go."""
     learner = Ftrl(at.settings.ftrl, at.definition.width)
-    learner.learn(*gather(list(at.log.reader("examples").records(0)), at.model, learner.width)[:3])
+    records = list(at.log.reader("examples").records(0))
+    batch, skipped = gather(records, at.model, at.definition.hash, learner.width)
+    learner.learn(batch.tokens, batch.labels, batch.weights)
+    assert skipped == 0
     return learner.weights()
 
 

@@ -145,7 +145,7 @@ class Loop:
     def fold(self):
         """The weights that anybody can recompute: an empty learner over the whole topic."""
         learner = Ftrl(SETTINGS.ftrl, SETTINGS.features.width)
-        batch = gather(self.examples(), "ranker", learner.width)
+        batch, _ = gather(self.examples(), "ranker", SETTINGS.features.hash, learner.width)
         learner.learn(batch.tokens, batch.labels, batch.weights)
         return learner.weights()
 

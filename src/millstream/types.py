@@ -149,7 +149,8 @@ class Example(msgspec.Struct, frozen=True, kw_only=True, tag="example"):
     """One shown item with its label, ready to learn.
 
     `tokens`: uint32 LE, the logged feature row; `arrival`: when the deciding outcome reached the service; `wait_s`: how
-    much of the time since then was the label window, not delay; `outcomes`: keys of every outcome it consumed.
+    much of the time since then was the label window, not delay; `outcomes`: keys of every outcome it consumed;
+    `definition`: hash of the feature definition that made the row.
     """
 
     request: str
@@ -164,6 +165,7 @@ class Example(msgspec.Struct, frozen=True, kw_only=True, tag="example"):
     arrival: float
     wait_s: float
     outcomes: list[str]
+    definition: str = ""
 
 
 class SetAside(msgspec.Struct, frozen=True, kw_only=True, tag="set_aside"):

@@ -16,7 +16,7 @@ from millstream.app.plain import listen, until_asked
 from millstream.clock import Clock, SystemClock
 from millstream.config import orphaned
 from millstream.engine import Engine, Follow
-from millstream.errors import BadInput, Error, Full, Misconfigured
+from millstream.errors import BadInput, Corrupt, Error, Full, Misconfigured
 from millstream.features import Entities
 from millstream.flows.collect import Collect
 from millstream.flows.predict import Predict, ServedLog
@@ -84,7 +84,9 @@ class Serve:
         return await listen(self.http, at.settings.host, at.settings.http_port)
 
     def poll(self) -> None:
-        """What is new in the log and in the policies."""
+        """What is new in the log and in the policies. Corrupt when a sync has failed: a new process recovers."""
+        if self.installation.log.failed:
+            raise Corrupt(self.installation.log.failed)
         self.poll_known()
         self._follow.poll()
         self._log_policies()

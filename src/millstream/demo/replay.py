@@ -22,6 +22,7 @@ import orjson
 
 from millstream.clock import Clock
 from millstream.demo.data import Shown
+from millstream.errors import Error
 from millstream.types import Outcome, Ranked
 
 CONNECTIONS = 8
@@ -30,8 +31,11 @@ PIPELINED_MAX = 48
 RECONNECT_S_MAX = 30.0
 
 
-class Unreachable(Exception):
+class Unreachable(Error):
     """The service did not come back in time."""
+
+    status = 503
+    code = "UNAVAILABLE"
 
 
 class Answer(msgspec.Struct):

@@ -11,7 +11,7 @@ Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 
 
-class HttpLimits(msgspec.Struct, frozen=True, kw_only=True):
+class HttpLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a client can make this border hold, and for how long."""
 
     connections_max: Annotated[Count, Meta(description="open connections; one more gets a 503")] = 4096

@@ -62,6 +62,9 @@ class Learning:
         self._waited = meter.histogram(
             "millstream_label_wait_seconds", "What an example waited for its label: no part of staleness."
         )
+        self._skipped = meter.counter(
+            "millstream_examples_skipped_total", "Examples whose rows another feature definition made."
+        )
         self._pushes = meter.counter("millstream_pushes_total", "Deltas and bases pushed to the servers.")
         self._refused = meter.counter("millstream_pushes_refused_total", "Pushes the gate refused.")
 
@@ -111,6 +114,7 @@ class Learning:
         for seconds in folded.batch.waited.tolist():
             self._waited.observe(seconds)
         self._learnt.add(len(folded.batch.labels))
+        self._skipped.add(folded.skipped)
 
     def _follow(self, policy: Policy) -> None:
         """Stand on the live version; if learning did not make it, put a base that starts from it."""
@@ -126,7 +130,7 @@ class Learning:
         newest = self._log.committed(self._group, "bases").get(0, 0)
         pushed = self._log.committed(self._group, "examples").get(0, 0)
         refused = self._log.committed(self._group, "refused").get(0, 0)
-        self._training = Training(learner, model, self._log.reader("examples"), upto)
+        self._training = Training(learner, model, manifest.features, self._log.reader("examples"), upto)
         if manifest.lineage.get("made_by") != MADE_BY or int(live) < newest:  # somebody's own version, or a roll back
             self._training.upto = max(upto, pushed, refused)
             self._new_base(live)

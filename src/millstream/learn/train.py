@@ -12,7 +12,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from millstream.errors import BadInput
 from millstream.features import Definition
 from millstream.models.manifest import Manifest
 from millstream.models.online import Ftrl, Settings
@@ -37,17 +36,24 @@ class Batch(NamedTuple):
 
 
 class Folded(NamedTuple):
-    """What one step learnt: the batch and the probabilities that were answered *before* learning it."""
+    """What one step learnt: the batch and the probabilities that were answered *before* learning it.
+
+    `skipped`: examples of this model whose rows another feature definition made; they mean something else here.
+    """
 
     batch: Batch
     predicted: NDArray[np.float32]
+    skipped: int
 
 
 class Training:
-    """A learner and how far into partition 0 of `examples` it has folded (`upto`, the next offset)."""
+    """A learner and how far into partition 0 of `examples` it has folded (`upto`, the next offset).
 
-    def __init__(self, learner: Ftrl, model: str, examples: Reader, upto: int) -> None:
-        self.learner, self.model, self.upto = learner, model, upto
+    `definition`: hash of the feature definition that its rows must have.
+    """
+
+    def __init__(self, learner: Ftrl, model: str, definition: str, examples: Reader, upto: int) -> None:
+        self.learner, self.model, self.definition, self.upto = learner, model, definition, upto
         self._examples = examples
 
     def step(self, records_max: int = 10_000) -> Folded | None:
@@ -57,10 +63,10 @@ class Training:
         records = self._examples.read(0, self.upto, records_max)
         if not records:
             return None
-        batch = gather(records, self.model, self.learner.width)
+        batch, skipped = gather(records, self.model, self.definition, self.learner.width)
         predicted = self.learner.learn(batch.tokens, batch.labels, batch.weights)
         self.upto = records[-1].offset + 1
-        return Folded(batch, predicted)
+        return Folded(batch, predicted, skipped)
 
     def catch_up(self) -> int:
         """Fold all there is; how many examples that was."""
@@ -70,21 +76,17 @@ class Training:
         return learnt
 
 
-def gather(records: list[Record], model: str, width: int) -> Batch:
-    """The examples of `model` among the records, as arrays; SetAside events and other models' are left out."""
-    events = [e for e in map(decode, (r.value for r in records)) if isinstance(e, Example) and e.model == model]
-    for event in events:
-        if len(event.tokens) != width * 4:
-            raise BadInput(
-                f"example {event.request}/{event.item} has {len(event.tokens) // 4} tokens, the learner of {model} "
-                f"takes {width}: it was logged under another feature definition; start a new base for this one"
-            )
+def gather(records: list[Record], model: str, definition: str, width: int) -> tuple[Batch, int]:
+    """The examples of `model` among the records, as arrays, and how many were skipped because another feature
+    definition made their rows. SetAside events and other models' examples are left out."""
+    ours = [e for e in map(decode, (r.value for r in records)) if isinstance(e, Example) and e.model == model]
+    events = [e for e in ours if e.definition == definition and len(e.tokens) == width * 4]
     tokens = np.frombuffer(b"".join(e.tokens for e in events), np.uint32).reshape(len(events), width)
     labels = np.array([e.label for e in events], np.float32)
     weights = np.array([e.weight for e in events], np.float32)
     since = np.array([e.arrival + e.wait_s for e in events], np.float64)
     waited = np.array([e.wait_s for e in events], np.float64)
-    return Batch(tokens, labels, weights, since, waited)
+    return Batch(tokens, labels, weights, since, waited), len(ours) - len(events)
 
 
 def train_base(model: str, definition: Definition, settings: Settings, log: Log, repository: Repository) -> str:
@@ -92,7 +94,7 @@ def train_base(model: str, definition: Definition, settings: Settings, log: Log,
 
     The version says how far it has folded, so a learner that continues it learns every example once.
     """
-    training = Training(Ftrl(settings, definition.width), model, log.reader("examples"), 0)
+    training = Training(Ftrl(settings, definition.width), model, definition.hash, log.reader("examples"), 0)
     learnt = training.catch_up()
     training.learner.delta()  # a base carries these slots itself
     manifest = Manifest(

@@ -231,6 +231,7 @@ class Join:
             arrival=arrival,
             wait_s=wait_s,
             outcomes=window.keys,
+            definition=served.definition,
         )
 
     def _forget(self) -> Emitted:

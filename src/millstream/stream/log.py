@@ -75,6 +75,11 @@ class Log:
         self._writers.append(writer)
         return writer
 
+    @property
+    def failed(self) -> str:
+        """Why a writer that this log gave out takes nothing any more, or ""."""
+        return next((writer.failed for writer in self._writers if writer.failed), "")
+
     def reader(self, topic: str) -> Reader:
         """A new reader of a topic, which need not exist yet."""
         return Reader(self._folder(topic))

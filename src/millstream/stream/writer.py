@@ -42,7 +42,7 @@ def _limit(text: str, ge: float) -> msgspec.Meta:
     return msgspec.Meta(description=text, ge=ge)
 
 
-class LogLimits(msgspec.Struct, frozen=True, kw_only=True):
+class LogLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Bounds of every partition of a log."""
 
     segment_bytes: Annotated[int, _limit("size at which a segment ends and the next begins, bytes", 256)] = 64 << 20
@@ -159,6 +159,11 @@ class Writer:
     def end(self) -> int:
         """The published end: the next offset a reader has not seen yet."""
         return self._mark.next
+
+    @property
+    def failed(self) -> str:
+        """Why this writer takes nothing any more (a sync failed), or "". A new one recovers the partition."""
+        return self._failure
 
     def last_meta(self) -> bytes:
         """The meta of the last whole frame that carried one; b"" when none did."""
