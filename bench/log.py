@@ -85,7 +85,7 @@ def read(log: Log, topic: str) -> float:
 def measure(folder: Path, seconds: float) -> dict[str, object]:
     value = Redacted(os.urandom(EVENT_BYTES))
     result: dict[str, object] = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()} {platform.release()}, "
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}, "
         f"Python {platform.python_version()}",
         "sync_p50_ms": sync_ms(folder),
     }

@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 BENCH = Path(__file__).resolve().parent
@@ -41,7 +42,7 @@ def run(part: str) -> bool:
     done = subprocess.run(command, cwd=BENCH.parent, capture_output=True, text=True)
     shown = " ".join(["python" if word == sys.executable else Path(word).name if word == MILLSTREAM else word
                       for word in command])  # fmt: skip
-    said = done.stdout.strip() or done.stderr.strip()
+    said = (done.stdout.strip() or done.stderr.strip()).replace(tempfile.gettempdir(), "$TMPDIR")
     print(f"== {title}\n{said}\n", flush=True)
     if done.returncode != 0:
         print(f"{part} failed ({done.returncode}):\n{done.stderr}", file=sys.stderr)
