@@ -51,7 +51,7 @@ class Books:
         self.ledger += [Acknowledged(one.key(), one.event_time) for one in outcomes]
 
     def made(self, *events, read=None):
-        step = Step(1, 0.0, {"served": {}, "outcomes": {0: self.outcomes.end if read is None else read}})
+        step = Step(1, 0.0, 0.0, {"served": {}, "outcomes": {0: self.outcomes.end if read is None else read}})
         self.examples.append_frame([(b"", encode(e)) for e in events], meta=msgspec.msgpack.encode(step))
 
     def balance(self):

@@ -137,10 +137,10 @@ def oracle(requests: list[Served], outcomes: list[Outcome]) -> dict[str, tuple[s
     return ends
 
 
-def run(folder, requests, outcomes, steps=(), crash_after=()):
+def run(folder, requests, outcomes, steps=(), crash_after=(), finish=1):
     """The real thing on a real log. `steps`: how many outcomes are there at each step; after the steps numbered in
     `crash_after` the operation is dropped without a word and recovered."""
-    clock = FakeClock(10_000.0)
+    clock = FakeClock(1e10)
     log = Log(folder, clock)
     to_served, to_outcomes = log.writer("served"), log.writer("outcomes")
 
@@ -158,7 +158,8 @@ def run(folder, requests, outcomes, steps=(), crash_after=()):
         if number in crash_after:
             joining.abandon()
             joining = operation()
-    joining.step()
+    for _ in range(finish):
+        joining.step()
     reader = log.reader("examples")
     events = [decode(record.value) for record in reader.read(0, 0, 10_000)] if reader.end(0) else []
     log.close()
@@ -279,3 +280,120 @@ def test_what_is_remembered_is_bounded(tmp_path):
     joining = Operation(join, log, Join.inputs, "examples", tmp_path / "snapshot", FakeClock())
     joining.step()
     assert join.needed("served") == {0: 1}
+
+
+def backlog(folder, count, every, **limits):
+    """`count` served events, an impression and a like for one in `every` of them, all there before the join runs."""
+    clock = FakeClock(1e9)
+    log = Log(folder, clock)
+    to_served, to_outcomes = log.writer("served"), log.writer("outcomes")
+    for number in range(count):
+        clock.advance(0.5)
+        now = clock.now()
+        to_served.append(b"", encode(served(number, now)))
+        if number % every == 0:
+            for kind in ("impression", "like"):
+                outcome = Outcome(request=f"r{number}", item="i1", kind=kind, event_time=now)
+                to_outcomes.append(b"", encode(outcome))
+    joining = Operation(
+        Join(JoinSettings(keep_s=1e5)), log, Join.inputs, "examples", folder / "snapshot", clock, **limits
+    )
+    while joining.step():
+        pass
+    return log, joining, clock
+
+
+def test_no_outcome_overtakes_its_request_when_there_is_a_backlog(tmp_path):
+    log, _, _ = backlog(tmp_path, 2000, every=10, records_max=50)
+    events = [decode(record.value) for record in log.reader("examples").records(0)]
+    assert [(type(event), event.label) for event in events] == [(Example, 1.0)] * 200
+
+
+def test_a_client_whose_clock_runs_ahead_does_not_close_the_windows_of_others(tmp_path):
+    clock = FakeClock(1e6)
+    log = Log(tmp_path, clock)
+    requests = [served(number, 1e6) for number in range(2)]
+    for request in requests:
+        log.writer("served", int(request.request[1:])).append(b"", encode(request))
+    to_outcomes = log.writer("outcomes")
+    joining = Operation(Join(JoinSettings()), log, Join.inputs, "examples", tmp_path / "snapshot", clock)
+
+    def tell(request, kind, event_time):
+        to_outcomes.append(b"", encode(Outcome(request=request, item="i1", kind=kind, event_time=event_time)))
+        joining.step()
+
+    tell("r0", "impression", 1e6)
+    tell("r1", "impression", 1e6 + 86_000)
+    clock.advance(10.0)
+    tell("r0", "like", 1e6 + 10)
+    events = [decode(record.value) for record in log.reader("examples").records(0)]
+    assert [(event.request, event.label) for event in events] == [("r0", 1.0)]
+
+
+def test_a_wall_clock_that_jumps_closes_no_window(tmp_path):
+    log, joining, clock = backlog(tmp_path, 1, every=1)
+    joining.abandon()
+    to_served, to_outcomes = log.writer("served", 1), log.writer("outcomes", 1)
+    to_served.append(b"", encode(served(7, clock.now())))
+    to_outcomes.append(b"", encode(Outcome(request="r7", item="i1", kind="impression", event_time=clock.now())))
+    joining = Operation(Join(JoinSettings(keep_s=1e5)), log, Join.inputs, "examples", tmp_path / "snapshot", clock)
+    joining.step()
+    clock.jump(3600.0)
+    joining.step()
+    to_outcomes.append(b"", encode(Outcome(request="r7", item="i1", kind="like", event_time=clock.now() - 3590.0)))
+    joining.step()
+    labels = [decode(record.value).label for record in log.reader("examples").records(0)]
+    assert labels == [1.0, 1.0]
+
+
+def test_a_thousand_windows_that_close_at_once_do_not_make_one_frame(tmp_path, monkeypatch):
+    monkeypatch.setattr("millstream.stream.join.CLOSED_MAX", 10)
+    requests = [served(number, 0.0) for number in range(100)]
+    shown = [Outcome(request=r.request, item="i1", kind="impression", event_time=1.0) for r in requests]
+    end = Outcome(kind="watermark", event_time=100.0)
+    whole = run(tmp_path / "whole", requests, [*shown, end], finish=20)
+    assert [event.label for event in whole] == [0.0] * 100
+    frames = list(Log(tmp_path / "whole", FakeClock()).reader("examples").frames(0))
+    assert max(frame.count for frame in frames) == 10
+    again = run(tmp_path / "again", requests, [*shown, end], steps=[100, 101], crash_after=[0, 1], finish=20)
+    assert timeless(again) == timeless(whole)
+
+
+def test_a_changed_window_applies_from_the_next_step_also_after_a_crash(tmp_path):
+    log, joining, clock = backlog(tmp_path, 1, every=1)
+    to_outcomes, to_served = log.writer("outcomes", 1), log.writer("served", 1)
+    start = clock.now()
+    for number in (5, 6):
+        to_served.append(b"", encode(served(number, start)))
+        to_outcomes.append(b"", encode(Outcome(request=f"r{number}", item="i1", kind="impression", event_time=start)))
+    clock.advance(31.0)
+    to_outcomes.append(b"", encode(Outcome(kind="watermark", event_time=start + 31.0)))
+    joining.step()
+    joining.abandon()
+    longer = JoinSettings(keep_s=1e5, window_s=100.0)
+    joining = Operation(Join(longer), log, Join.inputs, "examples", tmp_path / "snapshot", clock)
+    to_served.append(b"", encode(served(8, clock.now())))
+    to_outcomes.append(b"", encode(Outcome(request="r8", item="i1", kind="impression", event_time=clock.now())))
+    clock.advance(50.0)
+    to_outcomes.append(b"", encode(Outcome(kind="watermark", event_time=clock.now())))
+    joining.step()
+    made = [decode(record.value).request for record in log.reader("examples").records(0)]
+    assert made == ["r0", "r5", "r6"]
+
+
+def test_retention_keeps_what_the_snapshot_refers_to(tmp_path):
+    log, joining, _ = backlog(tmp_path, 20, every=100)
+    joining.save()
+    assert log.committed("examples.operation", "served") == {0: 0}
+    assert joining.operator.needed("served") == {0: 0}
+
+
+def test_plain_inference_takes_no_place(tmp_path):
+    join = Join(JoinSettings(requests_max=2))
+    log = Log(tmp_path, FakeClock())
+    writer = log.writer("served")
+    writer.append(b"", encode(served(0, 0.0)))
+    for number in range(1, 5):
+        writer.append(b"", encode(served(number, 0.0, items=0)))
+    Operation(join, log, Join.inputs, "examples", tmp_path / "snapshot", FakeClock()).step()
+    assert join.needed("served") == {0: 0}

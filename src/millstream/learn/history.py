@@ -199,6 +199,7 @@ def import_outcomes(
             ]
             outcomes.append_frame([(request.encode(), encode(outcome)) for outcome in (seen, *did)])
         if shown:
+            clock.jump(window_s)  # no outcome moves time far beyond its own arrival
             end = Outcome(kind="watermark", event_time=shown[-1].event_time + delay_s + window_s)
             outcomes.append_frame([(b"", encode(end))], sync=True)
     return len(shown)

@@ -64,9 +64,12 @@ def read_ledger(path: Path) -> Iterator[Acknowledged]:
                     ) from None
 
 
-def audit(log: Log, ledger: Iterable[Acknowledged], window_s: float) -> Audit:
-    """Compare a ledger with topics `outcomes` and `examples`. Memory: a few hundred bytes an outcome."""
-    logged = _Logged(log, _read_upto(log))  # before `examples`: what has been read by now has its place there
+def audit(log: Log, ledger: Iterable[Acknowledged], window_s: float, ahead_s: float = 5.0) -> Audit:
+    """Compare a ledger with topics `outcomes` and `examples`. Memory: a few hundred bytes an outcome.
+
+    `window_s`, `ahead_s`: the join's settings of these names; they decide only what still waits.
+    """
+    logged = _Logged(log, _read_upto(log), ahead_s)  # before `examples`: what has been read by now has its place there
     learnt: Counter[str] = Counter()
     placed: Counter[str] = Counter()
     aside: dict[str, str] = {}
@@ -107,7 +110,7 @@ def audit(log: Log, ledger: Iterable[Acknowledged], window_s: float) -> Audit:
 class _Logged:
     """Topic `outcomes`: how often each key is there, which the join has not read, and how late each item's last is."""
 
-    def __init__(self, log: Log, read: Mapping[int, int]) -> None:
+    def __init__(self, log: Log, read: Mapping[int, int], ahead_s: float) -> None:
         self.times: Counter[str] = Counter()
         self._unread: set[str] = set()
         self._item: dict[str, tuple[str, str]] = {}
@@ -124,7 +127,7 @@ class _Logged:
                 self._unread.add(key)
                 continue
             self._item[key] = item
-            self._watermark = max(self._watermark, event.event_time)
+            self._watermark = max(self._watermark, min(event.event_time, record.arrival + ahead_s))
             latest, _ = self._latest.get(item, (event.event_time, 0.0))
             self._latest[item] = max(latest, event.event_time), self._watermark
 

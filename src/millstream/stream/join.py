@@ -1,8 +1,9 @@
 """Join what was served with what people did, into examples: one shown item, one label.
 
 The rules, in the order they are applied to an outcome:
-1. Time is event time. The watermark is the latest event time seen in outcomes; when no outcome has come for `idle_s`
-   it moves on with this machine's clock, so the last window before a quiet night closes too.
+1. Time is event time. The watermark is the latest event time seen in outcomes, none counting as later than `ahead_s`
+   after its arrival; when no outcome has come for `idle_s` it moves on by itself, so the last window before a quiet
+   night closes too.
 2. An outcome is set aside, with its cause, when its request is unknown or expired, its item was no candidate, its kind
    has no meaning here, its item already gave an example (late) or its key was seen before (duplicate).
 3. An impression opens the item's window [event_time, event_time + window_s). **Only a shown item becomes an example.**
@@ -11,7 +12,8 @@ The rules, in the order they are applied to an outcome:
 5. When the watermark reaches the window's end without a positive, the example is made with label 0.
 6. Feedback that comes before its impression is held for one window, then set aside (no_impression).
 7. A request is remembered for `keep_s` of event time, `requests_max` of them at most; what is still open in a request
-   that must go is set aside (expired).
+   that must go is set aside (expired). A served event without candidates (plain inference) is not remembered.
+8. A step makes at most CLOSED_MAX examples from closing windows, so that it fits a frame; the rest come with the next.
 
 Every acknowledged outcome therefore ends in exactly one place: an example's `outcomes`, or one SetAside.
 """
@@ -39,6 +41,12 @@ class JoinSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     window_s: Annotated[
         float, msgspec.Meta(ge=0.0, le=30 * 86400.0, description="event time a negative waits for a positive, seconds")
     ] = 30.0
+    ahead_s: Annotated[
+        float,
+        msgspec.Meta(
+            ge=0.0, le=3600.0, description="how far a client's clock may run ahead and still move time, seconds"
+        ),
+    ] = 5.0
     keep_s: Annotated[
         float, msgspec.Meta(ge=1.0, le=60 * 86400.0, description="event time a request is remembered, seconds")
     ] = 3600.0
@@ -54,6 +62,9 @@ class JoinSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     feedback: Annotated[
         tuple[str, ...], msgspec.Meta(description="other feedback kinds that are known but never a positive")
     ] = ("click", "dwell", "skip", "rating", "comment")
+
+
+CLOSED_MAX = 5000
 
 
 class _Window(msgspec.Struct):
@@ -90,6 +101,7 @@ class _Saved(msgspec.Struct):
 class _State(msgspec.Struct):
     event_time: float
     heard: float
+    left_over: bool
     requests: list[_Saved]
 
 
@@ -103,6 +115,7 @@ class Join:
         self._event_time = float("-inf")
         self._heard = float("-inf")
         self._hearing = False
+        self._closed, self._left_over = 0, False
         self._requests: OrderedDict[str, _Open] = OrderedDict()
         self._closing: list[tuple[float, str, str]] = []
 
@@ -114,14 +127,20 @@ class Join:
         else:
             raise Corrupt(f"topic {topic} offset {record.offset}: a {type(event).__name__} does not belong here")
 
-    def on_time(self, now: float) -> Emitted:
+    def on_time(self, now: float, steady: float) -> Emitted:
         if self._hearing:
-            self._heard, self._hearing = now, False
-        idle = now - self._heard - self._settings.idle_s
-        if idle > 0 and self._event_time > float("-inf"):
-            yield from self._close(self._event_time + idle, now)
+            self._heard, self._hearing = steady, False
+        idle = steady - self._heard - self._settings.idle_s
+        if (idle > 0 and self._event_time > float("-inf")) or self._left_over:
+            yield from self._close(self._event_time + max(0.0, idle), now)
+        self._closed = 0
+
+    def pending(self) -> bool:
+        return self._left_over
 
     def wake_at(self) -> float | None:
+        if self._left_over:
+            return float("-inf")
         if not self._closing:
             return None
         return self._heard + self._settings.idle_s + max(0.0, self._closing[0][0] - self._event_time)
@@ -135,7 +154,8 @@ class Join:
         return first
 
     def _on_served(self, record: Record, served: Served) -> Emitted:
-        if served.request in self._requests:  # a retry that was scored again: the first answer logged stands
+        # of a retry that was scored again, the first answer logged stands
+        if served.request in self._requests or not served.candidates:
             return
         self._requests[served.request] = _Open(served, record.partition, record.offset, {}, set(), set())
         while len(self._requests) > self._settings.requests_max:
@@ -145,8 +165,9 @@ class Join:
         self._hearing = True
         if outcome.kind != "watermark":
             yield from self._place(arrival, outcome)
-        if outcome.event_time > self._event_time:
-            self._event_time = outcome.event_time
+        event_time = min(outcome.event_time, arrival + self._settings.ahead_s)
+        if event_time > self._event_time:
+            self._event_time = event_time
             yield from self._close(self._event_time, arrival)
 
     def _place(self, arrival: float, outcome: Outcome) -> Emitted:
@@ -196,15 +217,20 @@ class Join:
 
     def _close(self, watermark: float, now: float) -> Emitted:
         while self._closing and self._closing[0][0] <= watermark:
+            self._left_over = self._closed >= CLOSED_MAX
+            if self._left_over:
+                return
             at, request, item = heapq.heappop(self._closing)
             open_ = self._requests.get(request)
             window = open_.windows.get(item) if open_ else None
             if open_ is None or window is None or window.event_time + self._settings.window_s > at:
                 continue  # it made its example, or waits on from a later impression
+            self._closed += 1
             if window.shown:
                 yield self._example(open_, item, 0.0, window.arrival, max(0.0, now - window.arrival))
             else:
                 yield from self._expire(open_, item, "no_impression")
+        self._left_over = False
         while self._requests:
             oldest = next(iter(self._requests.values()))
             if oldest.served.event_time + self._settings.keep_s > watermark:
@@ -256,11 +282,11 @@ class Join:
 
     def snapshot(self) -> bytes:
         requests = [_Saved(o.partition, o.offset, o.windows, o.made, o.keys) for o in self._requests.values()]
-        return msgspec.msgpack.encode(_State(self._event_time, self._heard, requests))
+        return msgspec.msgpack.encode(_State(self._event_time, self._heard, self._left_over, requests))
 
     def restore(self, state: bytes, log: Log) -> None:
         saved = msgspec.msgpack.decode(state, type=_State)
-        self._event_time, self._heard = saved.event_time, saved.heard
+        self._event_time, self._heard, self._left_over = saved.event_time, saved.heard, saved.left_over
         reader = log.reader("served")
         for one in saved.requests:
             served = decode(reader.read(one.partition, one.offset, 1)[0].value)
@@ -268,3 +294,13 @@ class Join:
             self._requests[served.request] = _Open(served, one.partition, one.offset, one.windows, one.made, one.keys)
             for item in one.windows:
                 self._close_later(self._requests[served.request], item)
+
+    def configuration(self) -> bytes:
+        return msgspec.msgpack.encode(self._settings)
+
+    def configure(self, configuration: bytes) -> None:
+        self._settings = msgspec.msgpack.decode(configuration, type=JoinSettings)
+        self._closing.clear()
+        for open_ in self._requests.values():
+            for item in open_.windows:
+                self._close_later(open_, item)

@@ -7,11 +7,18 @@ How exactly once works, with nothing but an append-only log:
 - The operator is deterministic: same steps, same outputs. State is snapshotted now and then; recovery loads the
   snapshot and feeds it the later steps again, exactly as their frames describe them, throwing the outputs away: they
   are in the log already (their number is checked).
-- A wall clock is read once a step and recorded in the frame, so a replay sees the same time.
+- Clocks are read once a step and recorded in the frame, so a replay sees the same times: the wall clock, and *steady*
+  seconds, which pass only while this process runs and cannot jump.
+- Topics are merged by arrival: with a backlog, a record of a later topic waits until the earlier topics have been read
+  beyond its arrival, so an outcome never overtakes the answer that it belongs to.
+- The snapshot keeps the operator's configuration. A replay runs under the one that the steps were made under; a changed
+  one applies from the first new step.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +26,7 @@ from typing import Protocol
 import msgspec
 
 from millstream.clock import Clock
-from millstream.errors import Corrupt
+from millstream.errors import Corrupt, Full
 from millstream.store.blob import write_atomic
 from millstream.stream.event import Event, decode, encode
 from millstream.stream.log import Log, Record
@@ -32,17 +39,33 @@ class Operator(Protocol):
         """One input event. Events of the first input topic of a step come before those of the second."""
         ...
 
-    def on_time(self, now: float) -> Iterable[tuple[str, Event]]:
-        """The step's time, after its events: unix seconds of this machine's clock when the step ran."""
+    def on_time(self, now: float, steady: float) -> Iterable[tuple[str, Event]]:
+        """The step's time, after its events: unix seconds, and steady seconds (see above)."""
         ...
 
     def wake_at(self) -> float | None:
-        """When `on_time` has something to do though no event comes (unix seconds), or None."""
+        """When `on_time` has something to do though no event comes (steady seconds), or None."""
         ...
 
-    def snapshot(self) -> bytes: ...
+    def pending(self) -> bool:
+        """Whether the last step left outputs over: the next one then takes no events."""
+        ...
 
-    def restore(self, state: bytes, log: Log) -> None: ...
+    def snapshot(self) -> bytes:
+        """The state, without what the log holds anyway."""
+        ...
+
+    def restore(self, state: bytes, log: Log) -> None:
+        """Take over a state that `snapshot` gave, under the same configuration."""
+        ...
+
+    def configuration(self) -> bytes:
+        """Everything but the state that decides the outputs."""
+        ...
+
+    def configure(self, configuration: bytes) -> None:
+        """Go on under another configuration, with the state as it is."""
+        ...
 
     def needed(self, topic: str) -> dict[int, int]:
         """Per partition of `topic`, the first offset the state still refers to: retention must keep it."""
@@ -50,17 +73,23 @@ class Operator(Protocol):
 
 
 class Step(msgspec.Struct, frozen=True):
-    """What a frame says of the step that made it: its number, the time it was told, input offsets after it."""
+    """What a frame says of the step that made it: its number, the times it was told, input offsets after it."""
 
     number: int
     now: float
+    steady: float
     offsets: dict[str, dict[int, int]]
 
 
 class _Snapshot(msgspec.Struct, frozen=True):
     step: Step
     output: int
+    configuration: bytes
     state: bytes
+
+
+REORDER_S = 60.0  # how far the arrival stamps of two topics may be apart, after a clock jump, say
+logger = logging.getLogger("millstream.stream")
 
 
 class Operation:
@@ -87,19 +116,22 @@ class Operation:
         self._output, self._observe = output, observe
         self._writer = log.writer(output, 0)
         self._records_max, self._snapshot_steps = records_max, snapshot_steps
-        self.step_done = Step(0, 0.0, {topic: {} for topic in inputs})
-        self._snapshotted = 0
+        self.step_done = Step(0, 0.0, 0.0, {topic: {} for topic in inputs})
+        self._gone = 0
         self._recover()
+        self._steady = self.step_done.steady - clock.monotonic()
+        with contextlib.suppress(Full):  # later, then: nothing is lost but the right to change the configuration
+            self.save()
 
     def step(self) -> int:
         """Take what waits, up to a bound, and commit it with its outputs. Returns how many events it took."""
-        batch, offsets = self._gather({})
-        now = self._clock.now()
+        batch, offsets = ([], self.step_done.offsets) if self.operator.pending() else self._gather({})
+        now, steady = self._clock.now(), self._steady + self._clock.monotonic()
         wake = self.operator.wake_at()
-        if not batch and (wake is None or wake > now):
+        if not batch and (wake is None or wake > steady):
             return 0
-        done = Step(self.step_done.number + 1, now, offsets)
-        outputs = self._feed(batch, now)
+        done = Step(self.step_done.number + 1, now, steady, offsets)
+        outputs = self._feed(batch, done)
         items = [(key.encode(), encode(event)) for key, event in outputs]
         self._writer.append_frame(items, meta=msgspec.msgpack.encode(done), sync=True)
         self.step_done = done
@@ -113,7 +145,7 @@ class Operation:
     def save(self) -> None:
         """Snapshot the state, and let retention have what neither the state nor a replay needs."""
         step = self.step_done
-        state = _Snapshot(step, self._writer.end, self.operator.snapshot())
+        state = _Snapshot(step, self._writer.end, self.operator.configuration(), self.operator.snapshot())
         write_atomic(self._path, msgspec.msgpack.encode(state))
         self._snapshotted = step.number
         for topic, reader in self._readers.items():
@@ -123,6 +155,7 @@ class Operation:
             self._log.commit(f"{self._output}.operation", reader.topic, keep)
 
     def close(self) -> None:
+        """Save and let go: the next one has nothing to replay."""
         self.save()
         self._writer.close()
 
@@ -131,51 +164,74 @@ class Operation:
         self._writer.close()
 
     def _gather(self, until: dict[str, dict[int, int]]) -> tuple[list[tuple[str, Record]], dict[str, dict[int, int]]]:
-        """The next events of every input and the offsets after them; up to the offsets `until` where given."""
+        """The next events of every input and the offsets after them; exactly up to the offsets `until` where given."""
         ends = {
-            topic: until.get(topic) or {p: reader.end(p) for p in reader.partitions()}
+            topic: until[topic] if until else {p: reader.end(p) for p in reader.partitions()}
             for topic, reader in reversed(self._readers.items())
         }
         batch: list[tuple[str, Record]] = []
         offsets: dict[str, dict[int, int]] = {}
-        for topic, reader in self._readers.items():
+        horizon = float("inf")  # arrival up to which every earlier topic has been read
+        for topic in self._readers:
             offsets[topic] = dict(self.step_done.offsets[topic])
+            reached = horizon
             for partition, end in sorted(ends[topic].items()):
-                at = offsets[topic].get(partition, reader.start(partition))
-                room = end - at if until else self._records_max
-                while at < end and room > 0:
-                    # offsets may leap after a power loss, so a step is bounded by offset and by count
-                    records = [r for r in reader.read(partition, at, min(room, self._records_max)) if r.offset < end]
-                    batch += [(topic, record) for record in records]
-                    room -= len(records)
-                    at = records[-1].offset + 1 if records else end
+                records, at = self._take(topic, partition, end, horizon, bounded=not until)
+                batch += [(topic, record) for record in records]
                 offsets[topic][partition] = at
+                if at < end and records:
+                    reached = min(reached, records[-1].arrival - REORDER_S)
+            horizon = float("inf") if until else reached
         return batch, offsets
 
-    def _feed(self, batch: list[tuple[str, Record]], now: float) -> list[tuple[str, Event]]:
+    def _take(self, topic: str, partition: int, end: int, horizon: float, bounded: bool) -> tuple[list[Record], int]:
+        """The next records of a partition before offset `end` that arrived by `horizon`, and the offset after them."""
+        reader = self._readers[topic]
+        start = reader.start(partition)
+        at = self.step_done.offsets[topic].get(partition, start)
+        if at < start:
+            logger.error("%s/%d: retention took offsets %d to %d before they were read", topic, partition, at, start)
+            self._gone += start - at
+            at = start
+        taken: list[Record] = []
+        while at < end and (not bounded or len(taken) < self._records_max):
+            # offsets may leap after a power loss, so a step is bounded by offset and by count
+            found = [r for r in reader.read(partition, at, self._records_max) if r.offset < end]
+            ready = [r for r in found if r.arrival <= horizon]
+            taken += ready
+            at = found[len(ready)].offset if len(ready) < len(found) else found[-1].offset + 1 if found else end
+            if len(ready) < len(found):
+                break
+        return taken, at
+
+    def _feed(self, batch: list[tuple[str, Record]], step: Step) -> list[tuple[str, Event]]:
         outputs: list[tuple[str, Event]] = []
         for topic, record in batch:
             outputs += self.operator.on_item(topic, record, decode(record.value))
-        outputs += self.operator.on_time(now)
+        outputs += self.operator.on_time(step.now, step.steady)
         return outputs
 
     def _recover(self) -> None:
-        at = 0
+        """The snapshot, and every later step again, its outputs thrown away: they are in the log already."""
+        at, ours = 0, self.operator.configuration()
         if self._path.exists():
             saved = msgspec.msgpack.decode(self._path.read_bytes(), type=_Snapshot)
+            self.operator.configure(saved.configuration)
             self.operator.restore(saved.state, self._log)
             self.step_done, at = saved.step, saved.output
-            self._snapshotted = saved.step.number
         reader = self._log.reader(self._output)
         for frame in reader.frames(0, max(at, reader.start(0))):
             step = msgspec.msgpack.decode(frame.meta, type=Step)
-            if step.number <= self.step_done.number:
-                continue
-            batch, offsets = self._gather(step.offsets)
-            made = len(self._feed(batch, step.now))
-            if made != frame.count or offsets != step.offsets:
-                raise Corrupt(
-                    f"replaying step {step.number} of {self._output} made {made} outputs where the log holds "
-                    f"{frame.count}: the inputs in the log are not those it was computed from"
-                )
-            self.step_done = step
+            if step.number > self.step_done.number:
+                self._replay(step, frame.count)
+        self.operator.configure(ours)
+
+    def _replay(self, step: Step, count: int) -> None:
+        batch, offsets = self._gather(step.offsets)
+        made = len(self._feed(batch, step))
+        if (made != count or offsets != step.offsets) and not self._gone:
+            raise Corrupt(
+                f"replaying step {step.number} of {self._output} made {made} outputs where the log holds {count}: "
+                "the inputs in the log are not those it was computed from"
+            )
+        self.step_done = step
