@@ -29,7 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 from vowpalwabbit.pyvw import Workspace
 
-from millstream.demo.data import default_cache, wheel
+from millstream import config
+from millstream.demo.data import wheel
 from millstream.features import Definition, Rows, Texts
 from millstream.learn.quality import auc
 from millstream.models.online import Ftrl, Settings
@@ -187,7 +188,7 @@ def main() -> None:
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--json", action="store_true", help="one line of JSON on stdout, last")
     chosen = options.parse_args()
-    found = measure(chosen.data or wheel(default_cache()), chosen.tile, chosen.repeats)
+    found = measure(chosen.data or wheel(config.cache_folder()), chosen.tile, chosen.repeats)
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     print(table(found, machine), file=sys.stderr if chosen.json else sys.stdout)
     if chosen.json:

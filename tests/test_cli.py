@@ -15,6 +15,7 @@ import pytest
 import onnx_models
 from millstream.cli import main
 from millstream.clock import FakeClock
+from millstream.features import Column, Definition
 from millstream.models.manifest import Manifest
 from millstream.models.online import Ftrl
 from millstream.models.online import Settings as FtrlSettings
@@ -38,6 +39,7 @@ bits = 10
 user = [{ name = "id" }]
 item = [{ name = "id" }]
 """
+FEATURES = Definition(user=(Column("id"),), item=(Column("id"),))  # those of TOML
 ROWS = "user,item,at,rating\n1,a,100,5\n2,b,101,2\n1,b,102,4\n"
 MAP = ["--map", "user=user", "item=item", "event_time=at", "like=rating>=4"]
 
@@ -97,7 +99,7 @@ def process(*argv, **environment):
 def repository(folder) -> Repository:
     made = Repository(folder / "models")
     for _ in range(3):
-        manifest = Manifest(format="ftrl", file="model.ftrl")
+        manifest = Manifest(format="ftrl", file="model.ftrl", features=FEATURES.hash)
         made.put("ranker", manifest, {"model.ftrl": Ftrl(FtrlSettings(bits=10), 2).dump()})
     return made
 

@@ -1,12 +1,23 @@
 """The demo as a stranger runs it: one line of figures, balanced books, nothing left running, no silent stand-in."""
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
 import time
+import zipfile
 
 import pytest
+
+from millstream import config, errors
+from millstream.clock import SystemClock
+from millstream.demo import data as demo_data
+from millstream.demo.data import INSIDE, PARTS, simulated, wheel
+from millstream.demo.replay import Answer, Replay
+from millstream.demo.run import Demo
+from millstream.front import Http
+from millstream.meter import Meter
 
 KEYS = {
     "requests", "requests_per_s", "errors", "latency_ms_p50", "latency_ms_p99", "outcomes", "examples", "set_aside",
@@ -45,7 +56,7 @@ def test_its_result_is_one_line_with_exactly_these_figures(played, figures):
     _, done = played
     assert done.stdout.count("\n") == 1 and done.stdout.endswith("\n")
     assert set(figures) == KEYS
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr and "port 0" not in done.stderr
 
 
 def test_no_answer_failed_and_the_books_balance(figures):
@@ -116,3 +127,81 @@ def test_sigterm_ends_it_with_its_figures_and_its_roles(tmp_path):
     figures = json.loads(out)
     assert set(figures) == KEYS and (figures["errors"], figures["lost"]) == (0, 0)
     assert running(folder) == []
+
+
+class Stranger:
+    """A Door of somebody else's service: all that the demo may ask of it."""
+
+    def ready(self, model="", version=""):
+        return True
+
+    def metrics(self):
+        return "demo_process 1\n"
+
+    def principal(self, key, peer):
+        return None
+
+
+def test_a_port_where_another_demo_was_quicker_is_noticed(tmp_path):
+    async def run():
+        http = Http(Stranger(), Meter(), SystemClock())
+        demo = Demo(tmp_path / "run", simulated(200), await http.start(port=0))
+        demo.prepare()
+        try:
+            with pytest.raises(
+                errors.Misconfigured, match=rf"another service answers at 127.0.0.1:{demo.port}: .*--http-port"
+            ):
+                await demo.start()
+        finally:
+            await demo.supervisor.stop()
+            await http.stop()
+
+    asyncio.run(run())
+    assert running(tmp_path) == []
+
+
+def test_an_answer_without_the_item_that_was_shown_is_an_error_not_the_end(tmp_path):
+    replay = Replay(simulated(10).shown, tmp_path / "ledger", "127.0.0.1", 1, SystemClock(), 1.0)
+    body = b'{"id":"r","model":"m","version":"1@0","items":[{"item":"a","score":0.5}]}'
+    assert replay._score(Answer(200, body, 0.0), "a") == 0.5
+    assert str(replay._score(Answer(200, body, 0.0), "b")) == "nan"
+    assert replay.errors == 1 and "200" in replay.first_error
+
+
+def archive(folder, broken=False):
+    """A wheel with the files that the demo reads, or one whose bytes were damaged."""
+    folder.mkdir(parents=True)
+    made = folder / "recbole-1.2.1-py3-none-any.whl"
+    info = "recbole-1.2.1.dist-info"
+    with zipfile.ZipFile(made, "w") as file:
+        for part in PARTS:
+            file.writestr(INSIDE + part, f"{part}_id:token\n1\n")
+        file.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: recbole\nVersion: 1.2.1\n")
+        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(f"{info}/RECORD", "")
+    if broken:
+        content = bytearray(made.read_bytes())
+        content[content.index(b"user_id")] ^= 1
+        made.write_bytes(content)
+    return made
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a zip file", None], ids=["empty", "no archive", "a flipped bit"])
+def test_a_damaged_archive_in_the_cache_is_fetched_again(tmp_path, monkeypatch, damage):
+    cached = archive(tmp_path / "cache" / "movielens", broken=True)
+    if damage is not None:
+        cached.write_bytes(damage)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(archive(tmp_path / "shelf").parent))
+    assert wheel(tmp_path / "cache") == cached
+    assert zipfile.ZipFile(cached).read(INSIDE + "user") == b"user_id:token\n1\n"
+
+
+def test_a_damaged_archive_that_cannot_be_fetched_again_is_said(tmp_path, monkeypatch):
+    archive(tmp_path / "cache" / "millstream" / "movielens", broken=True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(archive(tmp_path / "shelf", broken=True).parent))
+    assert config.cache_folder() == tmp_path / "cache" / "millstream"
+    with pytest.raises(errors.NotFound, match=r"not the archive expected(.|\n)*--data simulator"):
+        demo_data.movielens()

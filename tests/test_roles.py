@@ -2,17 +2,22 @@
 
 import asyncio
 import errno
+import zlib
 
+import msgspec
+import numpy as np
 import pytest
 
 from millstream.app.installation import Installation, Settings
-from millstream.app.roles import Serve
+from millstream.app.roles import Learn, Serve, train
 from millstream.clock import FakeClock
 from millstream.errors import Corrupt, NotFound
+from millstream.features import Column, Definition
+from millstream.learn.history import Field, import_entities
 from millstream.models.manifest import Manifest
 from millstream.models.traffic import promote, shadow
-from millstream.stream import decode, segment
-from millstream.types import Outcome, Principal, Rank
+from millstream.stream import LogLimits, decode, encode, segment
+from millstream.types import Delta, Outcome, PolicyChange, Principal, Rank
 from onnx_models import stamped
 
 ANYBODY = Principal("test")
@@ -74,3 +79,146 @@ def test_every_policy_change_is_logged_once_also_those_between_two_looks(tmp_pat
             return [(event.version, event.who) for event in events]
 
     assert asyncio.run(twice()) == [(1, "ann"), (2, "ann"), (3, "bob")]
+
+
+RANKING = msgspec.convert({"http_port": 0, "learn": {"model": "ranker"}, "ftrl": {"bits": 10}}, Settings)
+RANKING = msgspec.structs.replace(
+    RANKING, features=Definition(user=(Column("id"), Column("age")), item=(Column("id"),))
+)
+QUESTION = Rank(id="q", user="u0", candidates=("i0", "i1"))
+
+
+def flip(folder, topic: str, share: float) -> None:
+    """One bit of the oldest segment of a topic."""
+    path = min((folder / "log" / topic / "0").glob("*.seg"))
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * share)] ^= 1
+    path.write_bytes(content)
+
+
+def push(installation: Installation, sequence: int) -> None:
+    slots, weights = np.arange(1024, dtype=np.uint32).tobytes(), np.full(1024, sequence, np.float32).tobytes()
+    change = Delta(
+        model="ranker", base="2", sequence=sequence, upto=0, slots=slots, weights=weights, arrivals=b"",
+        checksum=zlib.crc32(weights, zlib.crc32(slots)),
+    )  # fmt: skip
+    installation.log.writer("deltas").append(b"", encode(change))
+
+
+def test_a_flipped_bit_in_any_topic_that_serving_reads_stops_no_answer(tmp_path, caplog):
+    limits = LogLimits(segment_bytes=512)
+    users = [{"id": f"u{n}", "age": str(n)} for n in range(40)]
+    for topic in ("users", "items"):
+        import_entities(tmp_path / "log", limits, topic, users, {"id": Field("id"), "age": Field("age")}, 1.0)
+    settings = msgspec.structs.replace(RANKING, log=limits)
+
+    async def answered(*ids: str) -> tuple[str, float]:
+        """The version that answers, and how many places the role went on without."""
+        with Installation(tmp_path, settings, FakeClock(1e6)) as at:
+            serve = Serve(at)
+            await serve.start()
+            for id in ids:
+                ranked = await serve.door.call(msgspec.structs.replace(QUESTION, id=id), ANYBODY)
+                serve.poll()
+            await serve.stop()
+            return ranked.version, serve.meter.sum("millstream_log_unreadable_total")
+
+    with Installation(tmp_path, settings, FakeClock(1e6)) as at:
+        train(at)
+        manifest = msgspec.structs.replace(at.repository.manifest("ranker", "1"), lineage={"deltas_from": 0})
+        at.repository.put("ranker", manifest, {manifest.file: at.repository.folder("ranker", "1") / manifest.file})
+        for number in range(10):
+            at.repository.change_policy("ranker", promote("2"), who="ann", why=f"change {number}")
+        push(at, 1)
+    with Installation(tmp_path, settings, FakeClock(1e6)) as at:
+        push(at, 2)
+    assert asyncio.run(answered(*(f"q{number}" for number in range(20)))) == ("2@2", 0)
+    topics = "users", "items", "deltas", "policy", "served"
+    for topic in topics:
+        assert len(list((tmp_path / "log" / topic / "0").glob("*.seg"))) > 1
+        flip(tmp_path, topic, 0.6)
+    assert asyncio.run(answered("new", "newer")) == ("2@0", len(topics))
+    assert all(f"topic {topic}: " in caplog.text for topic in topics)
+    assert caplog.text.count("going on without it") == len(topics)
+
+
+def test_the_newest_segments_of_what_answers_can_do_without_may_be_damaged(tmp_path):
+    model = stamped(tmp_path / "model.onnx", 1.0)
+
+    async def change(why: str) -> float:
+        with Installation(tmp_path, Settings(), FakeClock(1e6)) as at:
+            serve = Serve(at)
+            if not at.repository.models():
+                at.repository.put("m", Manifest(format="onnx", file="model.onnx"), {"model.onnx": model})
+            at.repository.change_policy("m", promote("1"), who="ann", why=why)
+            await serve.engine.start()
+            serve.poll()
+            serve.poll()
+            await serve.engine.stop()
+            return serve.meter.sum("millstream_unlogged_total")
+
+    assert asyncio.run(change("first")) == 0
+    flip(tmp_path, "policy", 0.6)
+    assert asyncio.run(change("second")) == 2, "one more that cannot be logged, and the damaged one again"
+
+
+def test_nothing_personal_of_a_policy_change_reaches_the_log(tmp_path):
+    model = stamped(tmp_path / "model.onnx", 1.0)
+    secrets = "13912345678", "ann@example.org"
+    whole = PolicyChange(
+        model="m", version=1, who=secrets[1], why=secrets[0], text=f'why = "{secrets[0]} {secrets[1]}"'
+    )
+    assert not any(secret.encode() in encode(whole) for secret in secrets)
+
+    async def told() -> None:
+        with Installation(tmp_path, Settings(), FakeClock(1e6)) as at:
+            serve = Serve(at)
+            at.repository.put("m", Manifest(format="onnx", file="model.onnx"), {"model.onnx": model})
+            for why in (f"call {secrets[0]}", f"call\n{secrets[0]}"):  # TOML writes a new line as a letter n
+                at.repository.change_policy("m", promote("1"), who=f"Ann <{secrets[1]}>", why=why)
+            await serve.engine.start()
+            serve.poll()
+            await serve.engine.stop()
+            assert at.log.reader("policy").end(0) == 2
+
+    asyncio.run(told())
+    for path in (tmp_path / "log").rglob("*.seg"):
+        assert not any(secret.encode() in path.read_bytes() for secret in secrets), path
+
+
+def test_a_version_that_cannot_rank_is_refused_and_the_ranker_goes_on(tmp_path):
+    async def promoted() -> None:
+        with Installation(tmp_path, RANKING, FakeClock(1e6)) as at:
+            train(at)
+            serve = Serve(at)
+            await serve.engine.start()
+            model = stamped(tmp_path / "model.onnx", 1.0)
+            at.repository.put("ranker", Manifest(format="onnx", file="model.onnx"), {"model.onnx": model})
+            at.repository.change_policy("ranker", promote("2"), who="ann", why="a slip")
+            await serve.engine.refresh()
+            assert "names no feature set" in serve.engine.views()[0].problems["2"]
+            ranked = await serve.door.call(QUESTION, ANYBODY)
+            assert ranked.version == "1@0"
+            at.repository.put("other", Manifest(format="onnx", file="model.onnx"), {"model.onnx": model})
+            await serve.engine.refresh()
+            assert "other" in serve.engine.models(), "what does not rank needs no features"
+            await serve.engine.stop()
+
+    asyncio.run(promoted())
+
+
+def test_records_that_the_disk_limit_deleted_unread_are_shown(tmp_path):
+    limits = LogLimits(segment_bytes=256, disk_bytes_max=1024)
+    with Installation(tmp_path, msgspec.structs.replace(RANKING, log=limits), FakeClock(1e6)) as at:
+        at.log.commit("slow", "outcomes", {0: 0})
+        serve = Serve(at)
+        for number in range(30):
+            asyncio.run(tell(serve, msgspec.structs.replace(SEEN, request=f"r{number}")))
+        for writer in at.log._writers:
+            writer.retain()
+        serve.poll()
+        assert serve.meter.sum("millstream_log_unread_deleted") == at.log.unread_deleted > 0
+        learn = Learn(at)
+        learn.step()
+        assert learn.meter.sum("millstream_log_unread_deleted") > 0
+        learn.close()

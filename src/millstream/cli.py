@@ -9,16 +9,17 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from millstream import __version__
 from millstream.errors import BadInput, Error, Missing
 
-Print = Callable[[object], None]
+if TYPE_CHECKING:
+    from millstream.stream import Log
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _show(result: Any, as_json: bool) -> None:
+def _show(result: object, as_json: bool) -> None:
     if as_json:
         print(json.dumps(result), flush=True)
         return
@@ -153,18 +154,18 @@ def _log(args: argparse.Namespace) -> object:
     return _tail(log, args.topic, args.n)
 
 
-def _count(log: Any, topic: str) -> int:
+def _count(log: Log, topic: str) -> int:
     reader = log.reader(topic)
     return sum(reader.end(partition) - reader.start(partition) for partition in reader.partitions())
 
 
-def _known(log: Any, topic: str) -> str:
+def _known(log: Log, topic: str) -> str:
     if topic not in log.topics():
         raise BadInput(f"no topic {topic!r}; there are: {', '.join(log.topics()) or 'none'}")
     return topic
 
 
-def _tail(log: Any, topic: str, n: int) -> list[object]:
+def _tail(log: Log, topic: str, n: int) -> list[object]:
     """The last n events of each partition; packed arrays are shown by their length."""
     from millstream.stream import decode
 
@@ -189,7 +190,7 @@ def _doctor(args: argparse.Namespace) -> object:
     return examine(args.path)
 
 
-def asyncio_run(main: Any) -> None:
+def asyncio_run(main: Coroutine[object, object, None]) -> None:
     """Run on uvloop, the event loop of every process of this program."""
     import uvloop
 
@@ -197,7 +198,7 @@ def asyncio_run(main: Any) -> None:
         runner.run(main)
 
 
-def _bounded(of: Callable[[str], float], low: float, high: float, what: str) -> Callable[[str], Any]:
+def _bounded(of: Callable[[str], float], low: float, high: float, what: str) -> Callable[[str], float]:
     """A type of argument: a number within [low, high]."""
 
     def number(text: str) -> float:
@@ -222,42 +223,67 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="millstream", description=__doc__)
     parser.add_argument("--version", action="version", version=f"millstream {__version__}")
     parser.set_defaults(json=False, verbose=False)
-    # Suppressed: `models --json list` has said it before `list` could take it back by a default of its own.
-    shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    shared.add_argument("--json", action="store_true", help="print the result as one line of JSON, last, on stdout")
-    shared.add_argument("--verbose", action="store_true", help="say more on stderr")
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    verbs = _Verbs(parser)
+    _add_demo(verbs)
+    _add_roles(verbs)
+    _add_models(verbs)
+    _add_traffic(verbs)
+    _add_log(verbs)
+    doctor = verbs.add("doctor", _doctor, "what is installed, what is missing, and how to get it")
+    doctor.add_argument("path", type=Path, nargs="?", help="an installation's folder to look at too")
+    doctor.add_argument("--warm", action="store_true", help="compile the learner's kernels now; the install does this")
+    return parser
 
-    def verb(name: str, run: Callable[[argparse.Namespace], object], help: str, within: Any = verbs) -> Any:
-        made = within.add_parser(name, help=help, description=help, parents=[shared])
+
+class _Verbs:
+    """The verbs of a parser; each takes the options that every verb has."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        # Suppressed: `models --json list` has said it before `list` could take it back by a default of its own.
+        self._shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+        self._shared.add_argument(
+            "--json", action="store_true", help="print the result as one line of JSON, last, on stdout"
+        )
+        self._shared.add_argument("--verbose", action="store_true", help="say more on stderr")
+        self._parsers = parser.add_subparsers(required=True, metavar="VERB")
+
+    def add(self, name: str, run: Callable[[argparse.Namespace], object], help: str) -> argparse.ArgumentParser:
+        made = self._parsers.add_parser(name, help=help, description=help, parents=[self._shared])
         made.set_defaults(run=run, verb=name)
         return made
 
-    demo = verb("demo", _demo, "the whole loop on real data: serve, log, join, learn, push")
+
+def _add_demo(verbs: _Verbs) -> None:
+    demo = verbs.add("demo", _demo, "the whole loop on real data: serve, log, join, learn, push")
     demo.add_argument("--data", choices=("movielens", "simulator"), default="movielens", help="what is replayed")
     demo.add_argument("--seconds", type=_positive, help="end so long after the first request (default: until Ctrl-C)")
     demo.add_argument("--rate", type=_positive, default=600.0, help="requests a second to aim at (default: 600)")
     demo.add_argument("--http-port", type=_port, default=8000, help="port of the service (default: 8000)")
     demo.add_argument("--dir", type=Path, help="an empty folder for its log and models (default: a temporary one)")
 
-    serve = verb("serve", _serve, "serve a model folder or a single .onnx file over HTTP")
+
+def _add_roles(verbs: _Verbs) -> None:
+    serve = verbs.add("serve", _serve, "serve a model folder or a single .onnx file over HTTP")
     serve.add_argument("path", type=Path, help="FILE.onnx, or a folder with NAME/VERSION/model.onnx")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     serve.add_argument("--http-port", type=_port, default=8000, help="0 picks a free one (default: 8000)")
-
-    up = verb("up", _up, "run every role of an installation, supervised")
+    up = verbs.add("up", _up, "run every role of an installation, supervised")
     up.add_argument("--role", choices=("serve", "learn"), help="run one role alone, in this process")
-    train = verb("train", _train, "fold the examples of the log into a new version")
+    train = verbs.add("train", _train, "fold the examples of the log into a new version")
     for one in (up, train):
         one.add_argument("-c", "--config", type=Path, required=True, help="millstream.toml of the installation")
 
-    models = verb("models", _models, "what is in a repository").add_subparsers(required=True, metavar="VERB")
-    for name, help in (("list", "versions and their roles"), ("verify", "check every file against its digest")):
-        verb(name, _models, help, models).add_argument("path", type=Path, help="the repository")
 
-    traffic = verb("traffic", _traffic, "who gets which version").add_subparsers(required=True, metavar="VERB")
+def _add_models(verbs: _Verbs) -> None:
+    models = _Verbs(verbs.add("models", _models, "what is in a repository"))
+    for name, help in (("list", "versions and their roles"), ("verify", "check every file against its digest")):
+        models.add(name, _models, help).add_argument("path", type=Path, help="the repository")
+
+
+def _add_traffic(verbs: _Verbs) -> None:
+    traffic = _Verbs(verbs.add("traffic", _traffic, "who gets which version"))
     of = {
-        name: verb(name, _traffic, help, traffic)
+        name: traffic.add(name, _traffic, help)
         for name, help in (
             ("show", "the policy of a model"),
             ("promote", "make a version live"),
@@ -282,11 +308,13 @@ def _parser() -> argparse.ArgumentParser:
     of["shadow"].add_argument("versions", nargs="*", help="none: no shadow")
     of["learning"].add_argument("state", choices=("run", "paused"))
 
-    log = verb("log", _log, "the event log").add_subparsers(required=True, metavar="VERB")
-    listed = verb("list", _log, "topics and how much they hold", log)
-    tail = verb("tail", _log, "the last events of a topic", log)
-    verify = verb("verify", _log, "read every frame and check it", log)
-    audit = verb("audit", _log, "do the books balance: acknowledged = learnt + set aside", log)
+
+def _add_log(verbs: _Verbs) -> None:
+    log = _Verbs(verbs.add("log", _log, "the event log"))
+    listed = log.add("list", _log, "topics and how much they hold")
+    tail = log.add("tail", _log, "the last events of a topic")
+    verify = log.add("verify", _log, "read every frame and check it")
+    audit = log.add("audit", _log, "do the books balance: acknowledged = learnt + set aside")
     for one in (listed, tail, verify, audit):
         one.add_argument("dir", type=Path, help="the log's folder")
     tail.add_argument("topic")
@@ -294,7 +322,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("topic", nargs="*")
     audit.add_argument("--ledger", type=Path, required=True, help="what the client was acknowledged")
     audit.add_argument("--window", type=_not_negative, default=30.0, help="the join's window, seconds (default: 30)")
-    history = verb("import", _log, "bring existing history into topics", log)
+    history = log.add("import", _log, "bring existing history into topics")
     history.add_argument("file", type=Path, help=".csv, .tsv, .jsonl or .parquet")
     history.add_argument("-c", "--config", type=Path, required=True, help="millstream.toml of the installation")
     history.add_argument("--topic", choices=("users", "items", "outcomes"), default="outcomes")
@@ -302,8 +330,3 @@ def _parser() -> argparse.ArgumentParser:
     history.add_argument(
         "--delay", type=_not_negative, default=1.0, help="feedback arrived so long after, seconds (default: 1)"
     )
-
-    doctor = verb("doctor", _doctor, "what is installed, what is missing, and how to get it")
-    doctor.add_argument("path", type=Path, nargs="?", help="an installation's folder to look at too")
-    doctor.add_argument("--warm", action="store_true", help="compile the learner's kernels now; the install does this")
-    return parser

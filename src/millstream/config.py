@@ -71,6 +71,11 @@ def orphaned() -> bool:
     return supervisor is not None and os.getppid() != int(supervisor)
 
 
+def cache_folder() -> Path:
+    """Where downloads are kept between runs: the folder of the XDG base directory specification."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millstream"
+
+
 def _from_environment(found: Any, where: str) -> Any:
     """`found`, as TOML gives it, with every variable in its strings replaced."""
 

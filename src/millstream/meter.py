@@ -57,13 +57,16 @@ class Counter:
         self._page, self._slot = page, slot
 
     def add(self, amount: float = 1.0) -> None:
+        """One write to the page; not atomic between threads of one process."""
         self._page[self._slot] += amount
 
     def set(self, value: float) -> None:
+        """What a gauge stands at now."""
         self._page[self._slot] = value
 
     @property
     def value(self) -> float:
+        """As this process's page has it, the page's earlier lives included."""
         return float(self._page[self._slot])
 
 
@@ -76,6 +79,7 @@ class Histogram:
         self._page, self._slot, self._bounds = page, slot, bounds
 
     def observe(self, value: float) -> None:
+        """Count one value and add it to the sum; two writes to the page."""
         page, slot, edges = self._page, self._slot, self._bounds
         page[slot + bisect_left(edges, value)] += 1
         page[slot + len(edges) + 1] += value
@@ -125,6 +129,7 @@ class Meter:
                 self._page[slot] = 0.0
 
     def counter(self, name: str, help: str, labels: Labels | None = None) -> Counter:
+        """The series of this name and labels, made on first use. MemoryError when the page is full."""
         made = self._made.get(key := _key(name, labels))
         if made is None:
             made = self._made[key] = Counter(self._page, self._slot(key, name, help, "counter", labels, ()))
@@ -132,6 +137,7 @@ class Meter:
         return made
 
     def gauge(self, name: str, help: str, labels: Labels | None = None) -> Counter:
+        """As `counter`, for a number that is set; gauges of several processes are not summed."""
         made = self._made.get(key := _key(name, labels))
         if made is None:
             made = self._made[key] = Counter(self._page, self._slot(key, name, help, "gauge", labels, ()))
@@ -141,6 +147,7 @@ class Meter:
     def histogram(
         self, name: str, help: str, labels: Labels | None = None, bounds: tuple[float, ...] = SECONDS
     ) -> Histogram:
+        """As `counter`, for a distribution; `bounds` are the upper edges of its buckets, ascending."""
         made = self._made.get(key := _key(name, labels))
         if made is None:
             slot = self._slot(key, name, help, "histogram", labels, bounds)

@@ -169,8 +169,8 @@ class Example(msgspec.Struct, frozen=True, kw_only=True, tag="example"):
 
 
 class SetAside(msgspec.Struct, frozen=True, kw_only=True, tag="set_aside"):
-    """An acknowledged outcome that will not be learnt, and why: unknown_request, expired, late, no_impression,
-    not_a_candidate, duplicate."""
+    """An acknowledged outcome that will not be learnt, and why: unknown_request, unknown_kind, expired, late,
+    no_impression, not_a_candidate, duplicate."""
 
     outcome: str
     cause: str

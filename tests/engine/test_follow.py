@@ -6,13 +6,14 @@ import zlib
 import numpy as np
 
 from millstream.clock import FakeClock, SystemClock
-from millstream.engine import Engine, Follow, follow
+from millstream.engine import Engine, Follow
+from millstream.engine.batch import DELTAS_HELD_MAX
 from millstream.meter import Meter
 from millstream.models.manifest import Manifest
 from millstream.models.online import Ftrl, Settings
 from millstream.models.repository import Repository
 from millstream.models.traffic import promote
-from millstream.stream import Log, encode
+from millstream.stream import Log, encode, lenient
 from millstream.types import Delta, Request
 
 SLOTS = np.arange(1 << 10, dtype=np.uint32)
@@ -93,8 +94,8 @@ def test_a_version_gets_its_deltas_while_it_is_served_and_those_it_missed_when_i
 
 def test_a_version_that_is_no_longer_loaded_costs_nothing(tmp_path, monkeypatch):
     decoded = []
-    real = follow.decode
-    monkeypatch.setattr(follow, "decode", lambda value: decoded.append(1) or real(value))
+    real = lenient.decode
+    monkeypatch.setattr(lenient, "decode", lambda value: decoded.append(1) or real(value))
 
     async def scene(house):
         for _ in range(8):
@@ -123,5 +124,41 @@ def test_staleness_is_counted_once_an_example_from_its_arrival_to_its_first_answ
         await house.promote(base)
         await house.answer()
         assert house.meter.sum("millstream_staleness_seconds") == 3, "a version that was loaded again counts it twice"
+
+    play(tmp_path, scene)
+
+
+def test_more_deltas_than_may_wait_for_a_long_batch_come_when_it_ends(tmp_path):
+    async def scene(house):
+        base = await house.put()
+        lane = house.engine._served["ranker"].lanes[base]
+        lane.running += 1  # a batch under way
+        many = DELTAS_HELD_MAX + 10
+        for number in range(1, many + 1):
+            house.push(base, number)
+        assert len(lane.held) == DELTAS_HELD_MAX
+        house.engine._left(lane)
+        house.follow.poll()
+        assert await house.answer() == f"{base}@{many}"
+        house.push(base, many + 1)
+        assert await house.answer() == f"{base}@{many + 1}"
+        assert house.meter.sum("millstream_deltas_refused_total") == 0
+
+    play(tmp_path, scene)
+
+
+def test_a_damaged_delta_leaves_its_version_as_it_is(tmp_path, caplog):
+    async def scene(house):
+        base = await house.put()
+        for number in (1, 2, 3):
+            house.deltas.append(b"", encode(delta(base, number)))
+        (segment,) = house.deltas.folder.glob("*.seg")
+        content = bytearray(segment.read_bytes())
+        content[len(content) // 2] ^= 1  # in the second of three
+        segment.write_bytes(content)
+        for _ in range(5):
+            house.follow.poll()
+        assert await house.answer() == f"{base}@1"
+        assert house.meter.sum("millstream_log_unreadable_total") == 1 == caplog.text.count("going on without it")
 
     play(tmp_path, scene)

@@ -227,6 +227,42 @@ def test_a_bad_model_at_boot_stops_no_other_and_says_why(root):
     asyncio.run(main())
 
 
+def test_a_process_that_starts_with_a_broken_policy_serves_the_last_usable_one_and_says_so(root, caplog):
+    put(root, 1), put(root, 2), put(root, 3)
+    policy(root, live="2")
+    policy(root, live="1")
+    policy(root, live="3")
+    Repository(root)._model("m").joinpath("3").rename(root.parent / "gone")
+    (root / "m" / "policy.toml").write_text("live = \n")
+
+    async def main():
+        async with serving(root, FAST) as engine:
+            assert (await engine.submit(ask("m", rows(1, 1)))).version == "1@0"
+            assert engine.ready()
+            (view,) = engine.views()
+            assert view.policy == 2 and "policy.toml" in view.problems["policy"]
+            assert "policy 2 of its history is in force (live = 1)" in caplog.text
+            (root / "m" / "policy.toml").write_text("version = 4\nlive = 2\n")
+            await until(lambda: engine.views()[0].live == "2@0")
+            assert engine.views()[0].problems == {}
+
+    asyncio.run(main())
+
+
+def test_a_broken_policy_without_a_history_is_not_guessed_around(root, caplog):
+    put(root, 1)
+    (root / "m" / "policy.toml").write_text("live = \n")
+
+    async def main():
+        async with serving(root, FAST) as engine:
+            with pytest.raises(errors.Misconfigured, match=r"policy\.toml"):
+                engine.submit(ask("m", rows(1, 1)))
+            assert "m does not answer until the file is corrected" in caplog.text
+            assert "stays in force" not in caplog.text
+
+    asyncio.run(main())
+
+
 def test_canary_and_explicit_versions_answer_by_name(root):
     put(root, 1), put(root, 2), put(root, 3)
     policy(root, live="1", canary=Canary("2", 0.5), shadow=("3",))

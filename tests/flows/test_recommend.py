@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flow_house import DEFINITION, NOW, bytes_of, full_disk, house, rank
 
-from millstream.errors import BadInput, NotFound, TooLarge
+from millstream.errors import BadInput, Conflict, NotFound, TooLarge
 from millstream.features import Entities
 from millstream.flows.recommend import RecommendLimits
 from millstream.guard.pii import pseudonym
@@ -62,14 +62,37 @@ def test_an_id_is_answered_alike_and_logged_once(tmp_path):
     async def scene(made):
         first = await made.recommend.call(rank())
         again = await made.recommend.call(rank())
-        other = await made.recommend.call(rank(candidates=("i7", "i8")))
-        assert first == again == other, "an id has one answer, whatever comes with it"
+        assert first == again
         twins = await asyncio.gather(*(made.recommend.call(rank(id="r2")) for _ in range(20)))
         assert all(twin == twins[0] for twin in twins)
         assert [event.request for event in made.served()] == ["r1", "r2"]
         assert made.submitted == 2
 
     play(tmp_path, scene)
+
+
+OTHERS = [{"user": "v"}, {"model": "flat"}, {"candidates": ("i7", "i8")}, {"candidates": ("i3", "i2", "i1")}]
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_an_id_of_another_request_is_refused_under_way_answered_and_recalled(tmp_path, other):
+    async def answered(made):
+        under_way = made.recommend.call(rank())
+        for _ in range(2):
+            with pytest.raises(Conflict, match="'r1' is already used for another request"):
+                made.recommend.call(rank(**other))
+            await under_way
+        assert len(made.served()) == made.submitted == 1
+
+    async def recalled(made):
+        made.recommend.recall(made.log.reader("served"), 0)
+        with pytest.raises(Conflict, match="already used"):
+            made.recommend.call(rank(**other))
+        assert (await made.recommend.call(rank(model="ranker"))).id == "r1", "the model by name or by default: the same"
+        assert made.submitted == 0
+
+    play(tmp_path, answered)
+    play(tmp_path, recalled)
 
 
 def test_a_twin_that_goes_away_does_not_take_the_answer_along(tmp_path):

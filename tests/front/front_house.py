@@ -15,6 +15,7 @@ from millstream.clock import Clock, SystemClock
 from millstream.front import Http, HttpLimits
 from millstream.front.door import Answer, Call
 from millstream.front.tensor import DTYPES
+from millstream.guard import auth
 from millstream.meter import Meter
 from millstream.types import Candidate, Description, Output, Principal, Rank, Ranked, Request, TensorSpec
 
@@ -87,6 +88,10 @@ class House:
         else:
             outputs = dict(inputs)
         return Output(outputs, request.model, request.version or "1", policy=3)
+
+    def admit(self, principal: Principal, model: str, verb: str) -> None:
+        if self.keys is not None:
+            auth.check(principal, model, verb)
 
     def describe(self, model: str, version: str = "") -> Description:
         found = self.served.get(model)

@@ -49,7 +49,7 @@ RANK, OUTCOME = "/v1/recommend", "/v1/outcomes"
 MISTAKES: dict[str, tuple[bytes, int, str]] = {
     "broken JSON": (body(b'{"inputs": ['), 400, "not JSON"),
     "empty body": (http("POST", "/v2/models/affine/infer"), 400, "empty"),
-    "not an object": (body(b"[1]"), 400, "object"),
+    "not an object": (body(b"[1]"), 400, "got [1], expected a JSON object"),
     "not UTF-8": (body(b'{"id": "\xff"}'), 400, "not JSON"),
     "deep nesting": (body(b"[" * 4000), 400, "not JSON"),
     "no inputs": (body(b"{}"), 400, "inputs"),
@@ -376,6 +376,16 @@ def test_keys() -> None:
     assert ask(http("GET", "/v2/health/live"), keys=keys)[0].status == 200
     assert ask(http("GET", "/metrics"), keys=keys)[0].status == 401
     assert ask(http("POST", url, b"{}"), keys=keys)[0].headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("url", ["/v2/models/affine/infer", "/v2/models/nowhere/infer", OUTCOME])
+def test_a_key_without_the_right_learns_nothing_from_a_body(url: str) -> None:
+    keys = {"secret": Principal("ann", ("pair:infer", "*:recommend"))}
+    reply, served = ask(http("POST", url, b"{}", Authorization="Bearer secret"), keys=keys)
+    assert reply.status == 403 and "ann may not" in reply.error
+    assert "FP32" not in reply.error and served.door.calls == []
+    allowed, _ = ask(http("POST", "/v2/models/pair/infer", b"{}", Authorization="Bearer secret"), keys=keys)
+    assert allowed.status == 400 and "inputs" in allowed.error
 
 
 FAULTS = [

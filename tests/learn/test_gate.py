@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millstream.learn import Gate, GateSettings
+from millstream.learn.gate import HISTORY
 
 SETTINGS = GateSettings(weight_max=50.0, window=100, logloss_over=0.25)
 FINE = np.zeros(3, np.float32)
@@ -51,6 +52,32 @@ def test_one_class_alone_is_no_reason_to_refuse_a_model_that_sees_it():
     assert gate(np.full(100, 1e-7), np.zeros(100)).refuses(FINE) == ""
 
 
+def fed(labels, predicted, made=None) -> Gate:
+    made = made or Gate(GateSettings(window=1000))
+    made.observe(np.full(len(labels), predicted, np.float32), np.asarray(labels, np.float32))
+    return made
+
+
+def test_when_traffic_stops_and_only_negatives_come_nothing_is_refused():
+    usual = np.arange(20_000) % 5 == 0
+    made = fed(usual, 0.2)
+    for positives in (0, 11):  # none at all; and few, beside which their own rate would be a prophet
+        last = np.arange(1000) < positives
+        assert fed(last, 0.2, made).refuses(FINE) == ""
+
+
+def test_at_a_start_with_only_positives_nothing_is_refused():
+    assert fed(np.ones(1000), 0.3).refuses(FINE) == ""
+
+
+def test_too_few_of_a_kind_are_not_judged_and_enough_are():
+    usual = np.arange(20_000) % 5 == 0
+    for positives, why in ((9, False), (10, True)):
+        assert bool(fed(np.arange(1000) < positives, 0.99, fed(usual, 0.2)).refuses(FINE)) == why
+    large = Gate(GateSettings(window=50_000))  # a model with few positives takes a larger window
+    assert "plain rate" in fed(np.arange(50_000) % 1000 == 0, 0.5, large).refuses(FINE)
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, 70), min_size=1, max_size=8), st.integers(0, 2**32 - 1))
 def test_pieces_and_the_whole_are_judged_alike(sizes, seed):
@@ -64,7 +91,8 @@ def test_pieces_and_the_whole_are_judged_alike(sizes, seed):
         at += size
     last = slice(max(0, total - 100), total)
     p, y = np.clip(predicted[last].astype(float), 1e-6, 1 - 1e-6), labels[last].astype(float)
-    rate = np.clip(y.mean(), 1e-6, 1 - 1e-6)
+    fading = np.exp(-np.arange(total)[::-1] / (HISTORY * 100))
+    rate = np.clip(fading @ labels / fading.sum(), 1e-6, 1 - 1e-6)
     ours = -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean()
     plain = -(y * np.log(rate) + (1 - y) * np.log(1 - rate)).mean()
     assert bool(pieces.refuses(FINE)) == (total >= 100 and ours > plain * 1.25)

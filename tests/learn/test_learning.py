@@ -274,3 +274,73 @@ def test_a_person_who_is_faster_than_a_new_base_wins(house, monkeypatch):
     house.turn()
     assert house.repository.manifest("ranker", house.policy.live).lineage["parent"] == other
     assert issubclass(Conflict, Exception) and same(house.served(), house.folded(range(20)))
+
+
+def uptos(house) -> list[int]:
+    return [delta.upto for delta in house.deltas() if delta.base == house.policy.live]
+
+
+def test_after_a_restart_nothing_is_counted_or_pushed_a_second_time(house):
+    for _ in range(3):
+        house.tell(40)
+        house.turn()
+    pushed, before = len(house.deltas()), house.served()
+    house.restart()
+    assert house.turn() == 0
+    assert house.meter.sum("millstream_examples_learnt_total") == 0
+    assert len(house.deltas()) == pushed and np.array_equal(house.served(), before)
+    house.tell(7)
+    house.turn()
+    assert house.meter.sum("millstream_examples_learnt_total") == 7
+    assert house.meter.sum("millstream_label_wait_seconds") == 7
+    assert len(np.frombuffer(house.deltas()[-1].arrivals, np.float64)) == 7
+    assert uptos(house) == sorted(uptos(house)) and uptos(house)[-1] == 127
+    assert same(house.served(), house.folded(range(127)))
+
+
+def test_a_death_between_a_delta_and_the_note_of_it_pushes_nothing_older(house, monkeypatch):
+    house.tell(40)
+    house.turn()
+    house.tell(40)
+    house.turn()
+    house.tell(40)
+    monkeypatch.setattr(house.log, "commit", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        house.turn()
+    house.restart()
+    house.tell(5)
+    house.turn()
+    assert house.meter.sum("millstream_examples_learnt_total") == 5
+    assert uptos(house)[-2:] == [120, 125]
+
+
+def test_a_version_that_cannot_be_used_is_read_again_only_when_something_changed(house, monkeypatch):
+    file = house.repository.folder("ranker", "1") / "model.ftrl"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    read, verify = [], house.repository.verify
+    monkeypatch.setattr(house.repository, "verify", lambda *which: read.append(which) or verify(*which))
+    house.tell(20)
+    for _ in range(5):
+        assert house.learning.step() == 0
+    assert len(read) == 1, "the whole file is read at every step"
+    file.write_bytes(whole)
+    house.turn()
+    assert same(house.served(), house.folded(range(20)))
+
+
+def test_damaged_deltas_are_replaced_by_a_new_base(house):
+    for _ in range(3):
+        house.tell(20)
+        house.turn()
+    base = house.policy.live
+    (segment,) = (house.folder / "log" / "deltas" / "0").glob("*.seg")
+    content = bytearray(segment.read_bytes())
+    content[200] ^= 1
+    segment.write_bytes(content)
+    at = house
+    at.learning = type(at.learning)(at.settings, at.repository, at.log, at.learning._deltas, at.clock, at.meter)
+    house.turn()
+    assert int(house.policy.live) > int(base)
+    learner, _ = Ftrl.load(house.repository.folder("ranker", house.policy.live) / "model.ftrl")
+    assert np.array_equal(learner.weights(), house.folded(range(60)))

@@ -36,23 +36,26 @@ class House:
         self.metrics = meter.render
 
     def call(self, request: Call, principal: Principal) -> Answer:
+        """Authorise, then start the flow that the request belongs to. NotFound where this process has no such flow."""
         if isinstance(request, Request):
-            self._check(principal, request.model, "infer")
+            self.admit(principal, request.model, "infer")
             return self._predict.call(request)
         if self._collect is None:
             raise NotFound("this process serves models alone; `millstream up -c FILE` also ranks and takes outcomes")
         if isinstance(request, Rank):
             if self._recommend is None:
                 raise NotFound("this installation ranks nothing: its millstream.toml has no [features] table")
-            self._check(principal, request.model or self._recommend.model, "recommend")
+            self.admit(principal, request.model or self._recommend.model, "recommend")
             return self._recommend.call(request)
-        self._check(principal, "*", "outcomes")
+        self.admit(principal, "*", "outcomes")
         return self._collect.call(request)
 
     def models(self) -> list[Description]:
+        """Every model that answers now."""
         return [self._engine.describe(model) for model in self._engine.models()]
 
     def ready(self, model: str = "", version: str = "") -> bool:
+        """Whether every model (or this one, in this version) answers."""
         if not model:
             return self._engine.ready()
         try:
@@ -61,8 +64,10 @@ class House:
             return False
 
     def principal(self, key: str | None, peer: str) -> Principal:
+        """Who presents `key`; without a keys file, anybody."""
         return auth.ANYBODY if self._keys is None else self._keys.principal(key, peer in ("127.0.0.1", "::1"))
 
-    def _check(self, principal: Principal, model: str, verb: str) -> None:
+    def admit(self, principal: Principal, model: str, verb: str) -> None:
+        """Forbidden where a keys file does not open `verb` of `model` to the principal."""
         if self._keys is not None:
             auth.check(principal, model, verb)

@@ -24,7 +24,7 @@ from millstream.learn import LearnSettings
 from millstream.meter import Meter
 from millstream.models.online import Settings as FtrlSettings
 from millstream.models.repository import Repository
-from millstream.stream import Join, JoinSettings, Log, LogLimits, Operation, Reader, decode
+from millstream.stream import Join, JoinSettings, LenientReader, Log, LogLimits, Operation
 from millstream.stream.event import Event
 from millstream.types import Entity
 
@@ -78,7 +78,7 @@ class Installation:
 
     def entities(self) -> Entities:
         """Known users and items as topics `users` and `items` have them now."""
-        known = Known(Entities(self.definition), self.log)
+        known = Known(Entities(self.definition), self.log, Meter())
         known.poll()
         return known.entities
 
@@ -101,6 +101,7 @@ class Installation:
             yield
 
     def close(self) -> None:
+        """Close the log's writers; again is harmless."""
         self.log.close()
 
     def __enter__(self) -> Self:
@@ -111,25 +112,25 @@ class Installation:
 
 
 class Known:
-    """Users and items, followed from their topics."""
+    """Users and items, followed from their topics. Those that cannot be read stay unknown."""
 
-    def __init__(self, entities: Entities, log: Log) -> None:
+    def __init__(self, entities: Entities, log: Log, meter: Meter) -> None:
         self.entities = entities
-        self._topics = (("user", log.reader("users")), ("item", log.reader("items")))
+        users, items = (LenientReader(log.reader(topic), meter) for topic in ("users", "items"))
+        self._topics = (("user", users), ("item", items))
         self._at: dict[tuple[str, int], int] = {}
 
     def poll(self) -> None:
         """Take in what is new."""
-        for kind, reader in self._topics:
-            for partition in reader.partitions():
-                self._follow(kind, reader, partition)
+        for kind, topic in self._topics:
+            for partition in topic.partitions():
+                self._follow(kind, topic, partition)
 
-    def _follow(self, kind: str, reader: Reader, partition: int) -> None:
-        for record in reader.records(partition, self._at.get((kind, partition), 0)):
-            event = decode(record.value)
+    def _follow(self, kind: str, topic: LenientReader, partition: int) -> None:
+        for offset, event in topic.events(partition, self._at.get((kind, partition), 0)):
             if isinstance(event, Entity):
                 self._upsert("user" if kind == "user" else "item", event)
-            self._at[kind, partition] = record.offset + 1
+            self._at[kind, partition] = offset + 1
 
     def _upsert(self, kind: Literal["user", "item"], event: Entity) -> None:
         """What the definition cannot take was appended all the same: it must not keep a role from starting."""

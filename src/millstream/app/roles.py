@@ -10,25 +10,29 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
+
 from millstream.app.house import House
 from millstream.app.installation import Installation, Known
 from millstream.app.plain import listen, until_asked
 from millstream.clock import Clock, SystemClock
 from millstream.config import orphaned
 from millstream.engine import Engine, Follow
-from millstream.errors import BadInput, Corrupt, Error, Full, Misconfigured
+from millstream.errors import BadInput, Corrupt, Error, Full, Misconfigured, NotFound
 from millstream.features import Entities
 from millstream.flows.collect import Collect
 from millstream.flows.predict import Predict, ServedLog
 from millstream.flows.recommend import Recommend
 from millstream.front import Http
 from millstream.guard.auth import Keys
+from millstream.guard.pii import pseudonym, redact
 from millstream.learn import Learning, train_base
 from millstream.learn.history import import_entities, import_outcomes, read_map, read_rows
+from millstream.meter import Counter, Meter
 from millstream.models.manifest import Manifest
 from millstream.models.policy import render
 from millstream.ops import Supervisor
-from millstream.stream import decode, encode
+from millstream.stream import LenientReader, Writer, encode
 from millstream.stream.event import Event
 from millstream.types import Example, PolicyChange, SetAside, Shadow
 
@@ -42,7 +46,8 @@ class Serve:
     def __init__(self, installation: Installation) -> None:
         at, self.installation = installation, installation
         self.meter = at.meter("serve")
-        self._shadow, self._policy = at.log.writer("shadow"), at.log.writer("policy")
+        self._unlogged = self.meter.counter("millstream_unlogged_total", "Shadow scores and policy changes not logged.")
+        self._shadow, self._policy = self._writer("shadow"), self._writer("policy")
         self._follow = Follow(at.repository, at.log, at.clock, self.meter)
         self.engine = Engine(
             at.repository,
@@ -55,7 +60,7 @@ class Serve:
             on_first_answer=self._follow.on_first_answer,
         )
         self._follow.attach(self.engine)
-        self.known = Known(Entities(at.definition), at.log) if at.settings.features else None
+        self.known = Known(Entities(at.definition), at.log, self.meter) if at.settings.features else None
         served, submit = ServedLog(at.log.writer("served"), self.meter), self.engine.submit
         self._recommend = (
             Recommend(submit, self.known.entities, at.clock, served, at.settings.recommend) if self.known else None
@@ -70,9 +75,9 @@ class Serve:
             Collect(at.log.writer("outcomes"), at.clock, self.meter, at.settings.outcomes),
         )
         self.http = Http(self.door, self.meter, at.clock, at.settings.http)
-        changes = (decode(record.value) for record in at.log.reader("policy").records(0))
+        changes = (event for _, event in LenientReader(at.log.reader("policy"), self.meter).events(0, 0))
         self._logged_policy = {change.model: change.version for change in changes if isinstance(change, PolicyChange)}
-        self._unlogged = self.meter.counter("millstream_unlogged_total", "Shadow scores and policy changes not logged.")
+        self._deleted = _unread_deleted(self.meter)
 
     async def start(self) -> int:
         """Load, catch up, then listen; the port."""
@@ -80,27 +85,41 @@ class Serve:
         self.poll_known()
         await self.engine.start()
         if self._recommend is not None:
-            self._recommend.recall(at.log.reader("served"), 0)
+            served = at.log.reader("served")
+            try:
+                self._recommend.recall(served, 0)
+            except (Corrupt, NotFound) as error:  # a retried id may be answered, and logged, a second time
+                LenientReader(served, self.meter).lose(error)
         return await listen(self.http, at.settings.host, at.settings.http_port)
 
     def poll(self) -> None:
         """What is new in the log and in the policies. Corrupt when a sync has failed: a new process recovers."""
         if self.installation.log.failed:
             raise Corrupt(self.installation.log.failed)
+        self._deleted.set(self.installation.log.unread_deleted)
         self.poll_known()
         self._follow.poll()
         self._log_policies()
 
     def poll_known(self) -> None:
+        """Users and items that came."""
         if self.known is not None:
             self.known.poll()
 
     async def stop(self) -> None:
+        """Answer what is under way, then let go."""
         await self.http.stop()
         await self.engine.stop()
 
     def _admit(self, model: str, manifest: Manifest) -> None:
-        features = self.installation.settings.features
+        settings = self.installation.settings
+        features = settings.features
+        ranks = features is not None and model in (settings.recommend.model, settings.learn.model)
+        if ranks and not manifest.features:
+            raise Misconfigured(
+                f"{model} ranks here, and this version's manifest names no feature set: it cannot take the rows of "
+                "[features]; serve it under another model's name, or train it with `millstream train`"
+            )
         if manifest.features and (features is None or features.hash != manifest.features):
             here = features.hash if features else "none"
             raise Misconfigured(
@@ -108,9 +127,23 @@ class Serve:
                 "with the [features] it was trained on, or train it again"
             )
 
+    def _writer(self, topic: str) -> Writer | None:
+        """The writer of a topic that answers can do without; None where its newest segment is damaged."""
+        try:
+            return self.installation.log.writer(topic)
+        except Corrupt as error:
+            logger.error("the service goes on without logging to topic %s: %s", topic, error)
+            return None
+
+    def _append(self, writer: Writer | None, key: str, event: Event) -> None:
+        if writer is None:
+            self._unlogged.add()
+        else:
+            writer.append(key.encode(), encode(event))
+
     def _on_shadow(self, shadow: Shadow) -> None:
         try:
-            self._shadow.append(shadow.request.encode(), encode(shadow))
+            self._append(self._shadow, shadow.request, shadow)
         except Full as error:
             self._say_unlogged(error)
 
@@ -127,9 +160,10 @@ class Serve:
         repository, logged = self.installation.repository, self._logged_policy.get(model, 0)
         changes = [policy for policy in repository.history(model) if policy.version > logged]
         for policy in changes or [repository.policy(model)]:
-            text = render(policy)
-            event = PolicyChange(model=model, version=policy.version, who=policy.who, why=policy.why, text=text)
-            self._policy.append(model.encode(), encode(event))
+            # Before it is rendered: TOML's escapes would put letters between a number and the gate of the log.
+            told = msgspec.structs.replace(policy, who=pseudonym(policy.who), why=redact(policy.why))
+            event = PolicyChange(model=model, version=policy.version, who=told.who, why=told.why, text=render(told))
+            self._append(self._policy, model, event)
             self._logged_policy[model] = policy.version
 
     def _say_unlogged(self, error: Error) -> None:
@@ -144,6 +178,7 @@ class Learn:
     def __init__(self, installation: Installation) -> None:
         at = installation
         self.meter = at.meter("learn")
+        self._log, self._deleted = at.log, _unread_deleted(self.meter)
         self.join = at.join(self._count)
         self.learning = Learning(
             at.settings.learn, at.repository, at.log, at.log.writer("deltas"), at.clock, self.meter
@@ -162,10 +197,16 @@ class Learn:
 
         An error here (a full disk, say) ends the process: a new one recovers from the log and knows where it is.
         """
+        self._deleted.set(self._log.unread_deleted)
         return self.join.step() + self.learning.step()
 
     def close(self) -> None:
+        """Save the join's state and let go."""
         self.join.close()
+
+
+def _unread_deleted(meter: Meter) -> Counter:
+    return meter.gauge("millstream_log_unread_deleted", "Records that disk_bytes_max deleted before they were read.")
 
 
 def train(installation: Installation) -> str:

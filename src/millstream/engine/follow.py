@@ -2,6 +2,9 @@
 
 Each loaded version has a cursor of its own, which begins where its manifest says its deltas begin. So it does not
 matter which comes first, a base or its first deltas, and a version that cannot be loaded holds up no other.
+
+A delta that is damaged in the log ends the deltas of its version (those behind it show a gap): it answers with what it
+has, and the next base is whole again.
 """
 
 from __future__ import annotations
@@ -14,11 +17,10 @@ import numpy as np
 
 from millstream.clock import Clock
 from millstream.engine.engine import Engine
-from millstream.errors import Error, Full, NotFound
+from millstream.errors import Busy, Error, Full, NotFound
 from millstream.meter import Meter
 from millstream.models.repository import Repository
-from millstream.stream import Log
-from millstream.stream.event import decode
+from millstream.stream import LenientReader, Log
 from millstream.types import Delta
 
 GROUP = "serve"
@@ -39,7 +41,7 @@ class Follow:
 
     def __init__(self, repository: Repository, source: Log, clock: Clock, meter: Meter) -> None:
         self._repository, self._source, self._clock = repository, source, clock
-        self._reader = source.reader("deltas")
+        self._deltas = LenientReader(source.reader("deltas"), meter)
         self._engine: Engine | None = None
         self._cursors: dict[tuple[str, str], int] = {}
         self._waiting: dict[tuple[str, str], list[_Waiting]] = {}
@@ -51,6 +53,7 @@ class Follow:
         self._failed = meter.counter("millstream_deltas_refused_total", "Deltas that could not be applied.")
 
     def attach(self, engine: Engine) -> None:
+        """The engine whose versions follow; before its first version is loaded."""
         self._engine = engine
 
     def on_load(self, model: str, version: str) -> None:
@@ -87,22 +90,29 @@ class Follow:
             self._source.commit(GROUP, "deltas", {0: self._answered})
 
     def _poll(self, model: str, version: str) -> None:
-        for record in self._reader.records(0, self._cursors[model, version]):
-            delta = decode(record.value)
-            if not isinstance(delta, Delta) or (delta.model, delta.base) != (model, version):
-                pass
-            elif not self._apply(delta, record.offset):
-                self._forget(model, version)
-                return
-            self._cursors[model, version] = record.offset + 1
+        for offset, delta in self._deltas.events(0, self._cursors[model, version]):
+            if isinstance(delta, Delta) and (delta.model, delta.base) == (model, version):
+                try:
+                    fits = self._apply(delta, offset)
+                except Busy:  # a long batch, and as many deltas as may wait for it: the next poll tries again
+                    return
+                if not fits:
+                    self._forget(model, version)
+                    return
+            self._cursors[model, version] = offset + 1
 
     def _apply(self, delta: Delta, offset: int) -> bool:
-        """Whether the version can go on: it cannot when it is no longer loaded, or when a delta does not fit."""
+        """Whether the version can go on: it cannot when it is no longer loaded, or when a delta does not fit.
+
+        Busy: not now.
+        """
         assert self._engine is not None
         try:
             applied = self._engine.apply(delta)
         except NotFound:
             return False
+        except Busy:
+            raise
         except Error as error:
             self._failed.add()
             log.error("%s %s stays as it is: %s", delta.model, delta.base, error)

@@ -7,6 +7,7 @@ Rules of the room:
   version is there takes effect at once, whatever is still loading.
 - What cannot be used (a policy, a version) replaces nothing, is logged, counted and shown once, and is tried again only
   when it, or the policy that asks for it, changes.
+- A process that starts while a policy cannot be used follows the last one of the model's history that can.
 - A model whose folder vanishes is still served: a file system that blinks must not unload what works.
 """
 
@@ -55,12 +56,14 @@ class Served:
         self.refused: dict[str, tuple[Stamp, str]] = {}
 
     def problems(self) -> dict[str, str]:
+        """A version, or "policy" -> why it is not in use; empty when all is well."""
         problems = {version: f"{self.name} {version}: {why}" for version, (_, why) in self.refused.items()}
         if self.policy_problem:
             problems["policy"] = self.policy_problem
         return problems
 
     def view(self) -> ModelView:
+        """Its state as an operator sees it now."""
         named = self.route.policy.named() if self.route else {}
         return ModelView(
             model=self.name,
@@ -132,13 +135,25 @@ class Watch:
         except errors.Error as error:
             if str(error) != served.policy_problem:
                 self._bad.add()
-                log.error("%s; the last good policy stays in force", error)
+                log.error("%s; %s", error, self._fall_back(served))
             served.policy_problem = str(error)
             return
         served.policy_problem = ""
         if policy != served.policy:
             served.policy = policy
             served.refused.clear()
+
+    def _fall_back(self, served: Served) -> str:
+        """Have a policy in force although the file has none: what is, in words."""
+        if served.policy is not None:
+            return "the last good policy stays in force"
+        try:
+            served.policy = self._repository.last_usable(served.name)
+        except errors.Error as error:
+            log.error("%s", error)
+        if served.policy is None:
+            return f"its history holds none to fall back on: {served.name} does not answer until the file is corrected"
+        return f"policy {served.policy.version} of its history is in force (live = {served.policy.live}) until then"
 
     def _advance(self, served: Served) -> None:
         """Start loading what the policy names and is not there; when its live version is, route by it."""

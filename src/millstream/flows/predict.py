@@ -30,6 +30,7 @@ class ServedLog:
         self._missing = meter.counter("millstream_served_missing_total", "Answers given without a served event.")
 
     def append(self, event: Served) -> None:
+        """Write the event; on return it survives a kill -9 of this process. Never raises for a full disk."""
         try:
             value = encode(event)
             self._writer.append(event.request.encode(), value)
@@ -46,6 +47,7 @@ class Predict:
         self._submit, self._clock, self._served = submit, clock, served
 
     def call(self, request: Request) -> asyncio.Future[Output]:
+        """The engine's answer, logged before the future is done. Raises what `submit` raises at once."""
         if self._served is None:
             return self._submit(request)
         return asyncio.ensure_future(self._logged(request, self._served))

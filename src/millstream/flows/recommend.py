@@ -1,22 +1,24 @@
 """Rank given candidates for a user: feature rows, one batched model call, one served event, the answer.
 
 Request ids are the client's and idempotent: an id that was answered lately gets the same answer again and is logged
-once, also after a restart, because the memory of answers is rebuilt from the log's own tail.
+once, also after a restart, because the memory of answers is rebuilt from the log's own tail. An id that comes back with
+another user, model or candidates is refused: it must never give one person's ranking to another.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 from collections import OrderedDict
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from millstream.clock import Clock
-from millstream.errors import BadInput, NotFound, TooLarge
+from millstream.errors import BadInput, Conflict, NotFound, TooLarge
 from millstream.features import Entities
 from millstream.flows.predict import ServedLog, Submit
 from millstream.guard.pii import pseudonym
@@ -41,6 +43,13 @@ class RecommendLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 86400.0
 
 
+class _Known(NamedTuple):
+    """An answer, and the digest of what was asked."""
+
+    asked: bytes
+    ranked: Ranked
+
+
 class Recommend:
     """`call(rank)` is a future of Ranked: candidates best first, ties in the order they were given."""
 
@@ -49,8 +58,8 @@ class Recommend:
     ) -> None:
         self._submit, self._entities, self._clock = submit, entities, clock
         self._served, self._limits = served, limits
-        self._answers: OrderedDict[str, Ranked] = OrderedDict()
-        self._under_way: dict[str, asyncio.Future[Ranked]] = {}
+        self._answers: OrderedDict[str, _Known] = OrderedDict()
+        self._under_way: dict[str, tuple[bytes, asyncio.Future[Ranked]]] = {}
 
     @property
     def model(self) -> str:
@@ -58,20 +67,28 @@ class Recommend:
         return self._limits.model
 
     def call(self, rank: Rank) -> asyncio.Future[Ranked]:
+        """The ranking; an id that is known or under way gets the same one, without a second event.
+
+        Raises BadInput, TooLarge, and Conflict for an id of another request; the future fails as the engine does.
+        """
         self._check(rank)
         rank.user = pseudonym(rank.user)  # the name under which the log, and so every feature, knows this person
+        asked = _digest(rank.model or self._limits.model, rank.user, rank.candidates)
         known = self._answers.get(rank.id)
         if known is not None:
+            _check_same(rank.id, asked, known.asked)
             again: asyncio.Future[Ranked] = asyncio.get_running_loop().create_future()
-            again.set_result(known)
+            again.set_result(known.ranked)
             return again
-        under_way = self._under_way.get(rank.id)
-        if under_way is None:
-            under_way = self._under_way[rank.id] = asyncio.ensure_future(self._answer(rank))
-            under_way.add_done_callback(lambda _: self._under_way.pop(rank.id, None))
+        if rank.id not in self._under_way:
+            answering = asyncio.ensure_future(self._answer(rank, asked))
+            self._under_way[rank.id] = asked, answering
+            answering.add_done_callback(lambda _: self._under_way.pop(rank.id, None))
+        asked_first, under_way = self._under_way[rank.id]
+        _check_same(rank.id, asked, asked_first)
         return asyncio.shield(under_way)  # one caller going away must not cancel its twin
 
-    async def _answer(self, rank: Rank) -> Ranked:
+    async def _answer(self, rank: Rank, asked: bytes) -> Ranked:
         tokens = self._entities.rows(rank.user, rank.candidates)
         request = Request(
             model=rank.model or self._limits.model,
@@ -97,7 +114,7 @@ class Recommend:
         )
         self._served.append(event)
         ranked = _ranked(rank.id, output.model, output.version, rank.candidates, scores)
-        self._remember(ranked)
+        self._remember(asked, ranked)
         return ranked
 
     def recall(self, reader: Reader, partition: int) -> None:
@@ -106,10 +123,12 @@ class Recommend:
         for event in (decode(record.value) for record in reader.records(partition, at)):
             if isinstance(event, Served) and event.scores:
                 scores = np.frombuffer(event.scores, np.float32)
-                self._remember(_ranked(event.request, event.model, event.version, tuple(event.candidates), scores))
+                candidates = tuple(event.candidates)
+                asked = _digest(event.model, event.user, candidates)
+                self._remember(asked, _ranked(event.request, event.model, event.version, candidates, scores))
 
-    def _remember(self, ranked: Ranked) -> None:
-        self._answers[ranked.id] = ranked
+    def _remember(self, asked: bytes, ranked: Ranked) -> None:
+        self._answers[ranked.id] = _Known(asked, ranked)
         while len(self._answers) > self._limits.answers_kept:
             self._answers.popitem(last=False)
 
@@ -133,6 +152,19 @@ class Recommend:
                 f"event_time {rank.event_time:.0f} is {ahead:.0f} s ahead of this server's clock, "
                 f"{limits.ahead_s_max:.0f} s are allowed; send unix seconds"
             )
+
+
+def _digest(model: str, user: str, candidates: tuple[str, ...]) -> bytes:
+    """What makes two requests of one id the same request; `user` as the log knows it. 16 bytes of BLAKE2b."""
+    return hashlib.blake2b(msgspec.msgpack.encode((model, user, candidates)), digest_size=16).digest()
+
+
+def _check_same(ident: str, asked: bytes, known: bytes) -> None:
+    if asked != known:
+        raise Conflict(
+            f"id {ident[:80]!r} is already used for another request (user, model or candidates differ): "
+            "send each new request with an id of its own"
+        )
 
 
 def _scores(output: Output) -> NDArray[np.float32]:

@@ -23,7 +23,6 @@ SENTENCE_CHARS_MAX = 1000
 # Every status that this border gives; also the label values of its counters.
 STATUSES = (200, 400, 401, 403, 404, 405, 408, 409, 413, 415, 429, 431, 500, 501, 503, 504, 507)
 LINES = {s: f"HTTP/1.1 {s} {HTTPStatus(s).phrase}\r\n".encode() for s in STATUSES}
-OK = LINES[200]
 
 
 class BadMethod(errors.BadInput):

@@ -20,7 +20,7 @@ import orjson
 
 from millstream import errors
 from millstream.front import answer
-from millstream.front.tensor import DTYPES, from_binary, from_json, said, shown, to_binary, to_json
+from millstream.front.tensor import DTYPES, from_binary, from_json, shown, to_binary, to_json
 from millstream.types import Array, Description, Output, TensorSpec
 
 TEXT_CHARS_MAX = 256
@@ -228,7 +228,7 @@ def _document(text: bytes | bytearray) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         raise errors.BadInput(f"the body is not JSON: {error}; send {_EXAMPLE}") from None
     if not isinstance(document, dict):
-        raise errors.BadInput(f"the body is {said(document)}, not an object; send {_EXAMPLE}")
+        raise errors.BadInput(f"the body: got {shown(document)}, expected a JSON object; send {_EXAMPLE}")
     return document
 
 

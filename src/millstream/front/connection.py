@@ -88,6 +88,7 @@ class Connection(asyncio.Protocol):
     # The socket's side.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin, unless there are too many connections: that one is told so and closed."""
         self._transport = cast(asyncio.Transport, transport)
         self._started = self._server.monotonic()
         if not self._server.opened(self):
@@ -101,6 +102,7 @@ class Connection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=self._server.limits.unsent_bytes_max)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Cancel what nobody can hear the answer of any more, and give its memory back."""
         self._over = True
         for exchange in (*self._pending, *self._waiting):
             self._server.held_bytes -= exchange.held
@@ -116,6 +118,7 @@ class Connection(asyncio.Protocol):
         self._server.closed(self)
 
     def data_received(self, data: bytes) -> None:
+        """Parse what there is room for, keep the rest, and read on only when that is gone."""
         if self._over:
             return  # a refused client that is still sending
         if self._rest or len(data) > SLICE_BYTES or not self._has_room():
@@ -130,9 +133,11 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
+        """False: a client that has sent its last byte is not waited for."""
         return False
 
     def pause_writing(self) -> None:
+        """The client does not read its answers: take no more from it, and give it `unread_s`."""
         self._paused = True
         self._due = self._server.monotonic() + self._server.limits.unread_s
         if self._reading:
@@ -140,12 +145,14 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
+        """It reads again: go on."""
         self._paused = False
         self.flush()
 
     # The parser's side. An error raised here leaves `feed_data` as the context of a HttpParserCallbackError.
 
     def on_message_begin(self) -> None:
+        """A request begins: its clock and its bounds."""
         server = self._server
         self._started = server.monotonic()
         self._exchange = Exchange(self._flush, self._peer, self._started)
@@ -153,11 +160,13 @@ class Connection(asyncio.Protocol):
         self._size = self._length = 0
 
     def on_url(self, url: bytes) -> None:
+        """A piece of the URL."""
         exchange = self._exchange
         assert exchange is not None
         exchange.url = exchange.url + url if exchange.url else url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """One whole header: kept where it means something here. HeadTooLarge, TooLarge."""
         left = self._headers_left = self._headers_left - 1
         if left < 0:
             raise answer.HeadTooLarge(f"more than {self._server.limits.headers_max} headers: send fewer")
@@ -180,6 +189,7 @@ class Connection(asyncio.Protocol):
             self._notice(name.lower(), value)
 
     def on_headers_complete(self) -> None:
+        """The body's time begins; a client that expects it is asked for it."""
         self._in_body = True
         self._quiet = 0
         if self._expects:
@@ -187,6 +197,7 @@ class Connection(asyncio.Protocol):
             self._continue()
 
     def on_body(self, piece: bytes) -> None:
+        """A piece of the body, within the bounds of one request and of all. TooLarge, Busy."""
         exchange, limits = self._exchange, self._server.limits
         assert exchange is not None
         self._quiet = 0
@@ -206,6 +217,7 @@ class Connection(asyncio.Protocol):
             raise errors.Busy(f"bodies of {limits.held_bytes_max} bytes are being read already: try again")
 
     def on_message_complete(self) -> None:
+        """A whole request: begin it, or keep it until those before it are answered."""
         exchange = self._exchange
         assert exchange is not None
         exchange.method = self._parser.get_method()
@@ -384,4 +396,5 @@ class Connection(asyncio.Protocol):
             self._close(linger=False)
 
     def abort(self) -> None:
+        """Cut it off; what waits to be sent is lost."""
         self._transport.abort()

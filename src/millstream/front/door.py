@@ -25,6 +25,9 @@ class Door(Protocol):
         May raise at once instead. A caller that goes away cancels the future.
         """
 
+    def admit(self, principal: Principal, model: str, verb: str) -> None:
+        """Raise errors.Forbidden where the principal may not do this: for a border to ask before it reads a body."""
+
     def describe(self, model: str, version: str = "") -> Description:
         """A served model, or errors.NotFound. The same object until it changes: borders look at its identity first."""
 

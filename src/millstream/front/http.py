@@ -71,6 +71,7 @@ class Http:
         return True
 
     def closed(self, connection: Connection) -> None:
+        """Count a connection out; the last one ends a `stop` that waits."""
         self._connections.discard(connection)
         self._open.set(len(self._connections))
         if not self._connections:

@@ -101,6 +101,7 @@ class Route(msgspec.Struct, frozen=True):
 
     @property
     def allow(self) -> str:
+        """The methods, as the header has them."""
         return ", ".join(method.decode() for method in self.methods)
 
 
@@ -154,6 +155,7 @@ class Routes:
             exchange.refuse(error)
 
     def count(self, exchange: Exchange) -> None:
+        """Meter an answer that is on its way: its status, and the seconds since its request began."""
         self._answers[exchange.label][exchange.status].add()
         self._seconds[exchange.label].observe(self._monotonic() - exchange.started)
 
@@ -249,6 +251,7 @@ class Routes:
 
     def _outcomes(self, exchange: Exchange) -> None:
         principal = self.principal(exchange)
+        self._door.admit(principal, "*", "outcomes")
         outcomes = recommend.read_outcomes(exchange.body, self._limits.outcomes_max)
         _await(exchange, self._door.call(outcomes, principal), _accepted)
 
@@ -263,6 +266,7 @@ class Infer:
 
     def _run(self, exchange: Exchange) -> None:
         principal = self._routes.principal(exchange)
+        self._door.admit(principal, self._model, "infer")  # before what a mistake in the body would tell of the model
         description = self._door.describe(self._model, self._version)
         plan = self._plan
         if plan is None or (plan.description is not description and plan.description != description):

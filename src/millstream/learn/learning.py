@@ -2,7 +2,8 @@
 
 A life of it: take the live version from the policy; if learning did not make it, start a base from it; fold what
 `examples` holds beyond the base; then, at each step, fold, observe, and push when due. When it is killed it does the
-same again and stands where it stood: everything it knows is the base plus the fold.
+same again and stands where it stood: everything it knows is the base plus the fold. What it had pushed already is
+folded in silence then: it is neither counted twice nor pushed in pieces, so served weights never go back in time.
 
 The policy file commands it. `learning = "paused"` or a `pin` stops folding where it is. When a person makes another
 version live (a roll back), learning continues from that version, and from the *present* position: the examples that
@@ -19,14 +20,14 @@ from typing import Annotated
 import msgspec
 
 from millstream.clock import Clock
-from millstream.errors import Conflict, Error, Misconfigured
+from millstream.errors import Conflict, Corrupt, Error, Misconfigured
 from millstream.learn.gate import Gate, GateSettings
 from millstream.learn.push import Push, PushSettings
 from millstream.learn.train import Folded, Training
 from millstream.meter import Meter
 from millstream.models.online import Ftrl
 from millstream.models.policy import Policy
-from millstream.models.repository import Repository
+from millstream.models.repository import Repository, Stamp
 from millstream.stream.event import decode
 from millstream.stream.log import Log, Writer
 from millstream.types import Delta
@@ -58,6 +59,7 @@ class Learning:
         self._based_at = 0
         self._since: list[float] = []
         self._problem = ""
+        self._unusable: tuple[Stamp, Stamp] | None = None
         self._learnt = meter.counter("millstream_examples_learnt_total", "Examples folded into the weights.")
         self._waited = meter.histogram(
             "millstream_label_wait_seconds", "What an example waited for its label: no part of staleness."
@@ -74,6 +76,7 @@ class Learning:
         return self._training
 
     def step(self) -> int:
+        """Follow the policy, fold what came, push what is due; how many examples that was."""
         if not self._settings.model or self._settings.model not in self._repository.models():
             return 0
         policy = self._policy()
@@ -119,10 +122,14 @@ class Learning:
     def _follow(self, policy: Policy) -> None:
         """Stand on the live version; if learning did not make it, put a base that starts from it."""
         model, live = self._settings.model, policy.live
+        stamp = self._repository.stamp(model), self._repository.stamp(model, live)
+        if stamp == self._unusable:  # reading it all again would say the same
+            return
         try:
             manifest = self._repository.verify(model, live)
             learner, _ = Ftrl.load(self._repository.folder(model, live) / manifest.file)
         except Error as error:
+            self._unusable = stamp
             self._wait(error)
             return
         self._problem = ""
@@ -135,24 +142,38 @@ class Learning:
             self._training.upto = max(upto, pushed, refused)
             self._new_base(live)
             return
+        sequence, reached = self._last_delta(live, int(str(manifest.lineage["deltas_from"])))
+        pushed = max(pushed, reached)
+        self._fold_silently(self._training, pushed)
         if refused > pushed:
-            while self._training.upto < pushed:
-                self._training.step(pushed - self._training.upto)
             logger.warning("%s: examples %d to %d were refused and are skipped", model, pushed, refused)
             self._training.upto = refused
+        if refused > pushed or sequence < 0:
             self._new_base(live)
             return
-        self._push = Push(
-            self._deltas, model, live, self._last_sequence(live, int(str(manifest.lineage["deltas_from"])))
-        )
+        self._push = Push(self._deltas, model, live, sequence)
         self._based_at, self._since = upto, []
-        logger.info("%s: continuing base %s from example %d", model, live, upto)
+        logger.info("%s: continuing base %s from example %d", model, live, self._training.upto)
 
-    def _last_sequence(self, base: str, at: int) -> int:
-        reader, last = self._log.reader("deltas"), 0
-        for delta in (decode(record.value) for record in reader.records(0, at)):
-            if isinstance(delta, Delta) and (delta.model, delta.base) == (self._settings.model, base):
-                last = max(last, delta.sequence)
+    def _fold_silently(self, training: Training, upto: int) -> None:
+        """Fold what an earlier life counted and pushed. The slots stay pending, so the next delta carries them too; the
+        gate looks on, so a restart does not blind it."""
+        while training.upto < upto and (folded := training.step(min(10_000, upto - training.upto))) is not None:
+            self._gate.observe(folded.predicted, folded.batch.labels)
+
+    def _last_delta(self, base: str, at: int) -> tuple[int, int]:
+        """Sequence of the last delta on `base` in the log, and the example before which it ends; zeros for none, and
+        -1 when the log cannot be read: then servers get no delta past the damage either, and need a new base."""
+        reader, last = self._log.reader("deltas"), (0, 0)
+        try:
+            for delta in (decode(record.value) for record in reader.records(0, at)):
+                if isinstance(delta, Delta) and (delta.model, delta.base) == (self._settings.model, base):
+                    last = max(last, (delta.sequence, delta.upto))
+        except Corrupt as error:
+            logger.error(
+                "%s: deltas of base %s are damaged, so a new base is put: %s", self._settings.model, base, error
+            )
+            return -1, last[1]
         return last
 
     def _push_delta(self, training: Training, push: Push) -> bool:

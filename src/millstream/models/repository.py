@@ -205,6 +205,15 @@ class Repository:
                 found.append(msgspec.json.decode(line, type=Policy))
         return found
 
+    def last_usable(self, model: str) -> Policy | None:
+        """The latest policy of the history whose versions are all there; None without one."""
+        versions = self.versions(model)
+        for policy in reversed(self.history(model)):
+            with suppress(errors.Misconfigured):
+                policies.check(policy, f"the history of {model}", versions)
+                return policy
+        return None
+
     def _note(self, path: Path, before: Policy, after: Policy) -> None:
         """Append to the history; first what a crash or a full disk kept from it the last time."""
         noted = self.history(path.parent.name)

@@ -34,11 +34,13 @@ class Supervisor:
         self.restarts = dict.fromkeys(self._commands, 0)
 
     async def start(self) -> None:
+        """Start every role; from now on each is kept running. OSError when one cannot be started at all."""
         for role in self._commands:
             await self._spawn(role)
             self._keepers.append(asyncio.create_task(self._keep(role)))
 
     def pid(self, role: str) -> int:
+        """Process id of the role's latest process, which may have ended."""
         return self._running[role].pid
 
     async def stop(self) -> None:

@@ -2,10 +2,12 @@
 
 from millstream.stream.event import decode, encode
 from millstream.stream.join import Join, JoinSettings
+from millstream.stream.lenient import LenientReader
 from millstream.stream.log import Log, LogLimits, Reader, Writer
 from millstream.stream.operator import Operation
 from millstream.stream.reader import Record
 
 __all__ = [
-    "Join", "JoinSettings", "Log", "LogLimits", "Operation", "Reader", "Record", "Writer", "decode", "encode",
+    "Join", "JoinSettings", "LenientReader", "Log", "LogLimits", "Operation", "Reader", "Record", "Writer", "decode",
+    "encode",
 ]  # fmt: skip

@@ -3,8 +3,8 @@
 Rules of the room:
 - `encode` is the only maker of `Redacted`, and the log takes nothing else: what a person wrote or is known by cannot
   reach a file past this gate.
-- A field of type `types.Text`, the reason of a policy change and an entity's attributes are redacted; an id of a
-  person (`Served.user`) that is itself an address or a number becomes its pseudonym.
+- A field of type `types.Text`, the reason and the text of a policy change and an entity's attributes are redacted; an
+  id of a person (`Served.user`, `PolicyChange.who`) that is itself an address or a number becomes its pseudonym.
 - Ids of requests, items and models are written as they are.
 - Events without such fields pay one dictionary look-up.
 """
@@ -80,7 +80,7 @@ def _gates(event: type[msgspec.Struct]) -> tuple[tuple[str, Callable[[Any], Any]
 
 _DECLARED: dict[type, tuple[tuple[str, Callable[[Any], Any]], ...]] = {
     Served: (("user", pseudonym),),
-    PolicyChange: (("why", redact),),
+    PolicyChange: (("who", pseudonym), ("why", redact), ("text", redact)),
     Entity: (("attributes", _attributes),),
 }
 _GATES = {event: _gates(event) for event in get_args(Event)}

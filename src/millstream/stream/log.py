@@ -80,6 +80,11 @@ class Log:
         """Why a writer that this log gave out takes nothing any more, or ""."""
         return next((writer.failed for writer in self._writers if writer.failed), "")
 
+    @property
+    def unread_deleted(self) -> int:
+        """Records that disk_bytes_max forced out of this log's writers before every group had read them."""
+        return sum(writer.unread_deleted for writer in self._writers)
+
     def reader(self, topic: str) -> Reader:
         """A new reader of a topic, which need not exist yet."""
         return Reader(self._folder(topic))

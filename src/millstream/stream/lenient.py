@@ -1,0 +1,83 @@
+"""Follow a topic without depending on it: a role that answers goes on with what can be read.
+
+Rules of the room:
+- Damage is counted, said once, and not read again. What follows it in its segment is lost to this reader; it goes on
+  at the next segment, as soon as there is one.
+- An event that cannot be decoded comes as None, alone.
+- Who must not go on without a record (the join, the fold) reads with a Reader, which raises.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from millstream.errors import Corrupt, NotFound
+from millstream.meter import Meter
+from millstream.stream import segment
+from millstream.stream.event import Event, decode
+from millstream.stream.reader import Reader
+
+_RECORDS = 1000
+logger = logging.getLogger(__name__)
+
+
+class LenientReader:
+    """The events of a topic, each partition from wherever the caller stands."""
+
+    def __init__(self, reader: Reader, meter: Meter) -> None:
+        self._reader = reader
+        self._lost: set[tuple[int, int]] = set()
+        self._unreadable = meter.counter(
+            "millstream_log_unreadable_total", "Places of a topic that could not be read.", {"topic": reader.topic}
+        )
+
+    def partitions(self) -> list[int]:
+        """The partitions that exist now, in order."""
+        return self._reader.partitions()
+
+    def events(self, partition: int, offset: int) -> Iterator[tuple[int, Event | None]]:
+        """(offset, event) from `offset`, or from the first that retention left, to the end, stepping over damage."""
+        at, bound = offset, _RECORDS
+        while at < self._end(partition):
+            bases = segment.segments(self._reader.folder / str(partition))
+            at = max(at, bases[0] if bases else 0)
+            if (partition, at) in self._lost:
+                at, bound = next((base for base in bases if base > at), -1), _RECORDS
+                if at < 0:
+                    return
+                continue
+            try:
+                records = self._reader.read(partition, at, bound)
+            except (Corrupt, NotFound) as error:
+                if bound == 1:
+                    self.lose(error)
+                    self._lost.add((partition, at))
+                bound = 1  # a read that meets damage gives nothing: what lies before it comes one by one
+                continue
+            if not records:
+                return
+            for record in records:
+                at = record.offset + 1
+                yield record.offset, self._decoded(record.value)
+
+    def lose(self, error: Exception) -> None:
+        """Count and say that a place cannot be read."""
+        self._unreadable.add()
+        logger.error("topic %s: %s; going on without it", self._reader.topic, error)
+
+    def _end(self, partition: int) -> int:
+        try:
+            return self._reader.end(partition)
+        except Corrupt as error:
+            if (partition, -1) not in self._lost:
+                self._lost.add((partition, -1))
+                self.lose(error)
+            return 0
+
+    def _decoded(self, value: bytes) -> Event | None:
+        try:
+            return decode(value)
+        except Corrupt as error:
+            self.lose(error)
+            return None
