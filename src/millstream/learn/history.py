@@ -30,6 +30,7 @@ from millstream.features import Entities
 from millstream.guard.pii import pseudonym
 from millstream.stream.event import encode
 from millstream.stream.log import Log, LogLimits
+from millstream.stream.operator import group
 from millstream.types import Entity, Outcome, Served
 
 Row = Mapping[str, Any]
@@ -181,6 +182,9 @@ def import_outcomes(
     shown = _in_order(rows, fields)
     clock = FakeClock(0.0)
     with Log(folder, clock, limits) as log:
+        for topic in ("served", "outcomes"):  # history is old: retention must wait until the join has read it
+            if not log.committed(group("examples"), topic):
+                log.commit(group("examples"), topic, {0: 0})
         served, outcomes = log.writer("served", 0), log.writer("outcomes", 0)
         for number, one in enumerate(shown, served.end):
             request = f"history-{number}"

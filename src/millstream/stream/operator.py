@@ -88,6 +88,11 @@ class _Snapshot(msgspec.Struct, frozen=True):
     state: bytes
 
 
+def group(output: str) -> str:
+    """The consumer group under which the operation that writes topic `output` tells retention what it still needs."""
+    return f"{output}.operation"
+
+
 REORDER_S = 60.0  # how far the arrival stamps of two topics may be apart, after a clock jump, say
 logger = logging.getLogger("millstream.stream")
 
@@ -152,7 +157,7 @@ class Operation:
             read = step.offsets[topic]
             needed = self.operator.needed(topic)
             keep = {p: min(needed.get(p, end), end) for p, end in read.items()}
-            self._log.commit(f"{self._output}.operation", reader.topic, keep)
+            self._log.commit(group(self._output), reader.topic, keep)
 
     def close(self) -> None:
         """Save and let go: the next one has nothing to replay."""

@@ -7,9 +7,6 @@ Rules of the room:
 - A failed sync is never tried again: the writer refuses from then on. Closing it and opening it anew recovers the
   partition as after a power loss: what was published and can be read back stays, written and synced afresh.
 - A durable record becomes visible when it is durable, or earlier when a plain append behind it is published.
-- A segment takes records for a quarter of retain_s at most, so that age can delete it whole. Retention is looked at
-  when a writer opens and when a segment ends: with appends going on, a record that every group has read is gone before
-  it is 1.5 times retain_s old. The segment being written is never deleted: without appends it stays.
 """
 
 from __future__ import annotations
@@ -22,8 +19,9 @@ import fcntl
 import logging
 import os
 import queue
+import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, Self
 
@@ -32,7 +30,7 @@ import msgspec
 from millstream import errors
 from millstream.clock import Clock
 from millstream.stream import segment
-from millstream.stream.segment import RECORD, Mark
+from millstream.stream.segment import RECORD, SEGMENT, Mark
 
 if TYPE_CHECKING:
     from millstream.guard.pii import Redacted
@@ -44,20 +42,12 @@ def _limit(text: str, ge: float) -> msgspec.Meta:
     return msgspec.Meta(description=text, ge=ge)
 
 
-SEGMENT_SHARE = 0.25
-"""Of retain_s: how long a segment takes records."""
-SEGMENT_S_MIN = 1.0
-"""A segment takes records for as long at least, whatever retain_s is: a segment a record would be no log."""
-
-
 class LogLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Bounds of every partition of a log."""
 
     segment_bytes: Annotated[int, _limit("size at which a segment ends and the next begins, bytes", 256)] = 64 << 20
     retain_bytes: Annotated[int, _limit("segments that were read go when a partition is larger, bytes", 0)] = 4 << 30
-    retain_s: Annotated[
-        float, _limit("records that were read go when older, at the latest at 1.5 times this while appends go on, s", 0)
-    ] = 30 * 86400.0
+    retain_s: Annotated[float, _limit("segments that were read go when they are older, seconds", 0)] = 30 * 86400.0
     disk_bytes_max: Annotated[int, _limit("beyond it a partition loses its oldest segments, read or not, bytes", 0)] = (
         16 << 30
     )
@@ -126,7 +116,6 @@ class Writer:
         self._stale: list[int] = []
         self._dirty = self._closed = False
         self._failure = ""
-        self._segment_s = max(limits.retain_s * SEGMENT_SHARE, SEGMENT_S_MIN)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(folder)
@@ -154,7 +143,6 @@ class Writer:
         if tail.lost:
             self._next = max(tail.next, mark.next if mark else 0) + segment.GAP
             logger.warning("%s may have lost unsynced records: it goes on at offset %d", self.folder, self._next)
-        self._began: float | None = None  # arrival of the segment's first record
         if tail.lost or tail.base < 0:
             self._base = self._next
             self._fd, self._position = self._create(self._base)
@@ -163,7 +151,6 @@ class Writer:
         else:
             self._fd = os.open(segment.segment_path(self.folder, tail.base), os.O_RDWR)
             self._base, self._position = tail.base, tail.position
-            self._began = next(_arrivals(segment.segment_path(self.folder, tail.base), tail.base), None)
         self._mark = mark or Mark.create(path)
         self._mark.enter(self._next, booted)
         self._numbers = self._mark.numbers
@@ -298,8 +285,7 @@ class Writer:
         arrival = self._arrival if now < self._arrival else now
         first = self._next
         frame = segment.encode(first, count, arrival, meta, parts)
-        aged = self._began is not None and arrival - self._began > self._segment_s
-        if (aged or self._position + len(frame) > self._limits.segment_bytes) and first > self._base:
+        if self._position + len(frame) > self._limits.segment_bytes and first > self._base:
             self._roll()
         try:
             segment.write_all(self._fd, frame, self._position)
@@ -307,8 +293,6 @@ class Writer:
             self._take_back(error)
         self._position += len(frame)
         self._arrival, self._next, self._dirty = arrival, first + count, True
-        if self._began is None and count:
-            self._began = arrival
         if meta:
             self._meta = meta
         return first
@@ -328,7 +312,7 @@ class Writer:
         except OSError as error:
             raise errors.Full(f"cannot begin a segment in {self.folder}: {error.strerror}; nothing was kept") from error
         self._stale.append(self._fd)
-        self._base, self._fd, self._position, self._began = self._next, fd, position, None
+        self._base, self._fd, self._position = self._next, fd, position
         self._wake.put(True)
 
     def _create(self, base: int) -> tuple[int, int]:
@@ -348,17 +332,13 @@ class Writer:
 
     def _run(self) -> None:
         """The sync thread: while one sync runs, the next batch gathers."""
-        self._tidy()
         while self._wake.get():
             rolled = self._sync()
             if rolled:
-                self._tidy()
-
-    def _tidy(self) -> None:
-        try:
-            self.retain()
-        except Exception:
-            logger.exception("retention of %s failed; it is tried again at the next segment", self.folder)
+                try:
+                    self.retain()
+                except Exception:
+                    logger.exception("retention of %s failed; it is tried again at the next segment", self.folder)
 
     def _sync(self) -> bool:
         """Write what waits, sync everything written, publish it, answer: whether a segment had ended."""
@@ -411,9 +391,8 @@ class Writer:
             for index, path in enumerate(paths[:-1]):
                 forced = total > self._limits.disk_bytes_max
                 is_read = groups_at is None or bases[index + 1] <= groups_at
-                excess = total > self._limits.retain_bytes
-                this, after = (path, bases[index]), (paths[index + 1], bases[index + 1])
-                if not (forced or (is_read and (excess or self._is_old(this, after, now)))):
+                old = now - _first_arrival(paths[index + 1], now) > self._limits.retain_s
+                if not (forced or (is_read and (old or total > self._limits.retain_bytes))):
                     break
                 if not is_read:
                     unread += _records_from(path, bases[index], groups_at or 0)
@@ -423,13 +402,6 @@ class Writer:
                 self.unread_deleted += unread
                 logger.warning("%s: disk_bytes_max forced out %d records unread by a group", self.folder, unread)
             return Retained(deleted, freed, unread)
-
-    def _is_old(self, this: tuple[Path, int], after: tuple[Path, int], now: float) -> bool:
-        """Whether the newest record of a segment is older than retain_s; two first records tell in most cases."""
-        horizon = now - self._limits.retain_s
-        if next(_arrivals(*after), now) < horizon:
-            return True
-        return next(_arrivals(*this), now) < horizon and max(_arrivals(*this)) < horizon
 
     def close(self) -> None:
         """Write and sync everything that waits, answer it, give the partition free. Again is harmless."""
@@ -474,7 +446,12 @@ def _records_from(path: Path, base: int, offset: int) -> int:
     return sum(max(0, frame.next - max(frame.first, offset)) for frame in segment.frames(path, base))
 
 
-def _arrivals(path: Path, base: int) -> Iterator[float]:
-    """When the records of a segment arrived, a frame each, in order; they end where damage begins."""
-    with contextlib.suppress(segment.BadFrame):
-        yield from (frame.arrival for frame in segment.frames(path, base) if frame.count)
+def _first_arrival(path: Path, otherwise: float) -> float:
+    """When the first record of a segment arrived; `otherwise` while it has no whole frame header."""
+    with open(path, "rb") as file:
+        file.seek(SEGMENT.size)
+        start = file.read(segment.FRAME.size)
+    try:
+        return float(segment.FRAME.unpack(start)[3])
+    except struct.error:
+        return otherwise
