@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -263,3 +264,16 @@ def test_users_are_imported_while_roles_run_and_the_latest_counts(tmp_path):
     with installation(tmp_path / "other") as at:
         import_entities(tmp_path / "other/log", LogLimits(), "users", rows, read_map(["id=id", "age=age:int"]), 5.0)
         assert (at.entities().rows("1", ["x"]) == thirty).all()
+
+
+def test_history_older_than_retention_is_learnt_whole(tmp_path):
+    """Four hundred days in segments of a few events, with retention at thirty days: the import outlives its own age."""
+    settings = msgspec.structs.replace(SETTINGS, log=LogLimits(segment_bytes=2048, retain_s=30 * 86400.0))
+    rows = [{"u": f"u{n % 7}", "i": f"i{n % 5}", "t": n * 86400.0, "r": n % 6} for n in range(400)]
+    file = tmp_path / "old.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with Installation(tmp_path, settings, FakeClock(1e9)) as old:
+        assert import_history(old, file, "outcomes", ["user=u", "item=i", "event_time=t", "like=r>=4"], 1.0) == 400
+        train(old)
+        events = [decode(record.value) for record in old.log.reader("examples").records(0)]
+    assert [type(event) for event in events] == [Example] * 400
