@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millstream.clock import FakeClock
+from millstream.errors import Full
 from millstream.stream import Join, JoinSettings, Log, Operation, decode, encode
 from millstream.types import Example, Outcome, Served, SetAside
 
@@ -397,3 +398,15 @@ def test_plain_inference_takes_no_place(tmp_path):
         writer.append(b"", encode(served(number, 0.0, items=0)))
     Operation(join, log, Join.inputs, "examples", tmp_path / "snapshot", FakeClock()).step()
     assert join.needed("served") == {0: 0}
+
+
+def test_a_start_on_a_full_disk_joins_all_the_same_when_there_is_room(tmp_path, monkeypatch):
+    def no_room(path, data):
+        raise Full("no space left on the disk (as the test wants it)")
+
+    log = Log(tmp_path, FakeClock(1e6))
+    with monkeypatch.context() as patch:
+        patch.setattr("millstream.stream.operator.write_atomic", no_room)
+        joining = Operation(Join(SETTINGS), log, Join.inputs, "examples", tmp_path / "snapshot", FakeClock(1e6))
+    log.writer("served").append(b"", encode(served(0, 1.0)))
+    assert joining.step() == 1

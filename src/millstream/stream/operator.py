@@ -88,13 +88,13 @@ class _Snapshot(msgspec.Struct, frozen=True):
     state: bytes
 
 
+REORDER_S = 60.0  # how far the arrival stamps of two topics may be apart, after a clock jump, say
+logger = logging.getLogger("millstream.stream")
+
+
 def group(output: str) -> str:
     """The consumer group under which the operation that writes topic `output` tells retention what it still needs."""
     return f"{output}.operation"
-
-
-REORDER_S = 60.0  # how far the arrival stamps of two topics may be apart, after a clock jump, say
-logger = logging.getLogger("millstream.stream")
 
 
 class Operation:
@@ -122,7 +122,7 @@ class Operation:
         self._writer = log.writer(output, 0)
         self._records_max, self._snapshot_steps = records_max, snapshot_steps
         self.step_done = Step(0, 0.0, 0.0, {topic: {} for topic in inputs})
-        self._gone = 0
+        self._snapshotted = self._gone = 0
         self._recover()
         self._steady = self.step_done.steady - clock.monotonic()
         with contextlib.suppress(Full):  # later, then: nothing is lost but the right to change the configuration
