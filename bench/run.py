@@ -22,9 +22,17 @@ PARTS: dict[str, tuple[str, list[str]]] = {
     "log": ("The event log", [sys.executable, "bench/log.py"]),
     "learning_vw": ("The learner beside Vowpal Wabbit", [sys.executable, "bench/learning_vw.py"]),
     "learning": ("The whole loop at log time", [sys.executable, "bench/learning.py"]),
-    "serving": ("Serving beside the fixed floor", [sys.executable, "bench/serving.py"]),
+    "serving": (
+        "Serving beside the fixed floor and other servers",
+        [sys.executable, "bench/serving", "--plot", "bench/results/serving.svg"],
+    ),
+    "straggler": ("Short utterances among long ones", [sys.executable, "bench/serving/straggler.py"]),
+    "overload": ("Twice what can be computed", [sys.executable, "bench/serving/overload.py"]),
+    "reloads": ("A hundred reloads under load", [sys.executable, "bench/serving/reloads.py"]),
     "demo": ("The live demo, real time", [MILLSTREAM, "demo", "--seconds", "125", "--json", "--http-port", "0"]),
 }
+
+MARKDOWN = {"serving", "straggler", "overload", "reloads"}  # parts that print tables of markdown, not of text
 
 
 def processor() -> str:
@@ -49,7 +57,8 @@ def run(part: str) -> bool:
         return False
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     machine = f"{processor()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
-    text = f"# {title}\n\n`{shown}`  \n{today}; {machine}; load before it {load:.2f}\n\n```\n{said}\n```\n"
+    body = said if part in MARKDOWN else f"```\n{said}\n```"
+    text = f"# {title}\n\n`{shown}`  \n{today}; {machine}; load before it {load:.2f}\n\n{body}\n"
     (BENCH / "results").mkdir(exist_ok=True)
     (BENCH / "results" / f"{part}.md").write_text(text)
     return True

@@ -84,3 +84,93 @@ def sums(path: Path) -> Path:
 def same(path: Path, kind: int, shape=("rows", 1)) -> Path:
     """y = x of any element type."""
     return graph(path, [helper.make_node("Identity", ["x"], ["y"])], [("x", kind, shape)], [("y", kind, shape)])
+
+
+def recurrent(path: Path, axis: int = 0, width: int = 3) -> Path:
+    """h' = tanh(x + h / 2), c' = c + h', y = c' * 2: element by element, so every bit is the same in any batch.
+
+    x [rows, width]; the states h, c are [rows, width], or [1, rows, width] with `axis` 1, as an LSTM has them.
+    """
+    shape = ["rows", width] if axis == 0 else [1, "rows", width]
+    nodes = [
+        helper.make_node("Mul", ["h", "half"], ["h2"]),
+        helper.make_node("Add", ["x", "h2"], ["s"]),
+        helper.make_node("Tanh", ["s"], ["h_out"]),
+        helper.make_node("Add", ["c", "h_out"], ["c_out"]),
+        helper.make_node("Mul", ["c_out", "two"], ["yy"]),
+    ]
+    constants = [("half", np.array(0.5, np.float32)), ("two", np.array(2, np.float32))]
+    if axis:
+        nodes.append(helper.make_node("Squeeze", ["yy", "zero"], ["y"]))
+        constants.append(("zero", np.array([0], np.int64)))
+    else:
+        nodes.append(helper.make_node("Identity", ["yy"], ["y"]))
+    return graph(
+        path,
+        nodes,
+        [("x", TensorProto.FLOAT, ["rows", width]), ("h", TensorProto.FLOAT, shape), ("c", TensorProto.FLOAT, shape)],
+        [
+            ("y", TensorProto.FLOAT, ["rows", width]),
+            ("h_out", TensorProto.FLOAT, shape),
+            ("c_out", TensorProto.FLOAT, shape),
+        ],
+        constants,
+    )
+
+
+def lstm(path: Path, width: int = 3, hidden: int = 4) -> Path:
+    """ONNX's own LSTM, one frame a step: x [1, rows, width], h and c [1, rows, hidden], y [rows, hidden]."""
+    random = np.random.default_rng(5)
+    shape = [1, "rows", hidden]
+    return graph(
+        path,
+        [
+            helper.make_node("Unsqueeze", ["x", "zero"], ["frame"]),
+            helper.make_node(
+                "LSTM", ["frame", "w", "r", "", "", "h", "c"], ["all", "h_out", "c_out"], hidden_size=hidden
+            ),
+            helper.make_node("Squeeze", ["h_out", "zero"], ["y"]),
+        ],
+        [("x", TensorProto.FLOAT, ["rows", width]), ("h", TensorProto.FLOAT, shape), ("c", TensorProto.FLOAT, shape)],
+        [
+            ("y", TensorProto.FLOAT, ["rows", hidden]),
+            ("h_out", TensorProto.FLOAT, shape),
+            ("c_out", TensorProto.FLOAT, shape),
+        ],
+        [
+            ("w", random.normal(size=(1, 4 * hidden, width)).astype(np.float32)),
+            ("r", random.normal(size=(1, 4 * hidden, hidden)).astype(np.float32)),
+            ("zero", np.array([0], np.int64)),
+        ],
+    )
+
+
+def pooled(path: Path, masked: bool = True) -> Path:
+    """y = the sum of `audio` [rows, samples] over its first `sizes` [rows] samples; z = 2 * audio, as long as the
+    input. Not `masked`: the sum of all, and one for every sample, padding included."""
+    nodes = [
+        helper.make_node("Shape", ["audio"], ["shape"]),
+        helper.make_node("Gather", ["shape", "one"], ["length"], axis=0),
+        helper.make_node("Range", ["zero", "length", "one"], ["places"]),
+        helper.make_node("Unsqueeze", ["sizes", "axes"], ["column"]),
+        helper.make_node("Less", ["places", "column"], ["real"]),
+        helper.make_node("Cast", ["real"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["audio", "mask"] if masked else ["audio", "unit"], ["kept"]),
+        helper.make_node("ReduceSum", ["kept", "axes"], ["sum"], keepdims=0),
+        helper.make_node("Cast", ["length"], ["longest"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["sum", "nothing" if masked else "longest"], ["y"]),
+        helper.make_node("Add", ["audio", "audio"], ["z"]),
+    ]
+    return graph(
+        path,
+        nodes,
+        [("audio", TensorProto.FLOAT, ["rows", "samples"]), ("sizes", TensorProto.INT64, ["rows"])],
+        [("y", TensorProto.FLOAT, ["rows"]), ("z", TensorProto.FLOAT, ["rows", "samples"])],
+        [
+            ("zero", np.array(0, np.int64)),
+            ("one", np.array(1, np.int64)),
+            ("axes", np.array([1], np.int64)),
+            ("unit", np.array(1, np.float32)),
+            ("nothing", np.array(0, np.float32)),
+        ],
+    )

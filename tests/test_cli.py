@@ -25,7 +25,8 @@ from millstream.stream.audit import Acknowledged
 from millstream.types import Outcome
 
 VERBS = [
-    [], ["demo"], ["serve"], ["up"], ["train"], ["models"], ["models", "list"], ["models", "verify"], ["traffic"],
+    [], ["capacity"], ["demo"], ["serve"], ["up"], ["train"], ["models"], ["models", "list"], ["models", "verify"],
+    ["traffic"],
     *(["traffic", one] for one in ("show", "promote", "rollback", "split", "canary", "shadow", "learning")),
     ["log"], *(["log", one] for one in ("list", "tail", "verify", "audit", "import")), ["doctor"],
 ]  # fmt: skip
@@ -184,7 +185,9 @@ def test_a_port_that_is_taken_is_a_sentence(tmp_path):
             _, err = child.communicate(timeout=30)
             last = err.strip().splitlines()[-1]
             assert child.returncode == 1 and "Traceback" not in err
-            assert last.startswith(f"millstream: cannot listen on 127.0.0.1:{port}: Address already in use; free it")
+            assert last.startswith(
+                f"millstream: cannot listen on 127.0.0.1:{port} (HTTP): Address already in use; free it"
+            )
 
 
 def test_a_role_serves_ranks_and_takes_outcomes_until_sigterm(tmp_path):

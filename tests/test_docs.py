@@ -122,7 +122,7 @@ READERS = {
     "millstream.toml": lambda text: config.parse(text, Settings, "the page"),
     "keys.toml": lambda text: msgspec.convert(tomllib.loads(text), auth._File),
     "policy.toml": lambda text: policy.parse(text, "the page", ("12", "13", "14")),
-    "model.toml": lambda text: msgspec.toml.decode(text.encode(), type=manifest.Manifest),
+    "model.toml": lambda text: manifest.parse(text, "the page"),
 }
 
 
@@ -225,7 +225,7 @@ def service(tmp_path_factory):
         port = await serve.start()
         listed = table(HTTP, "## Routes")
         found = {}
-        for route in {one for row in listed for one in every(row)}:
+        for route in sorted({one for row in listed for one in every(row)}, key=lambda one: one.endswith("/unload")):
             found[route] = await asyncio.to_thread(ask, port, route)
         await serve.stop()
         learn.close()
@@ -248,7 +248,9 @@ def every(route: str) -> list[str]:
 def test_every_listed_route_is_served(service):
     assert len(service) >= 12
     for route, (status, said) in service.items():
-        assert status == (400 if route.startswith("POST") else 200), f"{route}: {status} {said}"
+        # `{}` asks for nothing where a body is needed; nobody has a session of token TOKEN.
+        wanted = 400 if route.startswith("POST") and "/repository/" not in route else 404 if "TOKEN" in route else 200
+        assert status == wanted, f"{route}: {status} {said}"
 
 
 def test_every_metric_is_listed_and_every_listed_one_is_there(service):

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -20,6 +20,9 @@ from millstream.errors import BadInput, Error, Missing
 
 if TYPE_CHECKING:
     from millstream.stream import Log
+
+
+T = TypeVar("T")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,8 +59,33 @@ def _show(result: object, as_json: bool) -> None:
 
 def _serve(args: argparse.Namespace) -> None:
     from millstream.app.plain import serve_path
+    from millstream.engine import EngineLimits
 
-    asyncio_run(serve_path(args.path, args.host, args.http_port))
+    said = {"rows_max": args.max_batch_size, "wait_ms": args.max_wait_time, "instances": args.instances}
+    said |= {"timeout_ms": args.timeout, "p99_ms": args.p99_ms}
+    limits = EngineLimits(**{name: value for name, value in said.items() if value is not None})
+    asyncio_run(serve_path(args.path, args.host, args.http_port, args.grpc_port, limits, args.device, args.sessions))
+
+
+def _capacity(args: argparse.Namespace) -> object:
+    from millstream.ops.capacity import capacity
+    from millstream.ops.report import render
+
+    found = asyncio_run(
+        capacity(
+            args.path,
+            p99_ms=args.p99_ms,
+            model=args.model,
+            rows=args.rows,
+            connections=args.connections,
+            requests_per_day=args.requests_per_day,
+            machine_cost_per_hour=args.machine_cost,
+            peak_factor=args.peak_factor,
+            seconds=args.seconds,
+            progress=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+    )
+    return found if args.json else render(found)
 
 
 def _up(args: argparse.Namespace) -> None:
@@ -190,12 +218,12 @@ def _doctor(args: argparse.Namespace) -> object:
     return examine(args.path)
 
 
-def asyncio_run(main: Coroutine[object, object, None]) -> None:
+def asyncio_run(main: Coroutine[object, object, T]) -> T:
     """Run on uvloop, the event loop of every process of this program."""
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main)
+        return runner.run(main)
 
 
 def _bounded(of: Callable[[str], float], low: float, high: float, what: str) -> Callable[[str], float]:
@@ -216,7 +244,18 @@ def _bounded(of: Callable[[str], float], low: float, high: float, what: str) -> 
 _port = _bounded(int, 0, 65535, "a port: 0 to 65535")
 _count_of = _bounded(int, 1, 1_000_000, "a number from 1 to 1000000")
 _positive = _bounded(float, 0.001, 1e9, "a number above 0")
+_from_zero = _bounded(float, 0.0, 1e12, "a number, 0 or more")
 _not_negative = _bounded(float, 0.0, 1e9, "a number of seconds, 0 or more")
+
+
+def _time(text: str) -> float:
+    """A time of the command line, in milliseconds."""
+    from millstream.models.manifest import milliseconds
+
+    try:
+        return milliseconds(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -229,6 +268,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_models(verbs)
     _add_traffic(verbs)
     _add_log(verbs)
+    _add_capacity(verbs)
     doctor = verbs.add("doctor", _doctor, "what is installed, what is missing, and how to get it")
     doctor.add_argument("path", type=Path, nargs="?", help="an installation's folder to look at too")
     doctor.add_argument("--warm", action="store_true", help="compile the learner's kernels now; the install does this")
@@ -263,15 +303,57 @@ def _add_demo(verbs: _Verbs) -> None:
 
 
 def _add_roles(verbs: _Verbs) -> None:
-    serve = verbs.add("serve", _serve, "serve a model folder or a single .onnx file over HTTP")
+    serve = verbs.add("serve", _serve, "serve a model folder or a single .onnx file over HTTP and gRPC")
     serve.add_argument("path", type=Path, help="FILE.onnx, or a folder with NAME/VERSION/model.onnx")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     serve.add_argument("--http-port", type=_port, default=8000, help="0 picks a free one (default: 8000)")
+    serve.add_argument("--grpc-port", type=_port, default=-1, help="0 picks a free one (default: the one after HTTP's)")
+    serve.add_argument("--max-batch-size", type=_count_of, metavar="ROWS", help="most rows in one call (default: 128)")
+    serve.add_argument(
+        "--max-wait-time", type=_time, metavar="TIME", help="a batch waits so long to fill, such as 5ms (default: none)"
+    )
+    serve.add_argument(
+        "--instances", type=_count_of, help="calls of a model at once (default: one less than the cores)"
+    )
+    serve.add_argument(
+        "--timeout", type=_time, metavar="TIME", help="drop what is not answered by then (default: never)"
+    )
+    serve.add_argument(
+        "--p99-ms", type=_positive, metavar="MS", help="the goal that the batcher pursues (default: none)"
+    )
+    serve.add_argument(
+        "--device", default="cpu", help="cpu, cuda:0 or tensorrt:0, for models that do not say themselves"
+    )
+    serve.add_argument(
+        "--sessions", type=Path, metavar="FILE", help="hand open sessions over to the next start in FILE"
+    )
     up = verbs.add("up", _up, "run every role of an installation, supervised")
     up.add_argument("--role", choices=("serve", "learn"), help="run one role alone, in this process")
     train = verbs.add("train", _train, "fold the examples of the log into a new version")
     for one in (up, train):
         one.add_argument("-c", "--config", type=Path, required=True, help="millstream.toml of the installation")
+
+
+def _add_capacity(verbs: _Verbs) -> None:
+    capacity = verbs.add(
+        "capacity", _capacity, "the highest rate that this machine serves a model at, and what that costs"
+    )
+    capacity.add_argument("path", type=Path, help="FILE.onnx, or a folder with NAME/VERSION/model.onnx")
+    capacity.add_argument("--p99-ms", type=_positive, required=True, metavar="MS", help="99 of 100 answers under this")
+    capacity.add_argument("--model", default="", help="which one, where the folder has several")
+    capacity.add_argument("--rows", type=_count_of, default=1, help="rows of a request (default: 1)")
+    capacity.add_argument("--connections", type=_count_of, default=64, help="requests at once (default: 64)")
+    capacity.add_argument("--requests-per-day", type=_from_zero, default=0.0, metavar="X", help="to be served")
+    capacity.add_argument(
+        "--machine-cost", type=_from_zero, default=0.0, metavar="Y", help="of a machine like this, an hour"
+    )
+    capacity.add_argument(
+        "--peak-factor",
+        type=_bounded(float, 1.0, 1000.0, "a number from 1"),
+        default=3.0,
+        help="the busiest time beside the average (default: 3)",
+    )
+    capacity.add_argument("--seconds", type=_positive, default=2.0, help="of one trial; longer is surer (default: 2)")
 
 
 def _add_models(verbs: _Verbs) -> None:

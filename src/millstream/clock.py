@@ -6,7 +6,15 @@ import asyncio
 import heapq
 import itertools
 import time
+from collections.abc import Callable
 from typing import Protocol
+
+
+class Timer(Protocol):
+    """A call that is still to come."""
+
+    def cancel(self) -> None:
+        """Never make it; again is harmless."""
 
 
 class Clock(Protocol):
@@ -18,6 +26,10 @@ class Clock(Protocol):
 
     async def sleep(self, seconds: float) -> None: ...
 
+    def later(self, seconds: float, call: Callable[[], None]) -> Timer:
+        """Make `call` on the running event loop, `seconds` of monotonic time from now."""
+        ...
+
 
 class SystemClock:
     """The machine's own time."""
@@ -27,6 +39,9 @@ class SystemClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+    def later(self, seconds: float, call: Callable[[], None]) -> Timer:
+        return asyncio.get_running_loop().call_later(max(0.0, seconds), call)
 
 
 class FakeClock:
@@ -51,6 +66,12 @@ class FakeClock:
         heapq.heappush(self._sleepers, (self._mono + seconds, next(self._order), waiter))
         return await waiter
 
+    def later(self, seconds: float, call: Callable[[], None]) -> Timer:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self._mono + seconds, next(self._order), waiter))
+        waiter.add_done_callback(lambda done: None if done.cancelled() else call())
+        return _FakeTimer(waiter)
+
     def jump(self, seconds: float) -> None:
         self._wall += seconds
 
@@ -62,3 +83,13 @@ class FakeClock:
             waiter = heapq.heappop(self._sleepers)[2]
             if not waiter.done():
                 waiter.set_result(None)
+
+
+class _FakeTimer:
+    """The Timer of a FakeClock."""
+
+    def __init__(self, waiter: asyncio.Future[None]) -> None:
+        self._waiter = waiter
+
+    def cancel(self) -> None:
+        self._waiter.cancel()

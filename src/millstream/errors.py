@@ -67,6 +67,13 @@ class Busy(Error):
         self.retry_after_s = retry_after_s
 
 
+class Overloaded(Busy):
+    """This caller's model has as much work waiting as its bound allows; other models may have room."""
+
+    status = 429
+    code = "RESOURCE_EXHAUSTED"
+
+
 class Late(Error):
     """The deadline passed before an answer was ready."""
 

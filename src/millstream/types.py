@@ -9,13 +9,31 @@ Rules of the room:
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
+DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype("?"),
+    "UINT8": np.dtype("u1"),
+    "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+    "INT8": np.dtype("i1"),
+    "INT16": np.dtype("<i2"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+    "BF16": np.dtype("<u2"),
+    "BYTES": np.dtype("O"),
+}
+"""The V2 protocol's datatypes and what each is in memory. BF16 is its raw bits, as numpy has no such type; BYTES is an
+object array of str or bytes."""
 Text = Annotated[str, msgspec.Meta(extra={"free_text": True})]
 """Words of a person. They lose what is personal before they are written; see stream/event.py."""
 
@@ -45,10 +63,28 @@ class Principal(msgspec.Struct, frozen=True):
     verbs: tuple[str, ...] = ("*:*",)
 
 
-class Request(msgspec.Struct):
-    """One call of one model: named arrays whose first dimension is the row, the unit of batching.
+class Turn(msgspec.Struct):
+    """One step of a session: a caller's stream whose state the model carries from step to step.
 
-    `version` empty means: by policy. `key` makes a split sticky (a user id); empty means the request id.
+    `id` is the caller's (empty with `start`: one is made); it means something within its `owner` only. `start` begins
+    anew, `end` frees the state after this step. `step` counts from 1; 0 leaves it unsaid, else it makes a retry
+    harmless. `token` proves that this is the same session, also after a reconnect or in another process.
+    """
+
+    id: str = ""
+    start: bool = False
+    end: bool = False
+    step: int = 0
+    token: str = ""
+    owner: str = ""
+
+
+class Request(msgspec.Struct):
+    """One call of one model: named arrays whose first dimension is the row, the unit of batching. An input of one row
+    beside others of many belongs to all of those.
+
+    `version` empty means: by policy. `key` makes a split sticky (a user id); empty means the request id. `priority`: a
+    lower number goes first; 0 is what nobody asked for. `timeout_s`: seconds it may take; 0: what the model says.
     """
 
     model: str
@@ -58,16 +94,98 @@ class Request(msgspec.Struct):
     version: str = ""
     key: str = ""
     outputs: tuple[str, ...] = ()
+    priority: int = 0
+    timeout_s: float = 0.0
+    turn: Turn | None = None
+
+
+class Ran(msgspec.Struct):
+    """One call of a model, told to everyone whose rows it computed: `requests` and `rows` in it, the share of its
+    elements that was `padding`, and seconds to join (`copy_s`), compute and split."""
+
+    requests: int
+    rows: int
+    padding: float = 0.0
+    copy_s: float = 0.0
+    compute_s: float = 0.0
+    split_s: float = 0.0
 
 
 class Output(msgspec.Struct):
-    """What a model answered: named arrays, rows first, and the exact `version@delta` that computed all of them."""
+    """What a model answered: named arrays, rows first, and the exact `version@delta` that computed all of them.
+
+    `queue_s`: seconds it waited. `turn`: of a session, with its id, token and the step that this was.
+    """
 
     outputs: dict[str, Array]
     model: str
     version: str
     policy: int = 0
     arm: str = "live"
+    queue_s: float = 0.0
+    ran: Ran | None = None
+    turn: Turn | None = None
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """How a served version is batched. `rows_max` 0: its rows never join. `instances` batches run at once on `device`.
+    `preferred` sizes in rows; `sessions`: how many it carries at once, 0 when it has no state."""
+
+    description: Description
+    version: str
+    rows_max: int
+    instances: int = 1
+    device: str = "cpu"
+    preferred: tuple[int, ...] = ()
+    wait_s: float = 0.0
+    timeout_s: float = 0.0
+    p99_s: float = 0.0
+    queue_rows_max: int = 0
+    sessions: int = 0
+    idle_s: float = 0.0
+
+
+class Spent(msgspec.Struct):
+    """So many events, and the nanoseconds they took together."""
+
+    count: int = 0
+    ns: int = 0
+
+
+class BatchStatistics(msgspec.Struct):
+    """The calls of a model with so many rows."""
+
+    rows: int
+    copy: Spent
+    compute: Spent
+    split: Spent
+
+
+class Statistics(msgspec.Struct, kw_only=True):
+    """What a version has done in this process. `rows` computed in `batches` calls; `last_ms`: unix milliseconds of the
+    last request, 0 when none. `success`, `fail` and the phases count requests."""
+
+    model: str
+    version: str
+    last_ms: int = 0
+    rows: int = 0
+    batches: int = 0
+    success: Spent
+    fail: Spent
+    queue: Spent
+    copy: Spent
+    compute: Spent
+    split: Spent
+    by_rows: list[BatchStatistics] = []
+
+
+class Listed(msgspec.Struct, frozen=True):
+    """A version in the repository. `state`: READY, LOADING or UNAVAILABLE; `reason` says why it does not answer."""
+
+    model: str
+    version: str
+    state: str
+    reason: str = ""
 
 
 class Candidate(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ import numpy as np
 
 from millstream.clock import FakeClock, SystemClock
 from millstream.engine import Engine, Follow
-from millstream.engine.batch import DELTAS_HELD_MAX
+from millstream.engine.lane import DELTAS_HELD_MAX
 from millstream.meter import Meter
 from millstream.models.manifest import Manifest
 from millstream.models.online import Ftrl, Settings
@@ -137,6 +137,7 @@ def test_more_deltas_than_may_wait_for_a_long_batch_come_when_it_ends(tmp_path):
         for number in range(1, many + 1):
             house.push(base, number)
         assert len(lane.held) == DELTAS_HELD_MAX
+        lane.running -= 1
         house.engine._left(lane)
         house.follow.poll()
         assert await house.answer() == f"{base}@{many}"

@@ -7,13 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rig import Weight
 
-from millstream.engine.batch import Lane
+from millstream.engine.lane import Lane
 from millstream.engine.route import Route
 from millstream.errors import NotFound
 from millstream.models import Canary, Manifest, Policy
+from millstream.models.manifest import Batching
 from millstream.types import Request
 
-LANES = {v: Lane("m", v, Manifest(format="weight", file="w"), Weight(), 8) for v in ("1", "2", "3", "10")}
+MANIFEST = Manifest(format="weight", file="w")
+LANES = {
+    v: Lane("m", v, Manifest(format="weight", file="w"), Weight(), Batching(rows_max=8)) for v in ("1", "2", "3", "10")
+}
 
 
 def route(lanes=LANES, model="m", **policy):

@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
-from collections.abc import Iterable
-from typing import Any
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
 
 import numpy as np
 import orjson
+import uvloop
 
 from millstream import errors
 from millstream.clock import Clock, SystemClock
 from millstream.front import Http, HttpLimits
 from millstream.front.door import Answer, Call
-from millstream.front.tensor import DTYPES
 from millstream.guard import auth
 from millstream.meter import Meter
-from millstream.types import Candidate, Description, Output, Principal, Rank, Ranked, Request, TensorSpec
+from millstream.types import (
+    DTYPES,
+    BatchStatistics,
+    Candidate,
+    Config,
+    Description,
+    Listed,
+    Output,
+    Principal,
+    Ran,
+    Rank,
+    Ranked,
+    Request,
+    Spent,
+    Statistics,
+    TensorSpec,
+    Turn,
+)
 
 WEIGHTS = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], np.float32)
 
@@ -31,18 +50,26 @@ def models() -> dict[str, Description]:
         one("affine", [tensor("x", "FP32", (-1, 3))], [tensor("y", "FP32", (-1, 2)), tensor("n", "INT64", (-1,))]),
         one("pair", [tensor("a", "INT64", (-1, 2)), tensor("b", "FP32", (-1,))], [tensor("s", "FP32", (-1,))]),
     ]
+    made += [one("score", [tensor("v", "FP32", (-1,))], [tensor("v", "FP32", (-1,)), tensor("w", "FP32", (-1, 1))])]
+    made += [one("cube", [tensor("v", "FP32", (-1, -1, -1))], [tensor("v", "FP32", (-1, -1, -1))])]
+    made += [one("count", [tensor("x", "FP32", (-1, 1))], [tensor("n", "INT64", (-1,))])]
     made += [one(f"echo-{t}", [tensor("v", t, (-1, -1))], [tensor("v", t, (-1, -1))]) for t in DTYPES]
     return dict(made)
 
 
 class House:
-    """A Door: affine, pair and echo models in numpy; rankings by hash; outcomes counted.
+    """A Door: affine, pair, score, count and echo models in numpy; rankings by hash; outcomes counted.
 
-    `held`: None answers at once; a list keeps (future, answer) until `release` is called.
+    `count` is of sessions: it answers the step it is at. Sessions are by owner and id; a token is "token-OWNER-ID".
+    Loading and unloading take names away and bring them back; "broken" cannot be loaded. Each request counts as one
+    batch in the statistics. `held`: None answers at once; a list keeps (future, answer) until `release` is called.
     """
 
     def __init__(self, meter: Meter) -> None:
         self.served = models()
+        self.known = dict(self.served)
+        self.sessions: dict[tuple[str, str], int] = {}
+        self.done: dict[tuple[str, str], list[int]] = {}  # rows of each request, by model and version
         self.meter = meter
         self.held: list[tuple[asyncio.Future[Any], Any]] | None = None
         self.outcomes: list[Any] = []
@@ -56,7 +83,7 @@ class House:
             raise self.fault
         self.calls.append(request)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        answer = self._answer(request)
+        answer = self._answer(request, principal)
         if self.held is None:
             future.set_result(answer)
         else:
@@ -71,7 +98,7 @@ class House:
             if not future.done():
                 future.set_result(answer)
 
-    def _answer(self, request: Call) -> Any:
+    def _answer(self, request: Call, principal: Principal) -> Any:
         if isinstance(request, list):
             self.outcomes += request
             return len(request)
@@ -85,9 +112,36 @@ class House:
             outputs: dict[str, Any] = {"y": y, "n": np.arange(request.rows, dtype=np.int64)}
         elif request.model == "pair":
             outputs = {"s": inputs["a"].astype(np.float32).sum(1) + inputs["b"].astype(np.float32)}
+        elif request.model == "score":
+            outputs = {"v": inputs["v"], "w": inputs["v"].reshape(-1, 1)}
+        elif request.model == "count":
+            outputs = {"n": np.zeros(request.rows, np.int64)}
         else:
             outputs = dict(inputs)
-        return Output(outputs, request.model, request.version or "1", policy=3)
+        turn = None
+        if request.turn is not None:
+            turn = self._step(request.turn, principal)
+            if request.model == "count":
+                outputs["n"][:] = turn.step
+        version = request.version or "1"
+        rows = self.done.setdefault((request.model, version), [])
+        if len(rows) < 1000:
+            rows.append(request.rows)
+        ran = Ran(2, request.rows + 1, 0.25, 3e-6, 40e-6, 1e-6)
+        return Output(outputs, request.model, version, policy=3, queue_s=120e-6, ran=ran, turn=turn)
+
+    def _step(self, turn: Turn, principal: Principal) -> Turn:
+        ident = turn.id or turn.token.removeprefix(f"token-{principal.name}-") or f"made{len(self.sessions)}"
+        key = (principal.name, ident)
+        if turn.start:
+            self.sessions[key] = 0
+        if key not in self.sessions:
+            raise errors.NotFound(f"no sequence {ident!r}: it has ended or never began; send sequence_start: true")
+        self.sessions[key] += 1
+        step = self.sessions[key]
+        if turn.end:
+            del self.sessions[key]
+        return Turn(ident, turn.start, turn.end, step, f"token-{principal.name}-{ident}", principal.name)
 
     def admit(self, principal: Principal, model: str, verb: str) -> None:
         if self.keys is not None:
@@ -102,8 +156,92 @@ class House:
     def models(self) -> list[Description]:
         return list(self.served.values())
 
+    def config(self, model: str, version: str = "") -> Config:
+        return Config(
+            description=self.describe(model, version),
+            version=version or "1",
+            rows_max=64,
+            preferred=(16, 64),
+            wait_s=0.002,
+            timeout_s=5.0,
+            queue_rows_max=4096,
+            sessions=8 if model == "count" else 0,
+            idle_s=60.0 if model == "count" else 0.0,
+        )
+
+    def statistics(self, model: str = "", version: str = "") -> list[Statistics]:
+        if model:
+            self.describe(model, version)
+        return [
+            self._statistics(name, one)
+            for name, description in self.served.items()
+            for one in description.versions
+            if model in ("", name) and version in ("", one)
+        ]
+
+    def _statistics(self, model: str, version: str) -> Statistics:
+        rows = self.done.get((model, version), [])
+        n = len(rows)
+
+        def spent(us: int, count: int = n) -> Spent:
+            return Spent(count, 1000 * us * count)
+
+        return Statistics(
+            model=model,
+            version=version,
+            last_ms=1_700_000_000_000 if rows else 0,
+            rows=sum(rows),
+            batches=n,
+            success=spent(200),
+            fail=Spent(),
+            queue=spent(120),
+            copy=spent(3),
+            compute=spent(40),
+            split=spent(1),
+            by_rows=[
+                BatchStatistics(
+                    size, spent(3, rows.count(size)), spent(40, rows.count(size)), spent(1, rows.count(size))
+                )
+                for size in sorted(set(rows))
+            ],
+        )
+
+    def index(self) -> list[Listed]:
+        listed = [
+            Listed(
+                name, version, "READY" if name in self.served else "UNLOADED", "" if name in self.served else "unloaded"
+            )
+            for name, description in self.known.items()
+            for version in description.versions
+        ]
+        return [*listed, Listed("broken", "1", "UNAVAILABLE", "model.onnx: not an ONNX file")]
+
+    def control(self, verb: Literal["load", "unload"], model: str, principal: Principal) -> asyncio.Future[None]:
+        self.admit(principal, model, "control")
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if model == "broken":
+            error = errors.Misconfigured("model 'broken': model.onnx: not an ONNX file")
+            asyncio.get_running_loop().call_soon(lambda: future.done() or future.set_exception(error))
+        elif model not in self.known:
+            raise errors.NotFound(f"no model {model!r} in the repository")
+        else:
+            if verb == "load":
+                self.served[model] = self.known[model]
+            else:
+                self.served.pop(model, None)
+            asyncio.get_running_loop().call_soon(lambda: future.done() or future.set_result(None))
+        return future
+
+    def session(self, model: str, token: str, principal: Principal) -> Turn:
+        self.describe(model)
+        ident = token.removeprefix(f"token-{principal.name}-")
+        step = self.sessions.get((principal.name, ident))
+        if step is None or ident == token:
+            raise errors.NotFound("no sequence with this token: it has ended, or belongs to somebody else")
+        return Turn(ident, step=step, token=token, owner=principal.name)
+
     def ready(self, model: str = "", version: str = "") -> bool:
-        return self.up and (not model or model in self.served)
+        return self.up and (not model or (model in self.served and version in ("", *self.served[model].versions)))
 
     def metrics(self) -> str:
         return self.meter.render()
@@ -147,6 +285,30 @@ class Served:
             reply = await client.read()
             client.close()
             return reply
+
+
+@contextlib.contextmanager
+def served_beside(limits: HttpLimits | None = None) -> Iterator[Served]:
+    """A House behind a real port, on an event loop of its own: for clients that block."""
+    served, ready, ended = Served(limits), threading.Event(), threading.Event()
+    loop = uvloop.new_event_loop()
+
+    async def serve() -> None:
+        async with served:
+            ready.set()
+            while not ended.is_set():
+                await asyncio.sleep(0.01)
+        await loop.shutdown_default_executor()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    try:
+        assert ready.wait(10)
+        yield served
+    finally:
+        ended.set()
+        thread.join(20)
+        loop.close()
 
 
 class Reply:

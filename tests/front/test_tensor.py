@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,29 @@ def test_bf16_rounds_to_nearest_even() -> None:
     # 1 + 2^-8 lies halfway between two neighbours, and so does 1 + 3 * 2^-8: both go to the even one.
     found = from_json(spec, (3,), [1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-7])
     assert found.tolist() == [0x3F80, 0x3F82, 0x3F81]
+
+
+@pytest.mark.parametrize(
+    ("datatype", "most", "beyond"),
+    [
+        ("FP16", 65519.0, 65520.0),
+        ("BF16", 3.3895313892515355e38, 3.4e38),
+        ("FP32", 3.4028235e38, 3.4028236e38),
+        ("FP64", 1.7976931348623157e308, math.inf),
+    ],
+)
+def test_what_rounds_to_the_largest_number_is_taken_and_what_rounds_to_infinity_is_not(
+    datatype: str, most: float, beyond: float
+) -> None:
+    spec = TensorSpec("v", datatype, (-1,))
+    for sign in (1, -1):
+        found = from_json(spec, (2,), [0.0, sign * most])
+        again = orjson.dumps(to_json("v", datatype, found), option=orjson.OPT_SERIALIZE_NUMPY)
+        assert math.isclose(orjson.loads(again)[1], sign * most, rel_tol=1e-2)
+        with pytest.raises(errors.BadInput, match=f"more than {datatype} can hold"):
+            from_json(spec, (2,), [0.0, sign * beyond])
+    with pytest.raises(errors.BadInput):
+        from_json(spec, (2,), [0.0, math.nan])
 
 
 def test_non_finite_outputs_are_null_in_json_and_whole_in_binary() -> None:

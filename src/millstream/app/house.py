@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Literal
 
 from millstream.engine import Engine
 from millstream.errors import Error, NotFound
@@ -12,7 +13,7 @@ from millstream.front.door import Answer, Call
 from millstream.guard import auth
 from millstream.guard.auth import Keys
 from millstream.meter import Meter
-from millstream.types import Description, Principal, Rank, Request
+from millstream.types import Description, Principal, Rank, Request, Turn
 
 if TYPE_CHECKING:  # feature rows are compiled: serving models alone must not import the compiler
     from millstream.flows.recommend import Recommend
@@ -32,13 +33,16 @@ class House:
     ) -> None:
         self._engine, self._predict, self._recommend, self._collect = engine, predict, recommend, collect
         self._keys = keys
-        self.describe = engine.describe
+        self.describe, self.config, self.statistics = engine.describe, engine.config, engine.statistics
+        self.index = engine.index
         self.metrics = meter.render
 
     def call(self, request: Call, principal: Principal) -> Answer:
         """Authorise, then start the flow that the request belongs to. NotFound where this process has no such flow."""
         if isinstance(request, Request):
             self.admit(principal, request.model, "infer")
+            if request.turn is not None:
+                request.turn.owner = principal.name
             return self._predict.call(request)
         if self._collect is None:
             raise NotFound("this process serves models alone; `millstream up -c FILE` also ranks and takes outcomes")
@@ -63,9 +67,22 @@ class House:
         except Error:
             return False
 
+    def control(self, verb: Literal["load", "unload"], model: str, principal: Principal) -> asyncio.Future[None]:
+        """Load or unload a model here. Forbidden without the right, and without a keys file from another machine."""
+        auth.check(principal, model, "control")
+        return asyncio.ensure_future(self._engine.load(model) if verb == "load" else self._engine.unload(model))
+
+    def session(self, model: str, token: str, principal: Principal) -> Turn:
+        """Where the session of a token stands."""
+        self.admit(principal, model, "infer")
+        return self._engine.session(model, token)
+
     def principal(self, key: str | None, peer: str) -> Principal:
-        """Who presents `key`; without a keys file, anybody."""
-        return auth.ANYBODY if self._keys is None else self._keys.principal(key, peer in ("127.0.0.1", "::1"))
+        """Who presents `key`; without a keys file, anybody: from this machine with every right."""
+        here = peer in ("127.0.0.1", "::1")
+        if self._keys is None:
+            return auth.ANYBODY_HERE if here else auth.ANYBODY
+        return self._keys.principal(key, here)
 
     def admit(self, principal: Principal, model: str, verb: str) -> None:
         """Forbidden where a keys file does not open `verb` of `model` to the principal."""

@@ -4,52 +4,57 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
+from functools import partial
 from pathlib import Path
 
+from millstream.app.borders import NEXT_PORT, Borders
 from millstream.app.house import House
 from millstream.clock import SystemClock
-from millstream.engine import Engine
+from millstream.engine import Engine, EngineLimits
 from millstream.errors import Misconfigured
 from millstream.flows.predict import Predict
-from millstream.front import Http
+from millstream.machine import Gauges
 from millstream.meter import Meter
+from millstream.models.model import load
 from millstream.models.repository import Repository
 
 logger = logging.getLogger("millstream")
 
 
-async def serve_path(path: Path, host: str, port: int) -> None:
-    """Serve the repository at `path` until SIGTERM or SIGINT. No model there that can answer: Misconfigured."""
+async def serve_path(
+    path: Path,
+    host: str,
+    http_port: int,
+    grpc_port: int = NEXT_PORT,
+    limits: EngineLimits | None = None,
+    device: str = "cpu",
+    sessions: Path | None = None,
+) -> None:
+    """Serve the repository at `path` until SIGTERM or SIGINT. No model there that can answer: Misconfigured.
+
+    `sessions`: a file for those that are open at the end, and from which the next process takes them over.
+    """
     clock, meter, asked = SystemClock(), Meter(), until_asked()
-    engine = Engine(Repository.open(path), clock, meter)
+    engine = Engine(Repository.open(path), clock, meter, limits, load=partial(load, device=device))
     await engine.start()
+    gauges = asyncio.ensure_future(Gauges(meter).keep(clock))
     try:
         for view in engine.views():
             logger.info("%s: %s", view.model, view.live or "; ".join(view.problems.values()))
         if not engine.models():
             raise Misconfigured("; ".join(why for view in engine.views() for why in view.problems.values()))
-        http = Http(House(engine, Predict(engine.submit, clock), meter, None), meter, clock)
-        bound = await listen(http, host, port)
-        logger.info("serving at http://%s:%d", host, bound)
+        if sessions is not None:
+            engine.take_over(sessions)
+        borders = Borders(House(engine, Predict(engine.submit, clock), meter, None), meter, clock)
+        await borders.start(host, http_port, grpc_port)
         await asked.wait()
-        await http.stop()
+        if sessions is None:
+            await engine.drain()
+        await borders.stop()
     finally:
-        await engine.stop()
-
-
-async def listen(http: Http, host: str, port: int) -> int:
-    """Bind and serve; the port. An address that cannot be had: Misconfigured."""
-    try:
-        return await http.start(host, port)
-    except OSError as error:
-        why = (
-            os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-        )  # a host that has no address
-        raise Misconfigured(
-            f"cannot listen on {host}:{port}: {why}; free it, or choose another (0: any free port)"
-        ) from None
+        gauges.cancel()
+        await engine.stop(sessions)
 
 
 def until_asked() -> asyncio.Event:

@@ -5,6 +5,7 @@ Both can run in one process under one clock, step by step, which is what the tes
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import msgspec
 
+from millstream.app.borders import Borders
 from millstream.app.house import House
 from millstream.app.installation import Installation, Known
-from millstream.app.plain import listen, until_asked
+from millstream.app.plain import until_asked
 from millstream.clock import Clock, SystemClock
 from millstream.config import orphaned
 from millstream.engine import Engine, Follow
@@ -23,11 +25,11 @@ from millstream.features import Entities
 from millstream.flows.collect import Collect
 from millstream.flows.predict import Predict, ServedLog
 from millstream.flows.recommend import Recommend
-from millstream.front import Http
 from millstream.guard.auth import Keys
 from millstream.guard.pii import pseudonym, redact
 from millstream.learn import Learning, train_base
 from millstream.learn.history import import_entities, import_outcomes, read_map, read_rows
+from millstream.machine import Gauges
 from millstream.meter import Counter, Meter
 from millstream.models.manifest import Manifest
 from millstream.models.policy import render
@@ -74,7 +76,10 @@ class Serve:
             self._recommend,
             Collect(at.log.writer("outcomes"), at.clock, self.meter, at.settings.outcomes),
         )
-        self.http = Http(self.door, self.meter, at.clock, at.settings.http)
+        self.borders = Borders(self.door, self.meter, at.clock, at.settings.http, at.settings.grpc)
+        self._handed = at.folder / "state" / "sessions"
+        self._gauges = Gauges(self.meter)
+        self._watching: asyncio.Task[None] | None = None
         changes = (event for _, event in LenientReader(at.log.reader("policy"), self.meter).events(0, 0))
         self._logged_policy = {change.model: change.version for change in changes if isinstance(change, PolicyChange)}
         self._deleted = _unread_deleted(self.meter)
@@ -84,13 +89,15 @@ class Serve:
         at = self.installation
         self.poll_known()
         await self.engine.start()
+        self.engine.take_over(self._handed)
+        self._watching = asyncio.ensure_future(self._gauges.keep(at.clock))
         if self._recommend is not None:
             served = at.log.reader("served")
             try:
                 self._recommend.recall(served, 0)
             except (Corrupt, NotFound) as error:  # a retried id may be answered, and logged, a second time
                 LenientReader(served, self.meter).lose(error)
-        return await listen(self.http, at.settings.host, at.settings.http_port)
+        return await self.borders.start(at.settings.host, at.settings.http_port, at.settings.grpc_port)
 
     def poll(self) -> None:
         """What is new in the log and in the policies. Corrupt when a sync has failed: a new process recovers."""
@@ -107,9 +114,11 @@ class Serve:
             self.known.poll()
 
     async def stop(self) -> None:
-        """Answer what is under way, then let go."""
-        await self.http.stop()
-        await self.engine.stop()
+        """Answer what is under way, hand open sessions over to the next start, then let go."""
+        await self.borders.stop()
+        await self.engine.stop(self._handed)
+        if self._watching is not None:
+            self._watching.cancel()
 
     def _admit(self, model: str, manifest: Manifest) -> None:
         settings = self.installation.settings
@@ -247,8 +256,7 @@ async def run_role(file: Path, role: str) -> None:
 
 
 async def _run_serve(serve: Serve, installation: Installation) -> None:
-    port = await serve.start()
-    logger.info("serving at http://%s:%d", installation.settings.host, port)
+    await serve.start()
     await _until_asked(serve.poll, lambda: installation.settings.poll_s, installation.clock)
     await serve.stop()
 
@@ -260,7 +268,9 @@ async def _run_learn(learn: Learn, installation: Installation) -> None:
         nonlocal took
         took = learn.step()
 
+    gauges = asyncio.ensure_future(Gauges(learn.meter, "learn", whole=False).keep(installation.clock))
     await _until_asked(step, lambda: 0.0 if took else installation.settings.poll_s, installation.clock)
+    gauges.cancel()
     learn.close()
 
 

@@ -3,35 +3,43 @@
 Rules of the room:
 - A request is refused whole, before it waits, by a sentence that names the tensor, what was expected and what was got.
 - `joins` says whether rows of different requests may share a call: every input and output must have free rows first.
+- An input of one row beside others of many belongs to all of their rows.
 - Non-finite numbers are looked for once a batch, in `finite`; on failure the worker finds out whose they are.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from millstream.errors import BadInput
-from millstream.models.manifest import DTYPES
-from millstream.types import Array, Request, TensorSpec
+from millstream.models.manifest import Length
+from millstream.types import DTYPES, Array, Request, TensorSpec
 
-Tails = tuple[tuple[int, ...], ...]
+Kind = tuple[tuple[int, ...], ...] | int
+"""What must be equal for two requests to share a call: their sizes after the rows, or the bucket of their length."""
 
-_DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
+_DATATYPES = {dtype: name for name, dtype in DTYPES.items() if name != "BF16"}
 _DOT_MAX = 4096  # elements; above, BLAS may start threads of its own
 
 
 class Check:
-    """The inputs and outputs of one version. `free`: some dimension after the rows is free, so only requests that are
-    alike there may join."""
+    """The inputs and outputs of one version, as callers see them. `free`: some dimension after the rows is free, so
+    only requests that are alike there may join, or, with `length`, those of one bucket."""
 
     def __init__(
-        self, label: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], refuse_non_finite: bool
+        self,
+        label: str,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        refuse_non_finite: bool,
+        length: Length | None = None,
     ) -> None:
-        self._label, self._inputs = label, inputs
+        self._label, self._inputs, self._length = label, inputs, length
         self._outputs = frozenset(spec.name for spec in outputs)
         self.joins = all(spec.shape[:1] == (-1,) for spec in (*inputs, *outputs))
         self.free = self.joins and any(-1 in spec.shape[1:] for spec in inputs)
@@ -39,7 +47,7 @@ class Check:
         self._exact = self.joins and not self.free
         self._floats = [s.name for s in inputs if s.datatype.startswith("FP")] if refuse_non_finite else []
 
-    def __call__(self, request: Request) -> Tails:
+    def __call__(self, request: Request) -> Kind:
         """Refuse with BadInput, or give what must be equal for two requests to join (empty when nothing is free)."""
         inputs, rows = request.inputs, request.rows
         if len(inputs) != len(self._fast):
@@ -50,7 +58,7 @@ class Check:
                 if array is None:
                     raise self._names(request)
                 shape = array.shape
-                if array.dtype != dtype or len(shape) != rank or shape[0] != rows or shape[1:] != tail:
+                if array.dtype != dtype or len(shape) != rank or shape[0] not in (rows, 1) or shape[1:] != tail:
                     raise self._wrong(request)
         elif any(not self._fits(spec, request) for spec in self._inputs):
             raise self._wrong(request)
@@ -59,7 +67,28 @@ class Check:
         if request.outputs and not self._outputs.issuperset(request.outputs):
             unknown = [name for name in request.outputs if name not in self._outputs]
             raise BadInput(f"{self._label} has no output {unknown[0]!r}; it has: {', '.join(sorted(self._outputs))}")
-        return tuple(inputs[spec.name].shape[1:] for spec in self._inputs) if self.free else ()
+        if not self.free:
+            return ()
+        if self._length is not None:
+            return self._bucket(self._length, request)
+        return tuple(inputs[spec.name].shape[1:] for spec in self._inputs)
+
+    def _bucket(self, length: Length, request: Request) -> int:
+        """The shortest bucket that holds the request's length, which all inputs that have it must agree on."""
+        first, axis = length.of[0], length.axis
+        size = request.inputs[first].shape[axis]
+        for name in length.of[1:]:
+            if request.inputs[name].shape[axis] != size:
+                raise BadInput(
+                    f"{self._label}: input {name!r} has length {request.inputs[name].shape[axis]}, {first!r} has "
+                    f"{size}; they must agree in dimension {axis}"
+                )
+        if not 1 <= size <= length.buckets[-1]:
+            raise BadInput(
+                f"{self._label}: input {first!r} has length {size} in dimension {axis}, 1 to {length.buckets[-1]} are "
+                "taken; split it"
+            )
+        return bisect_left(length.buckets, size)
 
     def finite(self, inputs: dict[str, Array]) -> str:
         """The name of an input that holds NaN or infinity, or "" when none does (or this version takes them)."""
@@ -77,7 +106,7 @@ class Check:
             array.dtype == DTYPES[spec.datatype]
             and len(shape) == len(spec.shape)
             and all(size in (-1, got) for size, got in zip(spec.shape, shape, strict=True))
-            and (not self.joins or shape[0] == request.rows)
+            and (not self.joins or shape[0] in (request.rows, 1))
         )
 
     def _names(self, request: Request) -> BadInput:

@@ -2,14 +2,16 @@
 
 Rules of the room:
 - One event loop's thread owns everything here; only `execute` (workers) and `_prepare` (the loader) run elsewhere.
-- Batching has no timers: a free instance takes whatever waits. A quick model runs on the loop itself.
+- A free instance takes whatever waits; each version has its own, so that no model stalls another. A quick model runs on
+  the loop itself. Timers exist only for what asks for them: waits, timeouts, idle sessions.
 - A version answers only after it was verified, admitted, loaded and run on its example, off the loop (watch.py). Then
-  one pointer changes; requests that wait on the old version are still answered by it, and it is freed when nothing
-  refers to it.
+  one pointer changes; requests that wait on the old version and sessions that began on it are still answered by it, and
+  it is freed when nothing needs it any more.
 - Every answer comes from exactly one `version@delta`.
 
-The life of a request: 1 submit: route, check, append to a lane; 2 pump, once a pass of the loop: take a batch, run it
-here or hand it to a worker; 3 settle: give every caller its rows, copy to shadows; 4 pump again if any wait.
+The life of a request: 1 submit: route, check, wait in a lane (a session's step: behind the step before it); 2 step,
+once a pass of the loop: take a batch, run it here or hand it to a worker; 3 settle: give every caller its rows, move
+sessions on, copy to shadows; 4 step again if any wait.
 """
 
 from __future__ import annotations
@@ -17,23 +19,30 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
+from msgspec.structs import fields, replace
 
 from millstream import errors
-from millstream.clock import Clock
-from millstream.engine.batch import Answer, Batch, Copy, Lane
+from millstream.clock import Clock, Timer
+from millstream.engine import handover
+from millstream.engine.batch import Answer, Batch
+from millstream.engine.deadline import Deadlines
+from millstream.engine.lane import Lane
+from millstream.engine.queue import NOBODY_HURRIES, Queue
+from millstream.engine.session import Sessions
+from millstream.engine.shadow import Shadows
 from millstream.engine.watch import ModelView, Watch
 from millstream.engine.worker import Workers, execute, warm
 from millstream.meter import Meter
-from millstream.models.manifest import Manifest
+from millstream.models.manifest import Batching, BatchLimits, Manifest
 from millstream.models.model import Model, load
 from millstream.models.repository import Repository
-from millstream.types import Array, Delta, Description, Output, Request, Shadow
+from millstream.types import Config, Delta, Description, Listed, Output, Request, Shadow, Statistics, Turn
 
 log = logging.getLogger(__name__)
 
@@ -41,24 +50,29 @@ DECIDE_S = 1.0
 SMOOTHING = 0.1
 
 
-class EngineLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How much the engine takes on at once."""
+class EngineLimits(BatchLimits, frozen=True, forbid_unknown_fields=True):
+    """How much the engine takes on at once: how versions are batched that do not say it themselves, and the rest."""
 
     rows_max: Annotated[
         int, msgspec.Meta(ge=1, le=65536, description="most rows in one call of a model that does not say itself")
     ] = 128
     queue_rows_max: Annotated[
-        int, msgspec.Meta(ge=1, le=1_000_000, description="most rows that wait for one version; more are refused (503)")
+        int, msgspec.Meta(ge=1, le=1_000_000, description="most rows that wait for one version; more are refused (429)")
     ] = 8192
-    instances: Annotated[
-        int, msgspec.Meta(ge=0, le=1024, description="batches computed at once in threads; 0: one less than the cores")
-    ] = 0
     inline_us_max: Annotated[
         int, msgspec.Meta(ge=0, le=10_000, description="models with quicker batches run on the loop, microseconds")
     ] = 150
     poll_s: Annotated[
         float, msgspec.Meta(ge=0.001, le=60, description="between two looks at policies and versions, seconds")
     ] = 0.2
+    drain_s: Annotated[
+        float, msgspec.Meta(ge=0, le=3600, description="at a stop, sessions may go on for so long, seconds")
+    ] = 10.0
+
+    def over(self, own: Batching) -> Batching:
+        """What a version says of its batching, with these settings where it says nothing."""
+        mine = {field.name: getattr(own, field.name) or getattr(self, field.name) for field in fields(BatchLimits)}
+        return replace(own, **mine)
 
 
 class Engine:
@@ -89,156 +103,290 @@ class Engine:
         self._on_first_answer, self._load_model = on_first_answer, load
         self._inline_s = self._limits.inline_us_max / 1e6
         self._ready: deque[Lane] = deque()
-        self._copying: deque[Lane] = deque()
         self._scheduled = False
         self._closing = False
-        self._free = self._limits.instances or max(1, _cores() - 1)
+        self._cores = max(1, _cores() - 1)
         self._running = 0
-        self._shadow_free = True
         self._drained: asyncio.Future[None] | None = None
-        self._watch = Watch(repository, meter, self._prepare, on_load)
+        self._now = clock.monotonic
+        self._wake: Timer | None = None
+        self._deadlines = Deadlines(clock)
+        self._workers: dict[Lane, Workers[Answer]] = {}
+        self._retired: set[Lane] = set()
+        self._sessions = Sessions(self._queue, self._freed)
+        self._watch = Watch(repository, meter, self._prepare, self._begin, self._retire, on_load)
         self._served = self._watch.served
 
     async def start(self) -> None:
         """Load and warm what the policies name, then watch. A bad model stops no other: see `ready` and `views`."""
         self._loop = asyncio.get_running_loop()
-        self._workers = Workers(self._free, "millstream-worker", self._loop, self._finished)
-        self._shadow_worker = Workers(1, "millstream-shadow", self._loop, self._shadowed)
+        self._shadows = Shadows(self._loop, self._now, self._shadow, self._shadowed)
         await self.refresh()
         self._watching = asyncio.create_task(self._keep_watching())
 
-    async def stop(self) -> None:
-        """Refuse what comes, answer everything that waits, end the threads. Shadow work that waits is dropped."""
-        self._closing = True
+    async def drain(self) -> None:
+        """Begin no more sessions, and return when all have ended or `drain_s` is over. Requests are still answered."""
+        self._sessions.closing = True
+        until = self._now() + self._limits.drain_s
+        while len(self._sessions) and self._now() < until:
+            await self._clock.sleep(min(0.05, self._limits.drain_s))
+
+    async def stop(self, hand_over: Path | None = None) -> None:
+        """Refuse what comes, answer everything that waits, end the threads. Shadow work that waits is dropped. Sessions
+        still open are written to `hand_over` for `take_over` of the next process; without it they end."""
+        self._closing = self._sessions.closing = True
         self._watching.cancel()
         self._watch.stop()
-        for lane in self._copying:
-            lane.numbers.lost.add(len(lane.copies))
-            lane.copies.clear()
-        self._copying.clear()
+        self._shadows.drop()
+        self.step()
         if not self._idle():
             self._drained = self._loop.create_future()
             await self._drained
-        for workers in (self._workers, self._shadow_worker):
-            await self._loop.run_in_executor(None, workers.stop)
+        self._deadlines.stop()
+        if self._wake is not None:
+            self._wake.cancel()
+        if hand_over is not None:
+            handover.write(hand_over, self._sessions)
+        elif len(self._sessions):
+            log.warning("%d sessions end with this process", len(self._sessions))
+        for session in self._sessions:
+            self._sessions.close(session, "this process has stopped")
+        for workers in self._workers.values():
+            workers.stop()
+        self._shadows.stop()
+        for join in (*[workers.join for workers in self._workers.values()], self._shadows.join):
+            await self._loop.run_in_executor(None, join)
+
+    def take_over(self, path: Path) -> int:
+        """Go on with the sessions that a process before this one wrote at its end; how many. Those whose version does
+        not answer here are lost, which is said."""
+        return handover.read(path, self._sessions, lambda model, version: self._lane(model, version), self._now())
 
     # The hot path.
 
     def submit(self, request: Request) -> asyncio.Future[Output]:
         """The future of this request's answer; cancelling it gives its place in the queue up.
 
-        Raises at once what can be told at once: NotFound, BadInput, TooLarge, Busy. The future holds BadInput for
-        values that are refused (NaN, infinity, an index outside a table) and Error when the model failed.
+        Raises at once what can be told at once: NotFound, BadInput, TooLarge, Overloaded, Busy. The future holds
+        BadInput for values that are refused (NaN, infinity, an index outside a table), Late when its time was over and
+        Error when the model failed.
         """
+        if request.turn is not None:
+            return self._submit_step(request)
         served = self._served.get(request.model)
         if served is None or served.route is None or self._closing:
             raise self._not_here(request.model)
         route = served.route
         arm = route.live if route.plain and not request.version else route.choose(request)
         lane = arm.lane
-        tails = lane.check(request)
-        rows = lane.rows_waiting + request.rows
-        if rows > self._limits.queue_rows_max:
-            raise self._too_many(lane, request)
+        kind = lane.check(request)
+        if lane.rows_waiting + request.rows > lane.batching.queue_rows_max or lane.goal:
+            self._admit_rows(lane, request)
         answer = Answer(loop=self._loop)
-        answer.request, answer.arm, answer.tails, answer.at = request, arm, tails, time.perf_counter()
-        lane.waiting.append(answer)
-        lane.rows_waiting = rows
+        answer.request, answer.arm, answer.kind, answer.at = request, arm, kind, self._now()
+        answer.order, answer.session = NOBODY_HURRIES, None
+        if request.priority or request.timeout_s or lane.batching.timeout_ms:
+            self._hurry(answer)
+        lane.add(answer)
+        if not (lane.listed and self._scheduled):
+            self._schedule(lane)
+        return answer
+
+    def _submit_step(self, request: Request) -> asyncio.Future[Output]:
+        """A step of a session: the version is the one that the session began with."""
+        now = self._now()
+        session = self._sessions.find(request)
+        served = self._served.get(request.model)
+        if self._closing or (session is None and (served is None or served.route is None)):
+            raise self._not_here(request.model)
+        if session is not None:
+            arm = session.arm
+        else:
+            assert served is not None and served.route is not None and request.turn is not None
+            if not request.key:
+                request = replace(request, key=request.turn.id)
+            arm = served.route.choose(request)
+        kind = arm.lane.check(request)
+        self._admit_rows(arm.lane, request)
+        session = session or self._sessions.begin(request, arm, now)
+        answer = Answer(loop=self._loop)
+        answer.request, answer.arm, answer.kind, answer.at = request, arm, kind, now
+        answer.order, answer.session = NOBODY_HURRIES, session
+        self._hurry(answer)
+        self._sessions.step(session, answer, now)
+        return answer
+
+    def _queue(self, answer: Answer) -> None:
+        """Let a request wait in its lane."""
+        lane = answer.arm.lane
+        lane.add(answer)
+        self._schedule(lane)
+
+    def _schedule(self, lane: Lane) -> None:
+        """Look at the lane after all sockets of this pass of the loop were read."""
         if not lane.listed:
             lane.listed = True
             self._ready.append(lane)
-        if not self._scheduled:  # after all sockets that are ready in this pass of the loop were read
+        if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._pump)
-        return answer
+            self._loop.call_soon(self.step)
 
-    def _pump(self) -> None:
+    def _hurry(self, answer: Answer) -> None:
+        """Give an answer its place among others by priority and deadline, and see to it that the deadline is kept."""
+        request = answer.request
+        timeout_s = request.timeout_s or answer.arm.lane.batching.timeout_ms / 1e3
+        deadline = answer.at + timeout_s if timeout_s else float("inf")
+        answer.order = (request.priority, deadline)
+        if timeout_s:
+            self._deadlines.keep(answer)
+
+    def step(self) -> None:
         """Start every batch that can start, lanes in turn."""
         self._scheduled = False
-        ready, passed = self._ready, 0
-        while passed < len(ready):
-            lane = ready.popleft()
-            if not lane.waiting or lane.held:
-                lane.listed = False
-                continue
-            if lane.inline and lane.rows_waiting <= lane.rows_max:
-                batch = Batch(lane, lane.take())
-                execute(batch)
-                self._settle(batch)
-            elif self._free:
-                self._free -= 1
-                self._running += 1
-                lane.running += 1
-                self._workers.start(Batch(lane, lane.take()))
-            else:
-                passed += 1
-            if lane.waiting:
-                ready.append(lane)
+        now = self._now()
+        again = float("inf")
+        for _ in range(len(self._ready)):
+            lane = self._ready.popleft()
+            wake = self._start(lane, now)
+            if lane.rows_waiting and wake is not None:
+                self._ready.append(lane)
+                again = min(again, wake)
             else:
                 lane.listed = False
-        if self._copying and not ready and self._shadow_free:
-            self._start_copies()
+        if again != float("inf"):
+            self._look_again(again)
+        if not self._ready:
+            self._shadows.start()
         if self._drained and self._idle() and not self._drained.done():
             self._drained.set_result(None)
 
+    def _start(self, lane: Lane, now: float) -> float | None:
+        """Start what can start in a lane. When to look at it again (infinity: when a batch has ended); None: when its
+        held deltas are applied, or somebody comes."""
+        while lane.rows_waiting:
+            if lane.held:
+                return None
+            if not lane.free:
+                return float("inf")
+            due = lane.due(now if not self._closing else float("inf"))
+            if not isinstance(due, Queue):
+                return due
+            if lane.inline and lane.rows_waiting <= lane.rows_max:
+                batch = Batch(lane, lane.take(due))
+                execute(batch, self._now)
+                self._settle(batch)
+                lane.forget(due)
+            else:
+                lane.started(due)
+                self._running += 1
+                self._workers[lane].start(Batch(lane, lane.take(due), due))
+        return None
+
+    def _look_again(self, when: float) -> None:
+        """Step again at a time, unless something makes it step before."""
+        if self._wake is not None:
+            self._wake.cancel()
+        self._wake = self._clock.later(when - self._now(), self.step)
+
     def _idle(self) -> bool:
-        return not (self._ready or self._running) and self._shadow_free
+        return not (self._ready or self._running or self._shadows.running)
 
     def _finished(self, batch: Batch[Answer]) -> None:
-        self._free += 1
+        assert batch.queue is not None
         self._running -= 1
+        batch.lane.ended(batch.queue)
         self._settle(batch)
         self._left(batch.lane)
-        self._pump()
+        self.step()
+
+    def _shadowed(self, lane: Lane) -> None:
+        """A batch of copies has ended."""
+        self._left(lane)
+        self.step()
 
     def _left(self, lane: Lane) -> None:
         """A batch of this lane has ended: the deltas that waited for it go in."""
-        lane.running -= 1
         if lane.held and not lane.running:
             try:
                 lane.apply_held()
             except Exception as error:
                 self._failed(lane, error)
-            if lane.waiting and not lane.listed:
-                lane.listed = True
-                self._ready.append(lane)
+        if lane.rows_waiting and not lane.listed:
+            lane.listed = True
+            self._ready.append(lane)
+        if self._retired:
+            self._freed(lane)
 
     def _settle(self, batch: Batch[Answer]) -> None:
         """Give every caller its rows."""
-        lane, started, name = batch.lane, batch.started, batch.name
-        numbers = lane.numbers
+        lane, started, name, ran = batch.lane, batch.started, batch.name, batch.ran
+        numbers, goal = lane.numbers, lane.goal
         observe = numbers.queue.observe
-        rows = answered = 0
+        ended = started + batch.wall
+        answered = gone = 0
+        queued = total = 0.0
         for answer, result in zip(batch.items, batch.results, strict=True):
             request, arm = answer.request, answer.arm
-            rows += request.rows
-            observe(started - answer.at)
+            waited = started - answer.at
+            queued += waited
+            total += ended - answer.at
+            observe(waited)
+            if answer.done():  # given up, or late, while it was computed
+                gone += 1
             if not isinstance(result, dict):
                 numbers.failures.add()
                 self._failed(lane, result)
                 if not answer.done():
                     answer.set_exception(result)
+                if answer.session is not None:
+                    self._sessions.done(answer, None, ended)
                 continue
             answered += 1
-            if answer.done():
+            if goal is not None:
+                goal.answered(ended - answer.at)
+            if answer.session is None and answer.done():
                 continue
             if request.outputs:
                 result = {wanted: result[wanted] for wanted in request.outputs}
-            answer.set_result(Output(result, lane.model, name, arm.policy, arm.name))
-            if arm.shadows:
-                self._copy(request, arm.shadows)
-        numbers.requests.add(len(batch.items))
-        numbers.rows.add(rows)
-        numbers.batches.add()
-        numbers.compute.observe(batch.wall)
-        lane.cost += SMOOTHING * (batch.cpu - lane.cost)
-        lane.fastest = min(lane.fastest, batch.wall)
+            output = Output(result, lane.model, name, arm.policy, arm.name, waited, ran)
+            if answer.session is not None:
+                self._sessions.done(answer, output, ended)
+                if answer.done():
+                    continue
+            answer.set_result(output)
+            if arm.shadows and answer.session is None and not self._closing:
+                self._shadows.copy(request, arm.shadows)
+        numbers.requests.add(len(batch.items) - gone)
+        self._account(batch, answered, queued, total)
+        if goal is not None:
+            goal.ran(ran.rows, batch.wall)
         if lane.inline and lane.cost > self._inline_s:
             lane.inline = False
         if batch.sequence > lane.answered and answered:
             lane.answered = batch.sequence
             if self._on_first_answer:
                 self._loop.call_soon(self._on_first_answer, lane.model, lane.version, batch.sequence)
+
+    def _account(self, batch: Batch[Answer], answered: int, queued: float, total: float) -> None:
+        """Count a batch: `queued` and `total` are the seconds that its requests waited, and took."""
+        lane, ran = batch.lane, batch.ran
+        numbers, tally = lane.numbers, lane.tally
+        numbers.rows.add(ran.rows)
+        numbers.batches.add()
+        numbers.compute.observe(batch.wall)
+        if ran.padding:
+            numbers.padding.add(ran.padding * ran.rows)
+        tally.ran(ran)
+        tally.queue_s += queued
+        tally.last_s = self._clock.now()
+        failed = len(batch.items) - answered
+        if failed:
+            tally.failed += failed
+            tally.failed_s += total * failed / len(batch.items)
+        tally.answered += answered
+        tally.answered_s += total * answered / len(batch.items)
+        lane.cost += SMOOTHING * (batch.cpu - lane.cost)
+        lane.fastest = min(lane.fastest, batch.wall)
 
     def _failed(self, lane: Lane, error: Exception) -> None:
         """Remember, and log once, what is not a caller's mistake."""
@@ -247,50 +395,6 @@ class Engine:
         if str(error) != lane.last_error:
             lane.last_error = str(error)
             log.error("%s", error, exc_info=error)
-
-    # Shadows: the same inputs again, when nobody waits.
-
-    def _copy(self, request: Request, shadows: tuple[Lane, ...]) -> None:
-        for lane in shadows:
-            if lane.copy_rows + request.rows > self._limits.queue_rows_max or self._closing:
-                lane.numbers.lost.add()
-                continue
-            try:
-                lane.check(request)
-            except errors.Error:  # the shadow takes other inputs than the version that answered
-                lane.numbers.lost.add()
-                continue
-            if not lane.copies:
-                self._copying.append(lane)
-            lane.copies.append(Copy(request))
-            lane.copy_rows += request.rows
-
-    def _start_copies(self) -> None:
-        lane = self._copying.popleft()
-        if lane.held:
-            self._copying.append(lane)
-            return
-        batch = Batch(lane, lane.take_copies())
-        if lane.copies:
-            self._copying.append(lane)
-        self._shadow_free = False
-        lane.running += 1
-        self._shadow_worker.start(batch)
-
-    def _shadowed(self, batch: Batch[Copy]) -> None:
-        lane = batch.lane
-        self._shadow_free = True
-        for copy, result in zip(batch.items, batch.results, strict=True):
-            scores = _scores(result) if isinstance(result, dict) else None
-            if scores is None:
-                lane.numbers.lost.add()
-                continue
-            lane.numbers.copies.add()
-            if self._shadow:
-                shadow = Shadow(request=copy.request.id, model=lane.model, version=batch.name, scores=scores)
-                self._loop.call_soon(self._shadow, shadow)
-        self._left(lane)
-        self._pump()
 
     # Learning while serving.
 
@@ -313,8 +417,9 @@ class Engine:
         return tuple(sorted(name for name, served in self._served.items() if served.route))
 
     def ready(self) -> bool:
-        """Whether every model of the repository answers, and at least one does."""
-        return bool(self._served) and all(served.route for served in self._served.values()) and not self._closing
+        """Whether every model of the repository that was not unloaded answers, and at least one does."""
+        wanted = [served for served in self._served.values() if not served.unloaded]
+        return bool(wanted) and all(served.route for served in wanted) and not self._sessions.closing
 
     def describe(self, model: str, version: str = "") -> Description:
         """Inputs and outputs of a model's live version, or of `version`; NotFound says what there is."""
@@ -327,6 +432,44 @@ class Engine:
             arm = route.explicit(version) if version else route.live
             known = route.described[version] = arm.lane.describe(tuple(sorted(served.lanes, key=int)))
         return known
+
+    def config(self, model: str, version: str = "") -> Config:
+        """How a model's live version, or `version`, is batched; NotFound says what there is."""
+        description = self.describe(model, version)
+        return self._lane(model, version).config(description)
+
+    def statistics(self, model: str = "", version: str = "") -> list[Statistics]:
+        """What every loaded version has done since this process loaded it; NotFound."""
+        if version:
+            lanes = [self._lane(model, version)]
+        elif model:
+            self.describe(model)
+            lanes = list(self._served[model].lanes.values())
+        else:
+            lanes = [lane for _, served in sorted(self._served.items()) for lane in served.lanes.values()]
+        return [lane.tally.statistics(lane.model, lane.version) for lane in lanes]
+
+    def index(self) -> list[Listed]:
+        """Every version of the repository and whether it answers."""
+        return self._watch.index()
+
+    async def load(self, model: str) -> None:
+        """Serve a model as the repository has it now, also one that was unloaded. NotFound, Misconfigured."""
+        await self._watch.load(model)
+
+    async def unload(self, model: str) -> None:
+        """Serve a model no more on this process; what waits and its open sessions are still answered. NotFound."""
+        self._watch.unload(model)
+
+    def session(self, model: str, token: str) -> Turn:
+        """Where the session of a token stands; NotFound."""
+        return self._sessions.where(model, token)
+
+    def _lane(self, model: str, version: str = "") -> Lane:
+        served = self._served.get(model)
+        if served is None or served.route is None:
+            raise self._not_here(model)
+        return served.route.explicit(version).lane if version else served.route.live.lane
 
     def views(self) -> list[ModelView]:
         """The state of every model, problems included."""
@@ -341,24 +484,51 @@ class Engine:
         why = "; ".join(served.problems().values()) or "it is still loading"
         return errors.Misconfigured(f"{model} has no version that answers: {why}")
 
-    def _too_many(self, lane: Lane, request: Request) -> errors.Error:
-        bound = self._limits.queue_rows_max
+    def _admit_rows(self, lane: Lane, request: Request) -> None:
+        """Refuse a request that would wait over a bound: TooLarge, Overloaded."""
+        bound = lane.batching.queue_rows_max
         if request.rows > bound:
-            return errors.TooLarge(
+            raise errors.TooLarge(
                 f"{lane.label}: {request.rows} rows in one request, at most {bound} are taken; split it"
             )
-        lane.numbers.refused.add()
-        return errors.Busy(f"{lane.label}: {lane.rows_waiting} rows wait already, at most {bound} may; try again")
+        if lane.rows_waiting + request.rows > bound:
+            lane.numbers.refused.add()
+            raise errors.Overloaded(
+                f"{lane.label}: {lane.rows_waiting} rows wait already, at most {bound} may; try again"
+            )
+        if lane.goal is not None and not lane.goal.takes(lane.rows_waiting, request.rows):
+            lane.numbers.refused.add()
+            raise errors.Overloaded(
+                f"{lane.label}: {lane.rows_waiting} rows wait already; another would miss the goal of "
+                f"{lane.batching.p99_ms:g} ms; try again"
+            )
 
     def _prepare(self, model: str, version: str) -> Lane:
         """A version ready to answer, or an error that says why not. Runs in the loader's thread."""
         manifest = self._repository.manifest(model, version)
         if self._admit:
             self._admit(model, manifest)
-        lane = Lane(model, version, manifest, self._load_model(self._repository, model, version), self._limits.rows_max)
+        loaded = self._load_model(self._repository, model, version)
+        lane = Lane(model, version, manifest, loaded, self._limits.over(manifest.batching), self._cores)
         warm(lane)
         lane.inline = self._quick(lane.cost)
         return lane
+
+    def _begin(self, lane: Lane) -> None:
+        """A version was loaded: give it its threads."""
+        name = f"millstream-{lane.label}"
+        self._workers[lane] = Workers(lane.instances, name, self._loop, self._now, self._finished)
+
+    def _retire(self, lane: Lane) -> None:
+        """No route names this version any more: it goes when its last request and session have."""
+        self._retired.add(lane)
+        self._freed(lane)
+
+    def _freed(self, lane: Lane) -> None:
+        """Something of a lane has ended: if it was the last of a version that nobody names, end its threads."""
+        if lane in self._retired and lane.idle():
+            self._retired.discard(lane)
+            self._workers.pop(lane).stop()
 
     # Time passing.
 
@@ -367,16 +537,17 @@ class Engine:
         await self._watch.refresh()
 
     async def _keep_watching(self) -> None:
-        decided = self._clock.monotonic()
+        decided = self._now()
         while True:
             await self._clock.sleep(self._limits.poll_s)
             try:
                 self._watch.look()
             except Exception:  # a folder that cannot be read now must not end the watch
                 log.exception("looking at the repository failed; it will be looked at again")
-            if self._clock.monotonic() - decided >= DECIDE_S:
-                decided = self._clock.monotonic()
+            if self._now() - decided >= DECIDE_S:
+                decided = self._now()
                 self._decide()
+                self._sessions.expire(decided)
 
     def _decide(self) -> None:
         """Which versions are quick enough for the loop. CPU time alone would miss a model that sleeps; wall time alone
@@ -386,17 +557,12 @@ class Engine:
                 wall = 0.0 if lane.fastest == float("inf") else lane.fastest
                 lane.inline = self._quick(max(lane.cost, wall))
                 lane.fastest = float("inf")
+                lane.numbers.waiting.set(lane.rows_waiting)
+                if lane.goal is not None:
+                    lane.goal.correct()
 
     def _quick(self, seconds: float) -> bool:
         return seconds <= self._inline_s and self._inline_s > 0
-
-
-def _scores(outputs: dict[str, Array]) -> bytes | None:
-    """The first numeric output as float32; None when there is none."""
-    for array in outputs.values():
-        if array.dtype.kind in "fiub":
-            return array.astype("<f4").tobytes()
-    return None
 
 
 def _cores() -> int:

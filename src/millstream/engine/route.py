@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from itertools import accumulate
 
-from millstream.engine.batch import Lane
+from millstream.engine.lane import Lane
 from millstream.errors import NotFound
 from millstream.models.policy import Policy
 from millstream.types import Description, Request

@@ -21,11 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from millstream import errors
-from millstream.engine.batch import Lane, Numbers
+from millstream.engine.lane import Lane
 from millstream.engine.route import Route
+from millstream.engine.tally import Numbers
 from millstream.meter import Meter
 from millstream.models.policy import Policy
 from millstream.models.repository import Repository, Stamp
+from millstream.types import Listed
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +56,26 @@ class Served:
         self.lanes: dict[str, Lane] = {}
         self.loading: dict[str, asyncio.Task[None]] = {}
         self.refused: dict[str, tuple[Stamp, str]] = {}
+        self.unloaded = False  # an operator wants it not served here, until it is loaded or the process starts again
 
     def problems(self) -> dict[str, str]:
         """A version, or "policy" -> why it is not in use; empty when all is well."""
         problems = {version: f"{self.name} {version}: {why}" for version, (_, why) in self.refused.items()}
         if self.policy_problem:
             problems["policy"] = self.policy_problem
+        if self.unloaded:
+            problems["unloaded"] = f"{self.name} was unloaded here; load it again"
         return problems
+
+    def listed(self, version: str) -> Listed:
+        """One of its versions as the repository's index shows it."""
+        if self.route is not None and version in self.lanes:
+            return Listed(self.name, version, "READY")
+        if version in self.loading:
+            return Listed(self.name, version, "LOADING")
+        refused = self.refused.get(version)
+        why = refused[1] if refused else "unloaded" if self.unloaded else "its policy does not name it"
+        return Listed(self.name, version, "UNAVAILABLE", self.policy_problem or why)
 
     def view(self) -> ModelView:
         """Its state as an operator sees it now."""
@@ -77,17 +92,20 @@ class Served:
 
 class Watch:
     """Keeps `served` in step with the repository. `prepare(model, version)` makes a lane, or raises why not, in the
-    loader's thread; `loaded(model, version)` is called on the loop before that version gets its first request."""
+    loader's thread; `begin(lane)` and then `loaded(model, version)` are called on the loop before that version gets its
+    first request, `retire(lane)` when no route names it any more."""
 
     def __init__(
         self,
         repository: Repository,
         meter: Meter,
         prepare: Callable[[str, str], Lane],
+        begin: Callable[[Lane], None],
+        retire: Callable[[Lane], None],
         loaded: Callable[[str, str], None] | None,
     ) -> None:
         self._repository, self._meter = repository, meter
-        self._prepare, self._loaded = prepare, loaded
+        self._prepare, self._begin, self._retire, self._loaded = prepare, begin, retire, loaded
         self._bad = meter.counter("millstream_refused_total", "Policies and versions that could not be used")
         self._loader = ThreadPoolExecutor(1, "millstream-load")
         self._closing = False
@@ -107,6 +125,40 @@ class Watch:
         while tasks := [task for served in self.served.values() for task in served.loading.values()]:
             await asyncio.wait(tasks)
 
+    async def load(self, name: str) -> None:
+        """Serve a model as the repository has it now, versions that were refused included. NotFound, Misconfigured."""
+        if name not in self._repository.models():
+            raise errors.NotFound(
+                f"no model {name[:80]!r} in the repository; there are: "
+                f"{', '.join(sorted(self._repository.models())) or 'none'}"
+            )
+        served = self.served.setdefault(name, Served(name))
+        served.unloaded, served.stamp = False, None
+        served.refused.clear()
+        self._look_at(served)
+        while served.loading:
+            await asyncio.wait(served.loading.values())
+        if served.route is None or served.problems():
+            raise errors.Misconfigured(f"{name}: {'; '.join(served.problems().values())}")
+
+    def unload(self, name: str) -> None:
+        """Serve a model no more, until `load`; what waits and sessions that are open are still answered. NotFound."""
+        served = self.served.get(name)
+        if served is None:
+            raise errors.NotFound(f"no model {name[:80]!r} here; there are: {', '.join(sorted(self.served)) or 'none'}")
+        served.unloaded, served.route, served.policy = True, None, None
+        lanes, served.lanes = served.lanes, {}
+        for lane in lanes.values():
+            self._retire(lane)
+
+    def index(self) -> list[Listed]:
+        """Every version of the repository, by model and version."""
+        return [
+            self.served[name].listed(version) if name in self.served else Listed(name, version, "UNAVAILABLE", "new")
+            for name in sorted(self._repository.models())
+            for version in self._repository.versions(name)
+        ]
+
     def look(self) -> None:
         """Compare every model with its files, and start what a difference asks for."""
         for name in self._repository.models():
@@ -118,6 +170,8 @@ class Watch:
     def _look_at(self, served: Served) -> None:
         """Follow a policy that changed, and try again a version that was refused and has changed."""
         name = served.name
+        if served.unloaded:
+            return
         changed = [v for v, (stamp, _) in served.refused.items() if stamp != self._repository.stamp(name, v)]
         for version in changed:
             del served.refused[version]
@@ -158,7 +212,7 @@ class Watch:
     def _advance(self, served: Served) -> None:
         """Start loading what the policy names and is not there; when its live version is, route by it."""
         policy = served.policy
-        if policy is None or self._closing:
+        if policy is None or self._closing or served.unloaded:
             return
         named = policy.named()
         for version in named:
@@ -166,8 +220,11 @@ class Watch:
                 served.loading[version] = asyncio.create_task(self._load(served, version))
         if policy.live not in served.lanes:
             return
-        served.lanes = {version: lane for version, lane in served.lanes.items() if version in named}
+        before, served.lanes = served.lanes, {v: lane for v, lane in served.lanes.items() if v in named}
         served.route = Route(served.name, policy, served.lanes)
+        for version, lane in before.items():
+            if version not in named:
+                self._retire(lane)
 
     async def _load(self, served: Served, version: str) -> None:
         stamp = self._repository.stamp(served.name, version)
@@ -179,6 +236,7 @@ class Watch:
             log.error("%s %s is not served: %s", served.name, version, error)
         else:
             lane.numbers = Numbers(self._meter, served.name, version)
+            self._begin(lane)
             served.lanes[version] = lane
             self._tell(served.name, version)
         del served.loading[version]

@@ -1,7 +1,8 @@
 """Where batches are computed: the loop itself for quick models, threads for the others.
 
 Rules of the room:
-- A batch of one is handed to the model as it came and back as it is: no copy.
+- A batch is a step: the sessions in it move on together, each in its own slot; everything else is a session of length
+  one. Slots move only when the whole call has succeeded.
 - One request's fault is its own: when a joined call fails, requests with non-finite numbers are refused and the rest
   is computed again, and failing that each alone.
 - Whatever a model raises becomes a result; a worker thread never dies of it.
@@ -17,22 +18,24 @@ from collections.abc import Callable, Sequence
 from typing import Generic
 
 import numpy as np
+from numpy.typing import NDArray
 
 from millstream import errors
-from millstream.engine.batch import Answer, Batch, Copy, ItemT, Lane, Result
-from millstream.models.manifest import example_arrays
-from millstream.types import Array
+from millstream.engine.batch import Answer, Batch, Copy, ItemT, Result
+from millstream.engine.lane import Lane
+from millstream.models.manifest import Length, example_arrays
+from millstream.types import Array, Ran, Request
 
 Item = Answer | Copy
 
 
-def execute(batch: Batch[ItemT]) -> None:
+def execute(batch: Batch[ItemT], now: Callable[[], float]) -> None:
     """Fill in the batch's results and times."""
-    batch.started = started = time.perf_counter()
+    batch.started = started = now()
     cpu = time.thread_time()
-    batch.results = _answers(batch.lane, batch.items)
+    batch.results = _answers(batch.lane, batch.items, batch.ran)
     batch.cpu = time.thread_time() - cpu
-    batch.wall = time.perf_counter() - started
+    batch.wall = now() - started
 
 
 def warm(lane: Lane) -> None:
@@ -41,9 +44,9 @@ def warm(lane: Lane) -> None:
     An example of the manifest that fails refuses the version: Misconfigured. Zeros are only a guess, so when they fail
     nothing is concluded.
     """
-    example = example_arrays(lane.manifest, lane.loaded.inputs)
+    example = example_arrays(lane.manifest, lane.inputs)
     try:
-        outputs = _call(lane, example, _rows(example))
+        outputs = _try(lane, example)
     except Exception as error:
         if lane.manifest.example:
             raise errors.Misconfigured(f"{lane.label} fails on its own example: {error}; it is not served") from error
@@ -55,24 +58,71 @@ def warm(lane: Lane) -> None:
     times = []
     for _ in range(3):
         started = time.perf_counter()
-        _call(lane, example, _rows(example))
+        _try(lane, example)
         times.append(time.perf_counter() - started)
     lane.cost = min(times)
     if lane.joins:
         twice = {name: np.concatenate([array, array]) for name, array in example.items()}
         try:
-            _call(lane, twice, 2 * _rows(example))
+            _try(lane, twice)
         except errors.Error:
             lane.joins = False
+    if lane.batching.length:
+        _try_padding(lane, example, lane.batching.length)
+
+
+def _try(lane: Lane, inputs: dict[str, Array]) -> dict[str, Array]:
+    """The model on these inputs as one request would have them."""
+    rows = next((len(array) for array in inputs.values() if array.ndim), 1)
+    request = Request(lane.model, inputs, rows)
+    slots = None if lane.slots is None else np.full(rows, -1)
+    return _call(lane, lane.join.alone(request), rows, slots)
+
+
+def _try_padding(lane: Lane, example: dict[str, Array], length: Length) -> None:
+    """Refuse a version that says it ignores padding and does not: Misconfigured."""
+    random = np.random.default_rng(0)
+    pair = []
+    for size in (3, 7):
+        inputs = dict(example)
+        for name in length.of:
+            shape = list(example[name].shape)
+            shape[length.axis] = size
+            ones = random.random(shape) if example[name].dtype.kind == "f" else np.ones(shape)
+            inputs[name] = ones.astype(example[name].dtype)
+        pair.append(Copy(Request(lane.model, inputs, len(inputs[length.of[0]])), ()))
+    try:
+        alone = [_try(lane, copy.request.inputs) for copy in pair]
+    except errors.Error as error:
+        raise errors.Misconfigured(f"{lane.label}: [batching.length] was tried and failed: {error}") from error
+    together = [result for result in _answers(lane, pair, Ran(2, 0)) if isinstance(result, dict)]
+    for one, with_another in zip(alone, together, strict=True):
+        for name, array in one.items():
+            same = array.shape == with_another[name].shape
+            if array.dtype.kind == "f" and same:
+                same = np.allclose(array, with_another[name], rtol=1e-3, atol=1e-4, equal_nan=True)
+            elif same:
+                same = bool((array == with_another[name]).all())
+            if not same:
+                raise errors.Misconfigured(
+                    f"{lane.label}: output {name!r} of a row changes when it is padded to a longer one's length; mask "
+                    "the padding in the model (by `lengths`), name outputs that are as long as the input in `trim`, or "
+                    "remove [batching.length]"
+                )
 
 
 class Workers(Generic[ItemT]):
     """`count` threads that execute batches; `done(batch)` is called on the loop after each."""
 
     def __init__(
-        self, count: int, name: str, loop: asyncio.AbstractEventLoop, done: Callable[[Batch[ItemT]], None]
+        self,
+        count: int,
+        name: str,
+        loop: asyncio.AbstractEventLoop,
+        now: Callable[[], float],
+        done: Callable[[Batch[ItemT]], None],
     ) -> None:
-        self._loop = loop
+        self._loop, self._now = loop, now
         self._done: Callable[[Batch[ItemT]], None] = done
         self._batches: queue.SimpleQueue[Batch[ItemT] | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._work, name=f"{name}-{i}", daemon=True) for i in range(count)]
@@ -83,38 +133,61 @@ class Workers(Generic[ItemT]):
         self._batches.put(batch)
 
     def stop(self) -> None:
-        """End the threads after what they were given; blocks until then."""
+        """End the threads after what they were given, without waiting for them."""
         for _ in self._threads:
             self._batches.put(None)
+
+    def join(self) -> None:
+        """Wait for the threads of a `stop` to end; blocks."""
         for thread in self._threads:
             thread.join()
 
     def _work(self) -> None:
         while (batch := self._batches.get()) is not None:
-            execute(batch)
+            execute(batch, self._now)
             self._loop.call_soon_threadsafe(self._done, batch)
 
 
-def _answers(lane: Lane, items: Sequence[Item]) -> list[Result]:
-    if len(items) == 1:
-        try:
-            return [_call(lane, items[0].request.inputs, items[0].request.rows)]
-        except Exception as error:
-            return [_told(lane, error)]
+def _answers(lane: Lane, items: Sequence[Item], ran: Ran) -> list[Result]:
+    """Each item's outputs, or why not. `ran` is told of the call that gave them."""
+    clock = time.perf_counter
+    started = clock()
     try:
-        first = items[0].request.inputs
-        joined = {name: np.concatenate([item.request.inputs[name] for item in items]) for name in first}
-        return _split(_call(lane, joined, sum(item.request.rows for item in items)), items)
-    except Exception:
-        sound = [item for item in items if not lane.check.finite(item.request.inputs)]
-        if not sound or len(sound) == len(items):
-            return [_answers(lane, [item])[0] for item in items]
-        again = iter(_answers(lane, sound))
-        kept = set(map(id, sound))
-        return [next(again) if id(item) in kept else _answers(lane, [item])[0] for item in items]
+        ran.requests, ran.padding = len(items), 0.0
+        if len(items) == 1:
+            ran.rows = items[0].request.rows
+            inputs = lane.join.alone(items[0].request)
+        else:
+            ran.rows = sum([item.request.rows for item in items])
+            inputs, ran.padding = lane.join.together(items)
+        joined = clock()
+        outputs = _call(lane, inputs, ran.rows, _slots(lane, items))
+        computed = clock()
+        results: list[Result] = [*lane.join.apart(outputs, items)] if len(items) > 1 else [outputs]
+        ran.copy_s, ran.compute_s, ran.split_s = joined - started, computed - joined, clock() - computed
+        return results
+    except Exception as error:
+        if len(items) == 1:
+            return [_told(lane, error)]
+    sound = [item for item in items if not lane.check.finite(item.request.inputs)]
+    if not sound or len(sound) == len(items):
+        return [_answers(lane, [item], ran)[0] for item in items]
+    again = iter(_answers(lane, sound, ran))
+    kept = set(map(id, sound))
+    return [next(again) if id(item) in kept else _answers(lane, [item], Ran(1, 0))[0] for item in items]
 
 
-def _call(lane: Lane, inputs: dict[str, Array], rows: int) -> dict[str, Array]:
+def _slots(lane: Lane, items: Sequence[Item]) -> NDArray[np.intp] | None:
+    """The slot of every row, -1 where no session is; None for a model without state."""
+    if lane.slots is None:
+        return None
+    slots: list[int] = []
+    for item in items:
+        slots += [item.session.slot] if item.session is not None else [-1] * item.request.rows
+    return np.array(slots, np.intp)
+
+
+def _call(lane: Lane, inputs: dict[str, Array], rows: int, slots: NDArray[np.intp] | None) -> dict[str, Array]:
     """The model on these rows, in pieces of `rows_max` where rows are independent."""
     if name := lane.check.finite(inputs):
         raise errors.BadInput(
@@ -122,13 +195,9 @@ def _call(lane: Lane, inputs: dict[str, Array], rows: int) -> dict[str, Array]:
             "(a model for which NaN means missing says non_finite = 'pass' in its model.toml)"
         )
     if not lane.joins or rows <= lane.rows_max:
-        outputs = lane.loaded.predict(inputs)
+        outputs = _step(lane, inputs, slots)
     else:
-        pieces = [
-            lane.loaded.predict({name: array[at : at + lane.rows_max] for name, array in inputs.items()})
-            for at in range(0, rows, lane.rows_max)
-        ]
-        outputs = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+        outputs = _in_pieces(lane, inputs, rows, slots)
     if lane.joins:
         for name, array in outputs.items():
             if array.shape[:1] != (rows,):
@@ -139,22 +208,20 @@ def _call(lane: Lane, inputs: dict[str, Array], rows: int) -> dict[str, Array]:
     return outputs
 
 
-def _split(outputs: dict[str, Array], items: Sequence[Item]) -> list[Result]:
-    """Each item's rows as views of the joined outputs."""
-    results: list[Result] = []
-    at = 0
-    if len(outputs) == 1:
-        ((name, array),) = outputs.items()
-        for item in items:
-            end = at + item.request.rows
-            results.append({name: array[at:end]})
-            at = end
-        return results
-    for item in items:
-        end = at + item.request.rows
-        results.append({name: array[at:end] for name, array in outputs.items()})
-        at = end
-    return results
+def _step(lane: Lane, inputs: dict[str, Array], slots: NDArray[np.intp] | None) -> dict[str, Array]:
+    if slots is None or lane.slots is None:
+        return lane.loaded.predict(inputs)
+    return lane.slots.step(inputs, slots)
+
+
+def _in_pieces(lane: Lane, inputs: dict[str, Array], rows: int, slots: NDArray[np.intp] | None) -> dict[str, Array]:
+    """One request of more rows than a call may have. It is no session's: those step one row at a time."""
+    pieces = []
+    for at in range(0, rows, lane.rows_max):
+        here = slice(at, at + lane.rows_max)
+        piece = {name: array[here] for name, array in inputs.items()}
+        pieces.append(_step(lane, piece, None if slots is None else slots[here]))
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
 def _told(lane: Lane, error: Exception) -> Exception:
@@ -164,7 +231,3 @@ def _told(lane: Lane, error: Exception) -> Exception:
     told = errors.Error(f"{lane.label} failed on this request: {type(error).__name__}: {error}")
     told.__cause__ = error
     return told
-
-
-def _rows(inputs: dict[str, Array]) -> int:
-    return next((len(array) for array in inputs.values() if array.ndim), 1)

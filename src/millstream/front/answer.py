@@ -47,6 +47,12 @@ class Unsupported(errors.BadInput):
     status = 415
 
 
+class Unloadable(errors.Misconfigured):
+    """A model that the client asked for, and that cannot be loaded as the repository has it."""
+
+    status = 400
+
+
 class HeadTooLarge(errors.TooLarge):
     """Request line or headers over the bound."""
 

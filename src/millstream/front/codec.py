@@ -4,7 +4,7 @@ Source: Open Inference Protocol V2 (KServe), "Binary Tensor Data" extension as T
 
 Rules of the room:
 - A client's mistake raises BadInput with the tensor, what was expected, what was got, and what to send instead.
-- A binary request's header that names neither id nor key will come again: it is parsed once (`Plan`, bounded).
+- A binary request's header that says nothing of one call alone will come again: it is parsed once (`Plan`, bounded).
 - Binary tensors are read in place: read-only views of the body, not always aligned.
 """
 
@@ -19,34 +19,46 @@ import numpy as np
 import orjson
 
 from millstream import errors
-from millstream.front import answer
-from millstream.front.tensor import DTYPES, from_binary, from_json, shown, to_binary, to_json
-from millstream.types import Array, Description, Output, TensorSpec
+from millstream.front import answer, parameters, select
+from millstream.front.select import INDEX, Pick
+from millstream.front.tensor import from_binary, from_json, shown, to_binary, to_json
+from millstream.types import DTYPES, Array, Description, Output, TensorSpec, Turn
 
-TEXT_CHARS_MAX = 256
 DIMENSION_MAX = 2**31 - 1
+TENSOR_BYTES_MAX = 2**62  # what an address can reach, also where a dimension of 0 hides the others
 # How many parsed headers and answer templates a model keeps; past it they are forgotten and learnt again.
 REMEMBERED_MAX = 256
 REMEMBERED_BYTES_MAX = 4096
+_OBJECTS, _INTEGERS = {dict}, {int}
 # These two need a look at their bytes; the others are read in place.
 _CHECKED = ("BOOL", "BYTES")
+_view = np.ndarray
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
 _EXAMPLE = '{"inputs": [{"name": ..., "datatype": ..., "shape": [...], "data": [...]}]}'
 
 
 class Layout(msgspec.Struct, eq=False):
-    """What a V2 header says. `views`: (name, dtype, shape, offset after the header); `given`: arrays in the JSON."""
+    """What a V2 request says beside its tensors' bytes. `views`: (name, dtype, shape, offset in the binary part);
+    `given`: arrays out of typed data; `binary`: per answered tensor, whether it leaves as bytes; `picks`: outputs of
+    which only the best are asked for; `plain`: it says nothing of this one call, so it may come again word for word;
+    `direct`: its answer is arrays' bytes and nothing else."""
 
     id: str
     key: str
     rows: int
     outputs: tuple[str, ...]
     binary: dict[str, bool]
-    all_binary: bool
     views: tuple[tuple[str, np.dtype[Any], tuple[int, ...], int], ...]
     checked: tuple[tuple[TensorSpec, tuple[int, ...], int, int], ...]
     given: dict[str, Array]
     size: int
+    picks: dict[str, Pick]
+    plain: bool
+    direct: bool
+    priority: int = 0
+    timeout_s: float = 0.0
+    turn: Turn | None = None
+    explain: bool = False
 
 
 class Plan:
@@ -57,21 +69,23 @@ class Plan:
         self._inputs = {spec.name: spec for spec in description.inputs}
         self._datatypes = {spec.name: spec.datatype for spec in description.outputs}
         self._outputs = tuple(self._datatypes)
-        self._has_bytes = "BYTES" in self._datatypes.values()
+        self._as_data = dict.fromkeys(self._outputs, False)
+        self._texts = {spec.name for spec in description.outputs if spec.datatype == "BYTES"}
+        self._specs = {spec.name: spec for spec in description.outputs}
         self._layouts: dict[bytes, Layout] = {}
         self._templates: dict[tuple[object, ...], tuple[bytes, bytes]] = {}
 
     def read(self, body: bytes | bytearray, head: int | None) -> tuple[Layout, dict[str, Array]]:
         """Named arrays of a request; `head`: length of the JSON before the binary tensors, None when all is JSON."""
         if head is None:
-            layout = self._parse(body, binary=False)
+            layout = self.layout(_document(body), binary=False)
             return layout, layout.given
         if head > len(body):
             raise errors.BadInput(
                 f"Inference-Header-Content-Length: {head}, the whole body has {len(body)} bytes; "
                 "send the length of the JSON that comes before the binary tensors"
             )
-        text = bytes(body[:head])
+        text = body[:head] if isinstance(body, bytes) else bytes(body[:head])
         layout = self._layouts.get(text) or self._learn(text)
         if len(body) - head != layout.size:
             fault = "truncated" if len(body) - head < layout.size else "too long"
@@ -79,9 +93,9 @@ class Plan:
                 f"binary tensors: {fault}: {len(body) - head} bytes after the JSON header, "
                 f"the sum of binary_data_size is {layout.size}"
             )
-        inputs: dict[str, Array] = {
-            name: np.ndarray(shape, dtype, body, head + start) for name, dtype, shape, start in layout.views
-        }
+        inputs: dict[str, Array] = {}
+        for name, dtype, shape, start in layout.views:
+            inputs[name] = _view(shape, dtype, body, head + start)
         if layout.given:
             inputs.update(layout.given)
         for spec, shape, start, size in layout.checked:
@@ -90,25 +104,47 @@ class Plan:
 
     def write(self, layout: Layout, ident: bytes, output: Output) -> bytes:
         """The whole HTTP answer. `ident`: the request's id, already escaped for JSON and without its quotes."""
-        if not layout.all_binary or self._has_bytes:
+        if not layout.direct:
             return self._write_any(layout, ident, output)
         names, arrays = layout.outputs or self._outputs, output.outputs
+        if len(names) == 1:  # as most have: no lists are made for it
+            array = arrays[names[0]]
+            key: tuple[object, ...] = (output.version, output.arm, output.policy, len(ident), names, array.shape)
+            before, after = self._templates.get(key) or self._template(key, names, output)
+            return b"".join((before, ident, after, array.tobytes()))
         shapes = tuple([arrays[name].shape for name in names])
         key = (output.version, output.arm, output.policy, len(ident), names, shapes)
-        template = self._templates.get(key) or self._template(key, names, output)
-        return b"".join([template[0], ident, template[1], *[arrays[name].tobytes() for name in names]])
+        before, after = self._templates.get(key) or self._template(key, names, output)
+        return b"".join([before, ident, after, *[arrays[name].tobytes() for name in names]])
 
     def _learn(self, text: bytes) -> Layout:
-        layout = self._parse(text, binary=True)
-        if not (layout.id or layout.key or layout.given) and len(text) <= REMEMBERED_BYTES_MAX:
+        layout = self.layout(_document(text), binary=True)
+        if layout.plain and not layout.given and len(text) <= REMEMBERED_BYTES_MAX:
             if len(self._layouts) >= REMEMBERED_MAX:
                 self._layouts.clear()
             self._layouts[text] = layout
         return layout
 
-    def _parse(self, text: bytes | bytearray, binary: bool) -> Layout:
-        document = _document(text)
-        parameters = _parameters(document, "the request")
+    def answered(self, layout: Layout, output: Output) -> list[tuple[str, str, Array]]:
+        """(name, datatype, array) of every tensor of the answer, in order: what was asked for, the best of it picked.
+
+        `layout.binary` has each of the names. BadInput where there is nothing to pick from.
+        """
+        found: list[tuple[str, str, Array]] = []
+        for name in layout.outputs or self._outputs:
+            pick, datatype = layout.picks.get(name), self._datatypes[name]
+            if pick is None:
+                found.append((name, datatype, output.outputs[name]))
+            else:
+                found += select.picked(name, datatype, output.outputs[name], pick)
+        return found
+
+    def layout(self, document: dict[str, Any], binary: bool) -> Layout:
+        """What a request says, as the JSON object of the protocol; `binary`: tensors may be in a binary part. BadInput.
+
+        The gRPC border brings its messages into the same form, so that both refuse the same things in the same words.
+        """
+        said = parameters.of(document, "the request")
         views: list[tuple[str, np.dtype[Any], tuple[int, ...], int]] = []
         checked: list[tuple[TensorSpec, tuple[int, ...], int, int]] = []
         given: dict[str, Array] = {}
@@ -128,19 +164,32 @@ class Plan:
             at += size
         if missing := self._inputs.keys() - shapes.keys():
             raise errors.BadInput(f"inputs: {sorted(missing)} missing; {self._wants()}")
-        wanted, asked, everywhere = self._asked(document, parameters)
-        return Layout(
-            id=_text(document, "id", "id"),
-            key=_text(parameters, "key", "parameters.key"),
-            rows=self._rows(shapes),
-            outputs=wanted,
-            binary=asked,
-            all_binary=all(asked.values()) if wanted else everywhere,
-            views=tuple(views),
-            checked=tuple(checked),
-            given=given,
-            size=at,
+        wanted, leaves, picks = self._asked(document, said)
+        layout = Layout(
+            parameters.text(document, "id", "id"),
+            "",
+            self._rows(shapes),
+            wanted,
+            leaves,
+            tuple(views),
+            tuple(checked),
+            given,
+            at,
+            picks,
+            plain=True,
+            direct=all(leaves.values()) and not picks and self._texts.isdisjoint(leaves),
         )
+        if said:
+            layout.key = parameters.text(said, "key", "parameters.key")
+            layout.priority = parameters.count(said, "priority", "parameters.priority", least=0)
+            layout.timeout_s = parameters.count(said, "timeout", "parameters.timeout, in microseconds") / 1e6
+            layout.explain = parameters.flag(said, "explain", "parameters.explain")
+            layout.turn = parameters.turn(said)
+            layout.direct = layout.direct and layout.turn is None
+        layout.plain = not (
+            layout.id or layout.key or layout.priority or layout.timeout_s or layout.explain or layout.turn is not None
+        )
+        return layout
 
     def _spec(self, tensor: dict[str, Any], seen: dict[str, tuple[int, ...]]) -> TensorSpec:
         name, datatype = tensor.get("name"), tensor.get("datatype")
@@ -161,16 +210,26 @@ class Plan:
         return f"model {self.description.model!r} takes {inputs}"
 
     def _rows(self, shapes: dict[str, tuple[int, ...]]) -> int:
-        rows = {n: shape[0] for n, shape in shapes.items() if shape and self._inputs[n].shape[0] < 0}
-        if len(set(rows.values())) > 1:
-            raise errors.BadInput(f"inputs: the first dimension is the row and must agree, got {rows}")
-        return next(iter(rows.values()), 1)
+        """The rows of a request: of its inputs but those of one row, which belong to all."""
+        free = [name for name in shapes if self._inputs[name].shape[:1] == (-1,)]
+        rows = {shapes[name][0] for name in free} - {1}
+        if len(rows) > 1:
+            got = {name: shapes[name][0] for name in free}
+            raise errors.BadInput(
+                f"inputs: the first dimension is the row and must agree, got {got}; send as many rows in each, or one "
+                "that belongs to all"
+            )
+        return rows.pop() if rows else 1
 
     def _asked(
-        self, document: dict[str, Any], parameters: dict[str, Any]
-    ) -> tuple[tuple[str, ...], dict[str, bool], bool]:
-        everywhere = _flag(parameters, "binary_data_output", "parameters.binary_data_output")
+        self, document: dict[str, Any], said: dict[str, Any]
+    ) -> tuple[tuple[str, ...], dict[str, bool], dict[str, Pick]]:
+        """The outputs by name, which tensors of the answer leave as bytes, and which are picked from."""
+        if not said and "outputs" not in document:
+            return (), self._as_data, {}
+        everywhere = parameters.flag(said, "binary_data_output", "parameters.binary_data_output")
         asked: dict[str, bool] = {}
+        picks: dict[str, Pick] = {}
         for tensor in _tensors(document, "outputs", required=False):
             name = tensor.get("name")
             if not isinstance(name, str) or name not in self._datatypes:
@@ -180,21 +239,42 @@ class Plan:
                 )
             if name in asked:
                 raise errors.BadInput(f"output {name!r}: asked for twice; ask for each output once")
-            own = _parameters(tensor, f"output {name!r}")
+            own = parameters.of(tensor, f"output {name!r}")
             wish = f"output {name!r}: parameters.binary_data"
-            asked[name] = _flag(own, "binary_data", wish) if "binary_data" in own else everywhere
-        return tuple(asked), asked or dict.fromkeys(self._outputs, everywhere), everywhere
+            asked[name] = parameters.flag(own, "binary_data", wish) if "binary_data" in own else everywhere
+            if own and (pick := parameters.pick(own, name)):
+                select.check(self._specs[name])
+                picks[name] = pick
+        wanted = tuple(asked)
+        for name, pick in picks.items():
+            if not pick.labels:
+                if name + INDEX in wanted:
+                    raise errors.BadInput(
+                        f"output {name!r}: top_k answers {name + INDEX!r} beside it, and an output of the model is "
+                        "called so too; ask for one of them"
+                    )
+                asked[name + INDEX] = asked[name]
+        return wanted, asked or dict.fromkeys(self._outputs, everywhere), picks
 
     def _template(self, key: tuple[object, ...], names: tuple[str, ...], output: Output) -> tuple[bytes, bytes]:
         """The answer before and after the id: all of it but the id and the tensors is the same for equal shapes."""
         arrays = output.outputs
-        sizes = {name: arrays[name].nbytes for name in names}
-        tensors = [self._described(name, arrays[name], sizes[name]) for name in names]
+        tensors: list[dict[str, object]] = [
+            {
+                "name": name,
+                "datatype": self._datatypes[name],
+                "shape": arrays[name].shape,
+                "parameters": {"binary_data_size": arrays[name].nbytes},
+            }
+            for name in names
+        ]
         after = b'","' + orjson.dumps(_answered(output, tensors))[2:]
         before = b'{"id":"'
         length = len(before) + key[3] + len(after)  # type: ignore[operator]
         head = answer.answer(b"", answer.BINARY, extra=b"Inference-Header-Content-Length: %d\r\n" % length)
-        head = head.replace(b"Content-Length: 0\r\n", b"Content-Length: %d\r\n" % (length + sum(sizes.values())))
+        head = head.replace(
+            b"Content-Length: 0\r\n", b"Content-Length: %d\r\n" % (length + sum(arrays[name].nbytes for name in names))
+        )
         if len(self._templates) >= REMEMBERED_MAX:
             self._templates.clear()
         made = self._templates[key] = (head + before, after)
@@ -202,22 +282,19 @@ class Plan:
 
     def _write_any(self, layout: Layout, ident: bytes, output: Output) -> bytes:
         tensors, raws = [], []
-        for name in layout.outputs or self._outputs:
-            array, datatype = output.outputs[name], self._datatypes[name]
+        for name, datatype, array in self.answered(layout, output):
+            tensor: dict[str, object] = {"name": name, "datatype": datatype, "shape": array.shape}
+            tensors.append(tensor)
             if layout.binary[name]:
                 raws.append(to_binary(datatype, array))
-                tensors.append(self._described(name, array, len(raws[-1])))
+                tensor["parameters"] = {"binary_data_size": len(raws[-1])}
             else:
-                tensors.append({**self._described(name, array), "data": to_json(name, datatype, array)})
+                tensor["data"] = to_json(name, datatype, array)
         head = b'{"id":"' + ident + b'","' + orjson.dumps(_answered(output, tensors), option=_NUMPY)[2:]
         if not raws:
             return answer.answer(head)
         length = b"Inference-Header-Content-Length: %d\r\n" % len(head)
         return answer.answer(b"".join([head, *raws]), answer.BINARY, extra=length)
-
-    def _described(self, name: str, array: Array, size: int | None = None) -> dict[str, object]:
-        tensor: dict[str, object] = {"name": name, "datatype": self._datatypes[name], "shape": list(array.shape)}
-        return tensor if size is None else {**tensor, "parameters": {"binary_data_size": size}}
 
 
 def _document(text: bytes | bytearray) -> dict[str, Any]:
@@ -234,7 +311,7 @@ def _document(text: bytes | bytearray) -> dict[str, Any]:
 
 def _tensors(document: dict[str, Any], field: str, required: bool) -> Iterable[dict[str, Any]]:
     tensors = document.get(field, [])
-    if not isinstance(tensors, list) or not all(isinstance(tensor, dict) for tensor in tensors):
+    if not isinstance(tensors, list) or not {*map(type, tensors)} <= _OBJECTS:
         raise errors.BadInput(f"{field}: got {shown(tensors)}, expected a list of objects; send {_EXAMPLE}")
     if required and not tensors:
         raise errors.BadInput(f"{field}: missing or empty; send {_EXAMPLE}")
@@ -243,16 +320,25 @@ def _tensors(document: dict[str, Any], field: str, required: bool) -> Iterable[d
 
 def _shape(spec: TensorSpec, tensor: dict[str, Any]) -> tuple[int, ...]:
     shape = tensor.get("shape")
-    if not isinstance(shape, list) or not all(type(n) is int and 0 <= n <= DIMENSION_MAX for n in shape):
+    if (
+        not isinstance(shape, list)
+        or not {*map(type, shape)} <= _INTEGERS
+        or (shape and not (min(shape) >= 0 and max(shape) <= DIMENSION_MAX))
+    ):
         raise errors.BadInput(
             f"input {spec.name!r}: shape {shown(shape)}; send a list of integers from 0 to {DIMENSION_MAX}, "
             f"the model takes {list(spec.shape)}"
         )
-    if len(shape) != len(spec.shape) or any(
-        want >= 0 and got != want for got, want in zip(shape, spec.shape, strict=True)
-    ):
+    fits = len(shape) == len(spec.shape)
+    for got, want in zip(shape, spec.shape, strict=False):
+        fits = fits and (want < 0 or got == want)
+    if not fits:
         raise errors.BadInput(
             f"input {spec.name!r}: shape {shown(shape)}, the model takes {list(spec.shape)} (-1 is any length)"
+        )
+    if 0 in shape and math.prod(n or 1 for n in shape) * DTYPES[spec.datatype].itemsize > TENSOR_BYTES_MAX:
+        raise errors.BadInput(
+            f"input {spec.name!r}: shape {shape} is more than a tensor can hold; send at most {TENSOR_BYTES_MAX} bytes"
         )
     if shape and spec.shape[0] < 0 and shape[0] == 0:
         raise errors.BadInput(f"input {spec.name!r}: shape {shape} has no rows; send at least one")
@@ -262,12 +348,12 @@ def _shape(spec: TensorSpec, tensor: dict[str, Any]) -> tuple[int, ...]:
 def _binary_size(spec: TensorSpec, tensor: dict[str, Any], shape: tuple[int, ...], binary: bool) -> int | None:
     """Bytes of this tensor after the header, or None when its data is in the JSON."""
     where = f"input {spec.name!r}"
-    parameters = _parameters(tensor, where)
-    if "binary_data_size" not in parameters:
+    own = parameters.of(tensor, where)
+    if "binary_data_size" not in own:
         if "data" not in tensor:
             raise errors.BadInput(f"{where}: no data; send data, or parameters.binary_data_size and the bytes")
         return None
-    size = parameters["binary_data_size"]
+    size = own["binary_data_size"]
     if not binary:
         raise errors.BadInput(
             f"{where}: has binary_data_size but the request has no Inference-Header-Content-Length; "
@@ -285,31 +371,10 @@ def _binary_size(spec: TensorSpec, tensor: dict[str, Any], shape: tuple[int, ...
     return size
 
 
-def _parameters(holder: dict[str, Any], where: str) -> dict[str, Any]:
-    parameters = holder.get("parameters", {})
-    if not isinstance(parameters, dict):
-        raise errors.BadInput(f"{where}: parameters is {shown(parameters)}; send an object")
-    return parameters
-
-
-def _flag(parameters: dict[str, Any], name: str, where: str) -> bool:
-    flag = parameters.get(name, False)
-    if not isinstance(flag, bool):
-        raise errors.BadInput(f"{where}: got {shown(flag)}; send true or false")
-    return flag
-
-
-def _text(holder: dict[str, Any], name: str, where: str) -> str:
-    text = holder.get(name, "")
-    if not isinstance(text, str) or len(text) > TEXT_CHARS_MAX:
-        raise errors.BadInput(f"{where}: got {shown(text)}; send a string of at most {TEXT_CHARS_MAX} characters")
-    return text
-
-
 def _answered(output: Output, tensors: list[dict[str, object]]) -> dict[str, object]:
     return {
         "model_name": output.model,
         "model_version": output.version,
-        "parameters": {"arm": output.arm, "policy": output.policy},
+        "parameters": parameters.answered(output),
         "outputs": tensors,
     }

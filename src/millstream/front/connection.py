@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, cast
 import httptools
 
 from millstream import errors
-from millstream.front import answer
-from millstream.front.routes import Exchange
+from millstream.front import answer, encoding
+from millstream.front.exchange import Exchange
 
 if TYPE_CHECKING:
     from millstream.front.http import Http
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # Large reads go to the parser in slices, so that a burst of tiny requests stops at the pipeline bound and not after it.
 SLICE_BYTES = 16 << 10
 # Headers that mean something here, by their usual spellings. Only those of the same lengths are looked at twice.
-_CONTENT_LENGTH, _INFERENCE_LENGTH, _OTHER, _NOTHING = range(4)
+_CONTENT_LENGTH, _INFERENCE_LENGTH, _ACCEPTS, _OTHER, _NOTHING = range(5)
 _NOTICED = {
     b"content-length": _CONTENT_LENGTH,
     b"inference-header-content-length": _INFERENCE_LENGTH,
@@ -35,6 +35,10 @@ _NOTICED = {
     b"upgrade": _OTHER,
     b"content-encoding": _OTHER,
     b"expect": _OTHER,
+    b"millstream-explain": _OTHER,
+    b"accept-encoding": _ACCEPTS,
+    b"accept-language": _NOTHING,
+    b"host": _NOTHING,
     b"content-type": _NOTHING,
     b"user-agent": _NOTHING,
     b"accept": _NOTHING,
@@ -63,22 +67,27 @@ class Connection(asyncio.Protocol):
         "_paused",
         "_peer",
         "_pending",
+        "_pipelined_max",
         "_quiet",
         "_reading",
         "_rest",
+        "_routes",
         "_server",
         "_size",
         "_started",
         "_transport",
+        "_unpacker",
         "_waiting",
     )
 
     def __init__(self, server: Http) -> None:
         self._server = server
+        self._routes, self._pipelined_max = server.routes, server.limits.pipelined_max
         self._flush = self.flush
         self._pending: deque[Exchange] = deque()
         self._waiting: deque[Exchange] = deque()
         self._exchange: Exchange | None = None  # being read
+        self._unpacker: encoding.Unpacker | None = None  # of its body
         self._rest = memoryview(b"")  # read from the socket, not yet given to the parser
         self._in_body = self._expects = self._feeding = self._paused = self._over = False
         self._reading = True
@@ -114,14 +123,21 @@ class Connection(asyncio.Protocol):
         self._pending.clear()
         self._waiting.clear()
         self._rest = memoryview(b"")
-        self._exchange = self._parser = self._flush = None  # type: ignore[assignment]  # breaks the reference cycles
+        self._exchange = self._unpacker = None
+        self._parser = self._flush = None  # type: ignore[assignment]  # breaks the reference cycles
         self._server.closed(self)
 
     def data_received(self, data: bytes) -> None:
         """Parse what there is room for, keep the rest, and read on only when that is gone."""
         if self._over:
             return  # a refused client that is still sending
-        if self._rest or len(data) > SLICE_BYTES or not self._has_room():
+        if (
+            self._rest
+            or len(data) > SLICE_BYTES
+            or self._waiting
+            or self._paused
+            or len(self._pending) >= self._pipelined_max
+        ):
             self._rest = memoryview(bytes(self._rest) + data if self._rest else data)
             self._pump()
         else:
@@ -178,6 +194,8 @@ class Connection(asyncio.Protocol):
                 return
             name = name.lower()
             meaning = _NOTICED.get(name, _NOTHING)
+        if meaning == _NOTHING:
+            return
         if meaning == _CONTENT_LENGTH:
             length, most = int(value), self._server.limits.body_bytes_max  # the parser has checked that it is a number
             if length > most:
@@ -185,7 +203,9 @@ class Connection(asyncio.Protocol):
             self._length = length
         elif meaning == _INFERENCE_LENGTH:
             self._exchange.inference_header = value  # type: ignore[union-attr]
-        elif meaning == _OTHER:
+        elif meaning == _ACCEPTS:
+            self._exchange.accepts = value  # type: ignore[union-attr]
+        else:
             self._notice(name.lower(), value)
 
     def on_headers_complete(self) -> None:
@@ -201,10 +221,12 @@ class Connection(asyncio.Protocol):
         exchange, limits = self._exchange, self._server.limits
         assert exchange is not None
         self._quiet = 0
+        if self._unpacker is not None:
+            piece = self._unpacker.feed(piece)
         self._size += len(piece)
         if self._size > limits.body_bytes_max:
             raise errors.TooLarge(f"the body is over {limits.body_bytes_max} bytes: split it")
-        if not exchange.body:
+        if not exchange.body and self._unpacker is None:
             exchange.body = piece
             return
         # One growing buffer: a list of one-byte chunks would hold fifty times what was sent.
@@ -221,6 +243,9 @@ class Connection(asyncio.Protocol):
         exchange = self._exchange
         assert exchange is not None
         exchange.method = self._parser.get_method()
+        if self._unpacker is not None:
+            self._unpacker.end()
+            self._unpacker = None
         if self._held:
             exchange.held, self._held = self._held, 0
         self._exchange, self._in_body, self._quiet = None, False, 0
@@ -231,11 +256,11 @@ class Connection(asyncio.Protocol):
             exchange.close = True
         if exchange.close:
             self._over = True  # nothing after it is read
-        if self._waiting or self._paused or len(self._pending) >= self._server.limits.pipelined_max:
+        if self._waiting or self._paused or len(self._pending) >= self._pipelined_max:
             self._waiting.append(exchange)
             return
         self._pending.append(exchange)
-        self._server.routes.begin(exchange)
+        self._routes.begin(exchange)
         if exchange.answer is not None:
             self.flush()
 
@@ -251,7 +276,14 @@ class Connection(asyncio.Protocol):
         elif name == b"upgrade":
             exchange.close = True  # not spoken here: answered as HTTP/1.1, and nothing read after it
         elif name == b"content-encoding" and value.lower() != b"identity":
-            raise answer.Unsupported(f"Content-Encoding {ascii(value[:40])[1:]} is not read here: send it plain")
+            if value.lower() not in encoding.CODINGS or self._unpacker is not None:
+                raise answer.Unsupported(
+                    f"Content-Encoding {ascii(value[:40])[1:]} is not read here: send gzip or deflate, once, or "
+                    "send it plain"
+                )
+            self._unpacker = encoding.Unpacker(value.lower(), self._server.limits.body_bytes_max)
+        elif name == b"millstream-explain":
+            exchange.explain = value.lower() in (b"1", b"?1", b"true")
         elif name == b"expect" and value.lower() == b"100-continue":
             self._expects = True
 
@@ -267,7 +299,7 @@ class Connection(asyncio.Protocol):
     # Between the two.
 
     def _has_room(self) -> bool:
-        return not self._waiting and not self._paused and len(self._pending) < self._server.limits.pipelined_max
+        return not self._waiting and not self._paused and len(self._pending) < self._pipelined_max
 
     def _feed(self, data: bytes | memoryview) -> None:
         self._quiet += len(data)
@@ -308,16 +340,16 @@ class Connection(asyncio.Protocol):
 
     def flush(self) -> None:
         """Send the answers that are next in order, then begin what waited for room."""
-        pending, waiting, limits = self._pending, self._waiting, self._server.limits
+        pending, waiting = self._pending, self._waiting
         while True:
             while pending and pending[0].answer is not None:
                 self._send(pending.popleft())
-            if not waiting or self._paused or len(pending) >= limits.pipelined_max:
+            if not waiting or self._paused or len(pending) >= self._pipelined_max:
                 break
             exchange = waiting.popleft()
             pending.append(exchange)
             if exchange.answer is None:
-                self._server.routes.begin(exchange)
+                self._routes.begin(exchange)
         if not self._reading and not self._feeding:
             self._pump()
 
@@ -325,11 +357,11 @@ class Connection(asyncio.Protocol):
         whole = exchange.answer
         assert whole is not None
         if exchange.status != 100:
-            self._server.routes.count(exchange)
+            self._routes.count(exchange)
             if exchange.method == b"HEAD":
                 whole = answer.head_of(whole)
-            exchange.close = exchange.close or (self._server.draining and self._is_idle())
-            if exchange.close:
+            if exchange.close or (self._server.draining and self._is_idle()):
+                exchange.close = True
                 whole = answer.closing(whole)
             elif exchange.keep:
                 whole = answer.with_header(whole, b"Connection: keep-alive")

@@ -8,9 +8,21 @@ Rules of the room:
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Literal, Protocol
 
-from millstream.types import Description, Outcome, Output, Principal, Rank, Ranked, Request
+from millstream.types import (
+    Config,
+    Description,
+    Listed,
+    Outcome,
+    Output,
+    Principal,
+    Rank,
+    Ranked,
+    Request,
+    Statistics,
+    Turn,
+)
 
 Call = Request | Rank | list[Outcome]
 Answer = asyncio.Future[Output] | asyncio.Future[Ranked] | asyncio.Future[int]
@@ -33,6 +45,24 @@ class Door(Protocol):
 
     def models(self) -> list[Description]:
         """Every served model."""
+
+    def config(self, model: str, version: str = "") -> Config:
+        """How a served version is batched, or errors.NotFound."""
+
+    def statistics(self, model: str = "", version: str = "") -> list[Statistics]:
+        """What every served version (of one model, or one version of it) has done, or errors.NotFound."""
+
+    def index(self) -> list[Listed]:
+        """Every version of the repository and whether it answers, by model and version."""
+
+    def control(self, verb: Literal["load", "unload"], model: str, principal: Principal) -> asyncio.Future[None]:
+        """Serve a model again from what the repository holds now, or stop serving it here; done when that is so.
+
+        Authorised as verb "control". NotFound: no such model; Misconfigured: why it cannot be loaded.
+        """
+
+    def session(self, model: str, token: str, principal: Principal) -> Turn:
+        """Where the session that `token` belongs to stands: its id and the last step applied, or errors.NotFound."""
 
     def ready(self, model: str = "", version: str = "") -> bool:
         """Whether the service (or one model of it) answers now."""

@@ -16,24 +16,8 @@ from typing import Any
 import numpy as np
 
 from millstream import errors
-from millstream.types import Array, TensorSpec
+from millstream.types import DTYPES, Array, TensorSpec
 
-DTYPES: dict[str, np.dtype[Any]] = {
-    "BOOL": np.dtype("?"),
-    "UINT8": np.dtype("u1"),
-    "UINT16": np.dtype("<u2"),
-    "UINT32": np.dtype("<u4"),
-    "UINT64": np.dtype("<u8"),
-    "INT8": np.dtype("i1"),
-    "INT16": np.dtype("<i2"),
-    "INT32": np.dtype("<i4"),
-    "INT64": np.dtype("<i8"),
-    "FP16": np.dtype("<f2"),
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
-    "BF16": np.dtype("<u2"),
-    "BYTES": np.dtype("O"),
-}
 _NAMES: dict[type, str] = {
     str: "strings",
     bool: "booleans",
@@ -43,6 +27,9 @@ _NAMES: dict[type, str] = {
     list: "lists deeper than the shape",
     dict: "objects",
 }
+_RANGES = {name: (int(np.iinfo(t).min), int(np.iinfo(t).max)) for name, t in DTYPES.items() if t.kind in "iu"}
+# What rounds to infinity: the largest number and half of what the next would be away.
+_LIMITS = {"FP16": 65520.0, "BF16": 2.0**128 - 2.0**119, "FP32": 2.0**128 - 2.0**103, "FP64": math.inf}
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 60
 
@@ -149,14 +136,11 @@ def _array(where: str, datatype: str, flat: list[Any]) -> Array:
     if datatype == "BOOL":
         return np.array(flat, dtype)
     if datatype[:2] in ("FP", "BF"):
-        wide = np.array(flat, np.float64)
-        with np.errstate(over="ignore"):
-            floats = wide.astype(np.float32 if datatype == "BF16" else dtype)
-        found: Array = _rounded(floats) if datatype == "BF16" else floats
-        if not np.isfinite(floats).all():
-            raise errors.BadInput(f"{where}: {wide[~np.isfinite(floats)][0]:g} is more than {datatype} can hold")
-        return found
-    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+        wide, limit = np.array(flat, np.float64), _LIMITS[datatype]
+        if flat and not (wide.max() < limit and wide.min() > -limit):
+            raise errors.BadInput(f"{where}: {wide[~(abs(wide) < limit)][0]:g} is more than {datatype} can hold")
+        return _rounded(wide.astype(np.float32)) if datatype == "BF16" else wide.astype(dtype)
+    low, high = _RANGES[datatype]
     if flat and (min(flat) < low or max(flat) > high):
         beyond = min(flat) if min(flat) < low else max(flat)
         raise errors.BadInput(f"{where}: {beyond} is outside {datatype}, which holds {low} to {high}")

@@ -6,47 +6,117 @@ what can be read off the model file is read off the model file.
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 
 from millstream import errors
-from millstream.types import Array, TensorSpec
-
-DTYPES: dict[str, np.dtype[np.generic]] = {
-    "BOOL": np.dtype(np.bool_),
-    "UINT8": np.dtype(np.uint8),
-    "UINT16": np.dtype(np.uint16),
-    "UINT32": np.dtype(np.uint32),
-    "UINT64": np.dtype(np.uint64),
-    "INT8": np.dtype(np.int8),
-    "INT16": np.dtype(np.int16),
-    "INT32": np.dtype(np.int32),
-    "INT64": np.dtype(np.int64),
-    "FP16": np.dtype(np.float16),
-    "FP32": np.dtype(np.float32),
-    "FP64": np.dtype(np.float64),
-    "BYTES": np.dtype(np.object_),
-}
-"""The V2 protocol's datatypes and the numpy dtype that each has in memory (BYTES: an object array of str or bytes)."""
+from millstream.types import DTYPES, Array, TensorSpec
 
 Cell = bool | int | float | str
 
 
-class Batching(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`rows_max`: the most rows in one call of the model; 0 means the engine's own bound."""
+class Length(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How inputs whose size differs from request to request share a call: those of one bucket are padded to the longest
+    of a batch. The model must ignore the padding, which is tried before it answers.
 
-    rows_max: Annotated[int, msgspec.Meta(ge=0, le=65536)] = 0
+    `of`: the inputs that have the length, on `axis`; `buckets`: the longest of each, ascending, the last is the bound;
+    `lengths`: an input that the engine fills with each row's true length, INT64 or INT32, "" for none; `trim`: outputs
+    whose `axis` is as long as the input's.
+    """
+
+    of: tuple[str, ...]
+    buckets: tuple[Annotated[int, msgspec.Meta(ge=1)], ...]
+    axis: Annotated[int, msgspec.Meta(ge=1, le=8)] = 1
+    pad: float = 0.0
+    lengths: str = ""
+    trim: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.of or not self.buckets or list(self.buckets) != sorted(set(self.buckets)):
+            raise ValueError(f"length wants input names in `of` and ascending `buckets`, got {list(self.buckets)}")
+
+
+class BatchLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How requests of one version share calls of it; what is 0 is the engine's own setting.
+
+    `max_batch_size` and `max_wait_time` are taken for `rows_max` and `wait_ms`; a time may be text, "200ms" or "0.2s".
+    """
+
+    rows_max: Annotated[int, msgspec.Meta(ge=0, le=65536, description="most rows in one call of a model")] = 0
+    wait_ms: Annotated[
+        float,
+        msgspec.Meta(ge=0, le=60_000, description="a batch that is not full waits so long for more; 0: not at all"),
+    ] = 0.0
+    preferred: Annotated[
+        tuple[Annotated[int, msgspec.Meta(ge=1, le=65536)], ...],
+        msgspec.Meta(description="sizes in rows that a batch is rounded down to, where more wait"),
+    ] = ()
+    instances: Annotated[
+        int, msgspec.Meta(ge=0, le=256, description="batches of a version computed at once; 0: one less than the cores")
+    ] = 0
+    queue_rows_max: Annotated[
+        int, msgspec.Meta(ge=0, le=1_000_000, description="most rows that wait for one version; more are refused (429)")
+    ] = 0
+    timeout_ms: Annotated[
+        float, msgspec.Meta(ge=0, description="a request that is not answered by then is dropped (504); 0: never")
+    ] = 0.0
+    p99_ms: Annotated[
+        float,
+        msgspec.Meta(
+            ge=0, description="the batcher keeps 99 of 100 answers under this, refusing what cannot; 0: no goal"
+        ),
+    ] = 0.0
+
+
+class Batching(BatchLimits, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A version's own, in its model.toml."""
+
+    length: Length | None = None
+
+
+_BY_NAME = {"max_batch_size": "rows_max", "max_wait_time": "wait_ms"}
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(us|ms|s)?\s*")
+_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+
+
+def milliseconds(text: str | float) -> float:
+    """ "200ms", "0.2s", "150us" or a number of milliseconds. ValueError: nothing of that."""
+    found = _DURATION.fullmatch(str(text))
+    if not found:
+        raise ValueError(f"expected a time such as '200ms' or '0.2s', got {text!r}")
+    return float(found[1]) * _MS[found[2] or "ms"]
+
+
+class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A tensor that a model takes as `input` and gives as `output`, to be carried to the next step of the same session.
+    `axis` is its row. A session begins with zeros."""
+
+    input: str
+    output: str
+    axis: Annotated[int, msgspec.Meta(ge=0, le=8)] = 0
+
+
+class Sessions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a model carries from step to step. `slots`: sessions at once; `idle_s`: a session without a step for so long
+    is ended."""
+
+    states: tuple[State, ...] = ()
+    slots: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 256
+    idle_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One version of one model.
 
-    `digests`: file name -> "sha256:<hex>", checked at every load. `example`: input name -> nested rows, which every
-    process runs before the version answers. `features`: hash of the feature definition it was trained on, "" when
-    none. `non_finite`: whether NaN and infinity in a request are the client's mistake or mean "missing" to this model.
+    `digests`: file name -> "sha256:<hex>", checked at every load. `device`: "cpu", "cuda:0"; "" is what the server was
+    told. `example`: input name -> nested rows, which every process runs before the version answers. `features`: hash of
+    the feature definition it was trained on, "" when none. `non_finite`: whether NaN and infinity in a request are the
+    client's mistake or mean "missing" to this model.
     """
 
     format: str
@@ -55,6 +125,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     batching: Batching = Batching()
+    sessions: Sessions = Sessions()
+    device: str = ""
     example: dict[str, list[Cell | list[object]]] = {}
     features: str = ""
     non_finite: Literal["refuse", "pass"] = "refuse"
@@ -64,13 +136,34 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 def read(path: Path) -> Manifest:
     """The manifest in `path`. Anything unknown, missing or of the wrong type: Misconfigured naming the field."""
+    return parse(path.read_text(encoding="utf-8", errors="replace"), str(path))
+
+
+def parse(text: str, where: str) -> Manifest:
+    """The manifest that `text` holds; `where` is what the message of a Misconfigured calls it."""
     try:
-        manifest = msgspec.toml.decode(path.read_bytes(), type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise errors.Misconfigured(f"{path}: {error}; put the version again with a manifest that holds") from error
+        manifest = msgspec.convert(_by_other_names(tomllib.loads(text)), Manifest)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError, ValueError) as error:
+        raise errors.Misconfigured(f"{where}: {error}; put the version again with a manifest that holds") from error
     for name in (manifest.file, *manifest.digests):
-        check_file_name(name, str(path))
+        check_file_name(name, where)
     return manifest
+
+
+def _by_other_names(table: dict[str, Any]) -> dict[str, Any]:
+    """The manifest's table with the field's own names for what other servers call otherwise."""
+    batching = table.get("batching")
+    if not isinstance(batching, dict):
+        return table
+    named: dict[str, Any] = {}
+    for name, value in batching.items():
+        own = str(_BY_NAME.get(name, name))
+        if own in named:
+            raise ValueError(f"batching has both {own} and {name}, which are the same")
+        named[own] = milliseconds(value) if own == "wait_ms" and isinstance(value, str) else value
+    if isinstance(length := named.get("length"), dict) and isinstance(length.get("of"), str):
+        named["length"] = length | {"of": [length["of"]]}
+    return table | {"batching": named}
 
 
 def check_file_name(name: str, where: str) -> None:

@@ -29,6 +29,36 @@ class Model(Protocol):
         ...
 
 
+class Slots(Protocol):
+    """The states of many sessions of one model, a slot each. Disjoint slots may step in several threads at once."""
+
+    def step(self, inputs: dict[str, Array], slots: NDArray[np.intp]) -> dict[str, Array]:
+        """Advance the sessions in `slots`: a number for each row of `inputs`, none twice; -1 is a session of length
+        one, whose fresh state is dropped afterwards. Every other slot holds still. When it raises, none has moved."""
+        ...
+
+    def reset(self, slots: NDArray[np.intp]) -> None:
+        """Make these as a session begins."""
+        ...
+
+    def save(self, slot: int) -> dict[str, Array]:
+        """A copy of one state, to be carried elsewhere."""
+        ...
+
+    def restore(self, slot: int, saved: dict[str, Array]) -> None:
+        """Put a saved state of the same version into a slot. ValueError: it is none."""
+        ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A model that carries state from one step of a session to the next; its specs do not show it."""
+
+    def slots(self, count: int) -> Slots:
+        """Room for `count` sessions, all of them fresh."""
+        ...
+
+
 @runtime_checkable
 class Learner(Protocol):
     """A model whose weights can change while it serves."""
@@ -38,16 +68,23 @@ class Learner(Protocol):
         ...
 
 
-def load(repository: Repository, model: str, version: str) -> Model:
-    """The version, its files' digests checked, ready to predict. Damaged: Corrupt; unusable: Misconfigured."""
+def load(repository: Repository, model: str, version: str, device: str = "cpu") -> Model:
+    """The version, its files' digests checked, ready to predict on its own device, else on `device`. Damaged: Corrupt;
+    unusable: Misconfigured."""
     manifest = repository.verify(model, version)
+    device = manifest.device or device
     path = repository.folder(model, version) / manifest.file
     loaded: Model
     match manifest.format:
         case "onnx":
             from millstream.models.runtimes.onnx import Onnx
 
-            loaded = Onnx(path)
+            if states := manifest.sessions.states:
+                from millstream.models.runtimes.recurrent import Recurrent
+
+                loaded = Recurrent(Onnx(path, device), states)
+            else:
+                loaded = Onnx(path, device)
         case "ftrl":
             from millstream.models.online import ServedFtrl
 
