@@ -14,7 +14,7 @@ import onnx_models
 from millstream import errors
 from millstream.clock import FakeClock
 from millstream.engine import EngineLimits
-from millstream.engine.goal import Goal
+from millstream.engine.goal import Goal, Pace
 from millstream.meter import Meter
 from millstream.models import Manifest, Repository
 from millstream.models.manifest import Batching, Length, milliseconds, read
@@ -386,16 +386,17 @@ def test_neither_one_row_nor_all_is_refused(tmp_path):
 @given(st.floats(1e-4, 5e-3), st.floats(1e-5, 2e-3), st.floats(0.01, 0.2), st.integers(0, 999))
 def test_a_goal_finds_what_a_call_costs_and_bounds_it(fixed, row, p99_s, seed):
     random = np.random.default_rng(seed)
-    goal = Goal(p99_s, 128, 1)
+    goal, most = Goal(p99_s, 1, pace := Pace()), 128
     for _ in range(400):
-        n = int(random.integers(1, goal.rows_max + 1))
-        goal.ran(n, (fixed + row * n) * random.uniform(0.97, 1.03))
-    largest = fixed + row * goal.rows_max
-    assert goal.rows_max in (1, 128) or 0.3 * p99_s <= largest <= 0.7 * p99_s
-    if goal.rows_max == 128:
+        n = int(random.integers(1, most + 1))
+        pace.ran(n, (fixed + row * n) * random.uniform(0.97, 1.03))
+        most = pace.within(p99_s / 2, 1, 128)
+    largest = fixed + row * most
+    assert most in (1, 128) or 0.3 * p99_s <= largest <= 0.7 * p99_s
+    if most == 128:
         assert largest <= 0.7 * p99_s
-    assert goal.takes(0, 1)
-    assert not goal.takes(100_000, 1)
+    assert goal.takes(0, 1, most)
+    assert not goal.takes(100_000, 1, most)
 
 
 def test_a_goal_is_kept_by_refusing_what_cannot_be_answered_in_time(tmp_path):

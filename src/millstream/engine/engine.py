@@ -54,8 +54,8 @@ class EngineLimits(BatchLimits, frozen=True, forbid_unknown_fields=True):
     """How much the engine takes on at once: how versions are batched that do not say it themselves, and the rest."""
 
     rows_max: Annotated[
-        int, msgspec.Meta(ge=1, le=65536, description="most rows in one call of a model that does not say itself")
-    ] = 128
+        int, msgspec.Meta(ge=0, le=65536, description="most rows in one call; 0: as many as take 10 ms, 32 to 1024")
+    ] = 0
     queue_rows_max: Annotated[
         int, msgspec.Meta(ge=1, le=1_000_000, description="most rows that wait for one version; more are refused (429)")
     ] = 8192
@@ -358,8 +358,7 @@ class Engine:
                 self._shadows.copy(request, arm.shadows)
         numbers.requests.add(len(batch.items) - gone)
         self._account(batch, answered, queued, total)
-        if goal is not None:
-            goal.ran(ran.rows, batch.wall)
+        lane.ran(ran.rows, batch.wall)
         if lane.inline and lane.cost > self._inline_s:
             lane.inline = False
         if batch.sequence > lane.answered and answered:
@@ -496,7 +495,7 @@ class Engine:
             raise errors.Overloaded(
                 f"{lane.label}: {lane.rows_waiting} rows wait already, at most {bound} may; try again"
             )
-        if lane.goal is not None and not lane.goal.takes(lane.rows_waiting, request.rows):
+        if lane.goal is not None and not lane.goal.takes(lane.rows_waiting, request.rows, lane.bound):
             lane.numbers.refused.add()
             raise errors.Overloaded(
                 f"{lane.label}: {lane.rows_waiting} rows wait already; another would miss the goal of "

@@ -1,4 +1,4 @@
-"""A goal instead of knobs: keep 99 of 100 answers under so many milliseconds.
+"""What a call costs, and a goal instead of knobs: keep 99 of 100 answers under so many milliseconds.
 
 Rules of the room:
 - What a call costs is learnt from the calls themselves: a fixed part and a part a row, older calls fading.
@@ -15,42 +15,54 @@ MARGIN_MIN, MARGIN_STEP, MARGIN_CUT = 0.05, 0.02, 0.8
 SHARE = 0.5
 
 
-class Goal:
-    """Of one version with `instances`: `rows_max` a batch, and `takes(rows)` before a request waits."""
+class Pace:
+    """Seconds of a call by its rows: `fixed` + `row` a row, least squares over calls that fade."""
 
-    def __init__(self, p99_s: float, rows_max: int, instances: int) -> None:
-        self.p99_s, self.rows_max = p99_s, rows_max
-        self._most, self._instances = rows_max, instances
-        self._margin = 0.7  # the part of the goal that a request may be expected to take
-        self._sums = [0.0] * 5  # of weight, rows, seconds, rows squared, rows x seconds
-        self._fixed = self._row = 0.0
-        self._latencies: list[float] = []
+    def __init__(self) -> None:
+        self._weight = self._rows = self._wall = self._square = self._product = 0.0
+        self.fixed = self.row = 0.0
 
     def ran(self, rows: int, wall_s: float) -> None:
-        """A call has ended: learn what a call costs."""
-        if rows > self._most:
-            return  # computed in pieces: not one call
-        for at, value in enumerate((1.0, rows, wall_s, rows * rows, rows * wall_s)):
-            self._sums[at] = FADE * self._sums[at] + value
-        weight, x, y, xx, xy = self._sums
+        """A call has ended."""
+        weight = self._weight = FADE * self._weight + 1.0
+        x = self._rows = FADE * self._rows + rows
+        y = self._wall = FADE * self._wall + wall_s
+        xx = self._square = FADE * self._square + rows * rows
+        xy = self._product = FADE * self._product + rows * wall_s
         spread = weight * xx - x * x
         slope = (weight * xy - x * y) / spread if spread > 1e-9 * weight * xx else 0.0
-        self._row = min(max(slope, 0.0), y / max(x, 1e-12))
-        self._fixed = max(0.0, (y - self._row * x) / weight)
-        if self._row > 0:
-            self.rows_max = int(min(max((SHARE * self.p99_s - self._fixed) / self._row, 1), self._most))
+        self.row = min(max(slope, 0.0), y / x)
+        self.fixed = max(0.0, (y - self.row * x) / weight)
 
-    def expected_s(self, rows: int) -> float:
-        """Until a request is answered that would be the last of `rows` waiting: the calls before it, and its own."""
-        calls = -(-rows // self.rows_max)
-        last = self._fixed + self._row * min(rows, self.rows_max)
-        # One call may have just begun; the others before it are shared by the instances.
-        whole = self._fixed + self._row * self.rows_max
-        return last + whole + max(0, calls - 1) * whole / self._instances
+    def within(self, seconds: float, least: int, most: int) -> int:
+        """How many rows a call may have to take at most so long."""
+        if self.row * most <= seconds - self.fixed:
+            return most
+        return int(min(max((seconds - self.fixed) / self.row, least), most)) if self.row else least
 
-    def takes(self, rows_waiting: int, rows: int) -> bool:
+    def of(self, rows: int) -> float:
+        """Seconds that a call of so many rows should take."""
+        return self.fixed + self.row * rows
+
+
+class Goal:
+    """Of one version with `instances`: `takes(rows_waiting, rows)` before a request waits."""
+
+    def __init__(self, p99_s: float, instances: int, pace: Pace) -> None:
+        self.p99_s, self._instances, self._pace = p99_s, instances, pace
+        self._margin = 0.7  # the part of the goal that a request may be expected to take
+        self._latencies: list[float] = []
+
+    def expected_s(self, rows: int, most: int) -> float:
+        """Until a request is answered that would be the last of `rows` waiting, by calls of at most `most`: the call
+        that has just begun, those before its own shared by the instances, and its own."""
+        whole = self._pace.of(most)
+        calls = -(-rows // most)
+        return whole + max(0, calls - 1) * whole / self._instances + self._pace.of(min(rows, most))
+
+    def takes(self, rows_waiting: int, rows: int, most: int) -> bool:
         """Whether a request may wait behind `rows_waiting`. When nothing waits it may: somebody has to be first."""
-        return not rows_waiting or self.expected_s(rows_waiting + rows) <= self._margin * self.p99_s
+        return not rows_waiting or self.expected_s(rows_waiting + rows, most) <= self._margin * self.p99_s
 
     def answered(self, seconds: float) -> None:
         """One answer took so long."""

@@ -19,7 +19,7 @@ import numpy as np
 from millstream import errors
 from millstream.engine.batch import Answer, Copy
 from millstream.engine.check import Check
-from millstream.engine.goal import Goal
+from millstream.engine.goal import SHARE, Goal, Pace
 from millstream.engine.join import Join, check_length
 from millstream.engine.queue import Queue
 from millstream.engine.tally import Numbers, Tally
@@ -28,6 +28,8 @@ from millstream.models.model import Learner, Model, Stateful
 from millstream.types import Config, Delta, Description
 
 DELTAS_HELD_MAX = 64
+# Where nobody says how many rows a call may have: as many as take so long, within these bounds.
+CALL_S, ROWS_FIRST, ROWS_MAX = 0.01, 32, 1024
 _PLATFORMS = {"onnx": "onnxruntime_onnx"}
 
 
@@ -51,12 +53,14 @@ class Lane:
         self.check = Check(self.label, self.inputs, loaded.outputs, manifest.non_finite == "refuse", length)
         self.joins = self.check.joins
         self.join = Join(loaded.inputs, length, self.joins)
-        self.rows_max = batching.rows_max
+        self.rows_max = batching.rows_max or ROWS_MAX
+        self.bound = batching.rows_max or ROWS_FIRST  # most rows of a batch now
         self.wait_s = batching.wait_ms / 1e3
         self.preferred = sorted(size for size in batching.preferred if size <= self.rows_max)
         self.instances = self.free = batching.instances or instances
         self.shared = length is not None and len(length.buckets) > 1 and self.instances > 1
-        self.goal = Goal(batching.p99_ms / 1e3, self.rows_max, self.instances) if batching.p99_ms else None
+        self.pace = Pace()
+        self.goal = Goal(batching.p99_ms / 1e3, self.instances, self.pace) if batching.p99_ms else None
         sessions = manifest.sessions
         self.slots = loaded.slots(sessions.slots) if isinstance(loaded, Stateful) else None
         self.slots_free = list(range(sessions.slots if self.slots else 0))
@@ -142,10 +146,15 @@ class Lane:
                 found = queue
         return found or again
 
-    @property
-    def bound(self) -> int:
-        """Most rows of a batch now."""
-        return self.goal.rows_max if self.goal else self.rows_max
+    def ran(self, rows: int, wall_s: float) -> None:
+        """A call has ended: learn from it how many rows the next may have."""
+        if rows > self.rows_max or not self.joins:
+            return  # it was computed in pieces, or rows do not join at all
+        self.pace.ran(rows, wall_s)
+        if self.goal is not None:
+            self.bound = self.pace.within(SHARE * self.goal.p99_s, 1, self.rows_max)
+        elif not self.batching.rows_max:
+            self.bound = self.pace.within(CALL_S, ROWS_FIRST, ROWS_MAX)
 
     def take(self, queue: Queue) -> list[Answer]:
         """The next batch of a kind, which has some."""

@@ -154,14 +154,19 @@ def with_rig(
     """Run a test on the loop that the program uses; nothing may be left for the loop to complain about."""
     complaints: list[dict[str, object]] = []
 
+    def complain(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        # grpc.aio has one queue of events a process, and gives this loop those of clients of a loop that is closed.
+        if "PollerCompletionQueue" not in str(context["message"]):
+            complaints.append(context)
+
     async def run() -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+        asyncio.get_running_loop().set_exception_handler(complain)
         async with asyncio.timeout(60), Rig(limits, clock) as rig:
             await test(rig)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())
-    assert complaints == []
+    assert not complaints, complaints
 
 
 async def until(true: Callable[[], object]) -> None:
