@@ -308,7 +308,7 @@ def _add_roles(verbs: _Verbs) -> None:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     serve.add_argument("--http-port", type=_port, default=8000, help="0 picks a free one (default: 8000)")
     serve.add_argument("--grpc-port", type=_port, default=-1, help="0 picks a free one (default: the one after HTTP's)")
-    serve.add_argument("--max-batch-size", type=_count_of, metavar="ROWS", help="most rows in one call (default: as many as take 10 ms)")
+    serve.add_argument("--max-batch-size", type=_count_of, metavar="ROWS", help="most rows of a call (default: 10 ms)")
     serve.add_argument(
         "--max-wait-time", type=_time, metavar="TIME", help="a batch waits so long to fill, such as 5ms (default: none)"
     )

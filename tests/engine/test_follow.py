@@ -6,7 +6,8 @@ import zlib
 import numpy as np
 
 from millstream.clock import FakeClock, SystemClock
-from millstream.engine import Engine, Follow
+from millstream.engine import Engine
+from millstream.engine.follow import Follow
 from millstream.engine.lane import DELTAS_HELD_MAX
 from millstream.meter import Meter
 from millstream.models.manifest import Manifest

@@ -10,8 +10,9 @@ from pathlib import Path
 from millstream.clock import FakeClock
 from millstream.engine import Engine
 from millstream.features import Column, Definition, Entities
-from millstream.flows.predict import Predict, ServedLog
+from millstream.flows.predict import Predict
 from millstream.flows.recommend import Recommend, RecommendLimits
+from millstream.flows.served import ServedLog
 from millstream.meter import Meter
 from millstream.models.manifest import Manifest
 from millstream.models.online import Ftrl, Settings

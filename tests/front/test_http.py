@@ -326,6 +326,34 @@ def test_pipelining_is_bounded_and_the_rest_waits() -> None:
     with_server(test, HttpLimits(pipelined_max=4))
 
 
+def test_a_crowd_that_pipelines_has_one_request_each_under_way() -> None:
+    """Else everything that a crowd sends is read, and refused, before any batch can start."""
+
+    async def test(served: Served) -> None:
+        served.door.held = []
+        clients = [await served.connect() for _ in range(6)]
+        for client in clients:
+            for at in range(5):
+                client.send(affine(str(at)))
+            await asyncio.sleep(0.01)
+        await until(lambda: len(served.door.held or []) == 8 + 4)
+        await asyncio.sleep(0.05)
+        assert len(served.door.held) == 12, "eight by the bound, and one of each that came after"
+        told = []
+        for _ in range(30):
+            if served.door.held:
+                served.door.release(range(len(served.door.held)))
+                served.door.held = []
+            await asyncio.sleep(0.01)
+        for client in clients:
+            told += [(await client.read()).json["id"] for _ in range(5)]
+            client.close()
+        assert told == [str(at) for _ in range(6) for at in range(5)]
+        await until(lambda: served.http.under_way == 0)
+
+    with_server(test, HttpLimits(under_way_max=8))
+
+
 def test_a_reader_that_does_not_read_holds_little_and_is_cut_off() -> None:
     clock = FakeClock()
 

@@ -10,8 +10,7 @@ from collections.abc import Awaitable, Callable
 from millstream.clock import Clock
 from millstream.errors import Misconfigured
 from millstream.front import Door, Http, HttpLimits
-from millstream.front.grpc import Grpc, GrpcLimits
-from millstream.front.grpc.service import Inference
+from millstream.front.grpc import Call, Grpc, GrpcLimits, Receiver, Service
 from millstream.meter import Meter
 
 logger = logging.getLogger("millstream")
@@ -28,7 +27,7 @@ class Borders:
         self, door: Door, meter: Meter, clock: Clock, http: HttpLimits | None = None, grpc: GrpcLimits | None = None
     ) -> None:
         self.http = Http(door, meter, clock, http)
-        self.grpc = Grpc(Inference(door, clock), meter, clock, grpc)
+        self.grpc = Grpc(_AtFirstCall(door, clock), meter, clock, grpc)
 
     async def start(self, host: str, http_port: int, grpc_port: int = NEXT_PORT) -> int:
         """Bind both and say where; the port of HTTP. An address that was asked for and cannot be had: Misconfigured."""
@@ -47,6 +46,22 @@ class Borders:
     async def stop(self) -> None:
         """Take nothing more, and answer what is under way."""
         await asyncio.gather(self.http.stop(), self.grpc.stop())
+
+
+class _AtFirstCall:
+    """The service of gRPC, made when somebody calls: its messages take 4 MB that HTTP alone has no use for."""
+
+    def __init__(self, door: Door, clock: Clock) -> None:
+        self._door, self._clock = door, clock
+        self._service: Service | None = None
+
+    def open(self, call: Call) -> Receiver:
+        """Begin a call."""
+        if self._service is None:
+            from millstream.front.grpc.service import Inference
+
+            self._service = Inference(self._door, self._clock)
+        return self._service.open(call)
 
 
 async def _listen(start: Callable[[str, int], Awaitable[int]], host: str, port: int, what: str) -> int:

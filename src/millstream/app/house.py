@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 
 from millstream.engine import Engine
 from millstream.errors import Error, NotFound
-from millstream.flows.collect import Collect
 from millstream.flows.predict import Predict
 from millstream.front.door import Answer, Call
 from millstream.guard import auth
@@ -15,7 +14,8 @@ from millstream.guard.auth import Keys
 from millstream.meter import Meter
 from millstream.types import Description, Principal, Rank, Request, Turn
 
-if TYPE_CHECKING:  # feature rows are compiled: serving models alone must not import the compiler
+if TYPE_CHECKING:  # serving models alone imports neither the log nor the compiler of feature rows
+    from millstream.flows.collect import Collect
     from millstream.flows.recommend import Recommend
 
 

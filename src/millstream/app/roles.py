@@ -19,12 +19,14 @@ from millstream.app.installation import Installation, Known
 from millstream.app.plain import until_asked
 from millstream.clock import Clock, SystemClock
 from millstream.config import orphaned
-from millstream.engine import Engine, Follow
+from millstream.engine import Engine
+from millstream.engine.follow import Follow
 from millstream.errors import BadInput, Corrupt, Error, Full, Misconfigured, NotFound
 from millstream.features import Entities
 from millstream.flows.collect import Collect
-from millstream.flows.predict import Predict, ServedLog
+from millstream.flows.predict import Predict
 from millstream.flows.recommend import Recommend
+from millstream.flows.served import ServedLog
 from millstream.guard.auth import Keys
 from millstream.guard.pii import pseudonym, redact
 from millstream.learn import Learning, train_base

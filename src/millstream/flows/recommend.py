@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from millstream.clock import Clock
 from millstream.errors import BadInput, Conflict, NotFound, TooLarge
 from millstream.features import Entities
-from millstream.flows.predict import ServedLog, Submit
+from millstream.flows.predict import Submit
+from millstream.flows.served import ServedLog
 from millstream.guard.pii import pseudonym
 from millstream.stream.event import decode
 from millstream.stream.log import Reader

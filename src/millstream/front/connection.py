@@ -120,6 +120,7 @@ class Connection(asyncio.Protocol):
                 exchange.future.cancel()
         self._server.held_bytes -= self._held
         self._held = 0
+        self._server.under_way -= len(self._pending)
         self._pending.clear()
         self._waiting.clear()
         self._rest = memoryview(b"")
@@ -136,7 +137,7 @@ class Connection(asyncio.Protocol):
             or len(data) > SLICE_BYTES
             or self._waiting
             or self._paused
-            or len(self._pending) >= self._pipelined_max
+            or (self._pending and not self._has_room())
         ):
             self._rest = memoryview(bytes(self._rest) + data if self._rest else data)
             self._pump()
@@ -256,10 +257,12 @@ class Connection(asyncio.Protocol):
             exchange.close = True
         if exchange.close:
             self._over = True  # nothing after it is read
-        if self._waiting or self._paused or len(self._pending) >= self._pipelined_max:
+        pending, server = self._pending, self._server
+        if self._waiting or self._paused or (pending and not self._has_room()):
             self._waiting.append(exchange)
             return
-        self._pending.append(exchange)
+        pending.append(exchange)
+        server.under_way += 1
         self._routes.begin(exchange)
         if exchange.answer is not None:
             self.flush()
@@ -294,12 +297,17 @@ class Connection(asyncio.Protocol):
             return
         interim = Exchange(self._flush, self._peer, 0.0)
         interim.status, interim.answer = 100, answer.CONTINUE
-        (self._waiting if self._waiting else self._pending).append(interim)
+        self._line_up(interim)
 
     # Between the two.
 
     def _has_room(self) -> bool:
-        return not self._waiting and not self._paused and len(self._pending) < self._pipelined_max
+        """Whether another request may begin. One a connection always may; more only while the service has few, or a
+        crowd that pipelines would have everything read, refused and answered before any batch could start."""
+        if self._waiting or self._paused:
+            return False
+        begun, server = len(self._pending), self._server
+        return not begun or (begun < self._pipelined_max and server.under_way < server.limits.under_way_max)
 
     def _feed(self, data: bytes | memoryview) -> None:
         self._quiet += len(data)
@@ -340,14 +348,18 @@ class Connection(asyncio.Protocol):
 
     def flush(self) -> None:
         """Send the answers that are next in order, then begin what waited for room."""
-        pending, waiting = self._pending, self._waiting
+        pending, waiting, server = self._pending, self._waiting, self._server
         while True:
             while pending and pending[0].answer is not None:
+                server.under_way -= 1
                 self._send(pending.popleft())
             if not waiting or self._paused or len(pending) >= self._pipelined_max:
                 break
+            if pending and server.under_way >= server.limits.under_way_max:
+                break
             exchange = waiting.popleft()
             pending.append(exchange)
+            server.under_way += 1
             if exchange.answer is None:
                 self._routes.begin(exchange)
         if not self._reading and not self._feeding:
@@ -379,8 +391,16 @@ class Connection(asyncio.Protocol):
         exchange.close = exchange.linger = True
         exchange.held, self._held, exchange.body = self._held, 0, b""
         self._exchange, self._over = None, True
-        (self._waiting if self._waiting else self._pending).append(exchange)
+        self._line_up(exchange)
         self.flush()
+
+    def _line_up(self, exchange: Exchange) -> None:
+        """Behind all that is before it, with its answer."""
+        if self._waiting:
+            self._waiting.append(exchange)
+        else:
+            self._pending.append(exchange)
+            self._server.under_way += 1
 
     def _close(self, linger: bool) -> None:
         """Close once the answer is out. Lingering: a client that still sends would lose the answer to a reset."""

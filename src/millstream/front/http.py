@@ -26,6 +26,7 @@ class Http:
         self.monotonic = clock.monotonic
         self.draining = False
         self.held_bytes = 0
+        self.under_way = 0  # requests begun and not answered
         self.timed_out = meter.counter("millstream_http_timeouts_total", "Requests and readers cut off for slowness")
         self._open = meter.gauge("millstream_http_connections", "Open connections")
         self._refused = meter.counter("millstream_http_refused_total", "Connections over the bound")

@@ -16,6 +16,9 @@ class HttpLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     connections_max: Annotated[Count, Meta(description="open connections; one more gets a 503")] = 4096
     pipelined_max: Annotated[Count, Meta(description="requests of one connection that wait for answers")] = 32
+    under_way_max: Annotated[
+        Count, Meta(description="requests under way before a connection's next waits for its first; one always may")
+    ] = 2048
     body_bytes_max: Annotated[Count, Meta(description="one request body, on the wire and unpacked; over it a 413")] = (
         64 << 20
     )
