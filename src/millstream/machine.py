@@ -54,6 +54,10 @@ class Gpus:
         """Every GPU; none without a driver."""
         return [self._one(index, device) for index, device in self._devices]
 
+    def used(self) -> float:
+        """Bytes taken on all of them, by everybody."""
+        return sum(gpu.memory_used_bytes or 0.0 for gpu in self.read())
+
     def _one(self, index: int, device: Any) -> Gpu:
         memory = (ctypes.c_ulonglong * 3)()  # total, free, used
         rates = (ctypes.c_uint * 2)()  # GPU, memory: percent of the last sample period

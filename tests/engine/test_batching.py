@@ -12,8 +12,8 @@ from rig import ask, rows, serving, until
 
 import onnx_models
 from millstream import errors
-from millstream.clock import FakeClock
-from millstream.engine import EngineLimits
+from millstream.clock import FakeClock, SystemClock
+from millstream.engine import Engine, EngineLimits
 from millstream.engine.goal import Goal, Pace
 from millstream.meter import Meter
 from millstream.models import Manifest, Repository
@@ -479,6 +479,26 @@ def test_statistics_count_phases_and_sizes(tmp_path):
             assert (found.rows, found.batches, found.success.count, found.fail.count) == (7, 2, 4, 0)
             assert {one.rows: one.compute.count for one in found.by_rows} == {1: 1, 6: 1}
             assert found.compute.ns > 0 and found.queue.count == 4 and found.last_ms > 1e12
+
+    play(scene)
+
+
+def test_gpu_memory_is_told_by_version(tmp_path):
+    load, _ = summing(tmp_path)
+
+    class Card:
+        def __init__(self):
+            self.taken = [3e9, 5.5e9]
+
+        def used(self):
+            return self.taken.pop(0)
+
+    async def scene():
+        engine = Engine(Repository(tmp_path), SystemClock(), meter := Meter(), load=load)
+        engine._gpus = Card()
+        await engine.start()
+        assert meter.sum("millstream_device_bytes") == 2.5e9
+        await engine.stop()
 
     play(scene)
 

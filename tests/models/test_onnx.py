@@ -92,3 +92,40 @@ def test_load_checks_format_specs_and_digest(tmp_path):
         damaged.write(b"!")
     with pytest.raises(errors.Corrupt):
         load(repository, "m", "1")
+
+
+def test_a_device_that_is_not_there_is_said_and_the_cpu_computes(tmp_path, caplog):
+    model = Onnx(onnx_models.linear(tmp_path / "m.onnx", np.array([[2.0]])), "cuda:0")
+    assert model.device == "cpu" and model.predict({"x": np.ones((1, 1), np.float32)})["y"].tolist() == [[2]]
+    assert "device cuda:0 needs ONNX Runtime's CUDAExecutionProvider" in caplog.text
+    assert "computed on the CPU instead" in caplog.text and "onnxruntime-gpu" in caplog.text
+
+
+def test_a_device_that_nobody_knows_refuses_the_version(tmp_path):
+    with pytest.raises(errors.Misconfigured, match="device 'gpu'; say 'cpu', 'cuda:0' or 'tensorrt:0'"):
+        Onnx(onnx_models.linear(tmp_path / "m.onnx", np.array([[2.0]])), "gpu")
+
+
+def test_a_version_says_its_device(tmp_path, caplog):
+    file = onnx_models.linear(tmp_path / "m.onnx", np.array([[2.0]])).read_bytes()
+    Repository(tmp_path / "models").put("m", Manifest(format="onnx", file="m", device="cuda:1"), {"m": file})
+    load(Repository(tmp_path / "models"), "m", "1")
+    assert "device cuda:1" in caplog.text
+
+
+def test_bfloat16_goes_through_as_its_bits(tmp_path):
+    path = onnx_models.graph(
+        tmp_path / "m.onnx",
+        [
+            helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.FLOAT),
+            helper.make_node("Add", ["wide", "wide"], ["sum"]),
+            helper.make_node("Cast", ["sum"], ["y"], to=TensorProto.BFLOAT16),
+        ],
+        [("x", TensorProto.BFLOAT16, ["rows", 2])],
+        [("y", TensorProto.BFLOAT16, ["rows", 2])],
+    )
+    model = Onnx(path)
+    assert model.inputs[0].datatype == model.outputs[0].datatype == "BF16"
+    one_two, two_four = [[0x3F80, 0x4000]], [[0x4000, 0x4080]]
+    assert model.predict({"x": np.array(one_two, np.uint16)})["y"].tolist() == two_four
+    assert model.predict({"x": np.empty((0, 2), np.uint16)})["y"].shape == (0, 2)

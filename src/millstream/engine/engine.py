@@ -38,6 +38,7 @@ from millstream.engine.session import Sessions
 from millstream.engine.shadow import Shadows
 from millstream.engine.watch import ModelView, Watch
 from millstream.engine.worker import Workers, execute, warm
+from millstream.machine import Gpus
 from millstream.meter import Meter
 from millstream.models.manifest import Batching, BatchLimits, Manifest
 from millstream.models.model import Model, load
@@ -111,6 +112,7 @@ class Engine:
         self._now = clock.monotonic
         self._wake: Timer | None = None
         self._deadlines = Deadlines(clock)
+        self._gpus = Gpus()
         self._workers: dict[Lane, Workers[Answer]] = {}
         self._retired: set[Lane] = set()
         self._sessions = Sessions(self._queue, self._freed)
@@ -507,14 +509,17 @@ class Engine:
         manifest = self._repository.manifest(model, version)
         if self._admit:
             self._admit(model, manifest)
+        before = self._gpus.used()  # versions load one at a time, so what is taken meanwhile is nearly all of this one
         loaded = self._load_model(self._repository, model, version)
         lane = Lane(model, version, manifest, loaded, self._limits.over(manifest.batching), self._cores)
         warm(lane)
         lane.inline = self._quick(lane.cost)
+        lane.device_bytes = max(0.0, self._gpus.used() - before)
         return lane
 
     def _begin(self, lane: Lane) -> None:
         """A version was loaded: give it its threads."""
+        lane.numbers.device.set(lane.device_bytes)
         name = f"millstream-{lane.label}"
         self._workers[lane] = Workers(lane.instances, name, self._loop, self._now, self._finished)
 

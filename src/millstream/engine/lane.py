@@ -78,6 +78,7 @@ class Lane:
         self.fastest = float("inf")  # wall seconds of the quickest batch since the last decision
         self.inline = False
         self.last_error = ""
+        self.device_bytes = 0.0  # taken on GPUs by loading and warming it
         self.tally = Tally()
         self.held: list[Delta] = []  # deltas that wait for running batches to end
 

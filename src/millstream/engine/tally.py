@@ -29,6 +29,9 @@ class Numbers:
             "millstream_padding_rows_total", "Rows' worth of computing spent on padding", labels
         )
         self.sessions = meter.gauge("millstream_sessions", "Sessions open on a version", labels)
+        self.device = meter.gauge(
+            "millstream_device_bytes", "GPU memory that loading and warming a version took", labels
+        )
         self.waiting = meter.gauge("millstream_rows_waiting", "Rows that wait for a version", labels)
         self.queue = meter.histogram("millstream_queue_seconds", "From submit to the start of the batch", labels)
         self.compute = meter.histogram("millstream_compute_seconds", "Of a batch: join, model, split", labels)
