@@ -69,8 +69,9 @@ class FakeClock:
     def later(self, seconds: float, call: Callable[[], None]) -> Timer:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._sleepers, (self._mono + seconds, next(self._order), waiter))
-        waiter.add_done_callback(lambda done: None if done.cancelled() else call())
-        return _FakeTimer(waiter)
+        timer = _FakeTimer(waiter)
+        waiter.add_done_callback(lambda _: None if timer.cancelled else call())
+        return timer
 
     def jump(self, seconds: float) -> None:
         self._wall += seconds
@@ -90,6 +91,8 @@ class _FakeTimer:
 
     def __init__(self, waiter: asyncio.Future[None]) -> None:
         self._waiter = waiter
+        self.cancelled = False
 
     def cancel(self) -> None:
+        self.cancelled = True
         self._waiter.cancel()

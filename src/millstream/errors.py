@@ -96,9 +96,9 @@ class Full(Error):
 
 
 class Misconfigured(Error):
-    """A configuration or policy file that cannot be used."""
+    """A configuration or policy file that cannot be used: somebody has to correct it before this is answered."""
 
-    status = 500
+    status = 503
     code = "FAILED_PRECONDITION"
 
 

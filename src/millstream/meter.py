@@ -15,7 +15,8 @@ import json
 import mmap
 import os
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, MutableSequence, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableSequence, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -112,6 +113,7 @@ class Meter:
         self._series: dict[str, dict[str, object]] = {}
         self._made: dict[str, Counter | Histogram] = {}
         self._used = 0
+        self._held = False
         if folder is None:
             self._page: Page = _floats(bytearray(SLOTS * 8))
             return
@@ -171,8 +173,18 @@ class Meter:
             self._save()
         return int(str(known["slot"]))
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Save the directory once for all series that are made within, not once for each."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+            self._save()
+
     def _save(self) -> None:
-        if self._folder is not None:
+        if self._folder is not None and not self._held:
             part = self._folder / f"{self._name}.json.part"
             part.write_text(json.dumps(self._series))
             part.replace(self._folder / f"{self._name}.json")

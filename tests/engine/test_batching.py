@@ -1,13 +1,16 @@
 """Who goes with whom, in which order, and when: lengths in buckets, priorities, deadlines, waits, goals, instances."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 from rig import ask, rows, serving, until
 
 import onnx_models
@@ -170,6 +173,50 @@ def test_a_model_that_minds_the_padding_is_not_served(tmp_path, masked, more, se
     play(scene)
 
 
+def test_other_sizes_must_agree_within_a_bucket(tmp_path):
+    inputs = (TensorSpec("x", "FP32", (-1, -1, -1)),)
+    load, _ = summing(tmp_path, inputs=inputs, length=Length(of=("x",), buckets=(8,)))
+
+    async def scene():
+        async with serving(tmp_path, EngineLimits(inline_us_max=0), load=load) as engine:
+            shapes = [(1, 2, 1), (1, 5, 3), (1, 4, 1)]
+            asked = [engine.submit(ask("m", np.ones(shape, np.float32))) for shape in shapes]
+            assert [(await one).outputs["y"].tolist() for one in asked] == [[2], [15], [4]]
+
+    play(scene)
+
+
+def test_padding_and_state_do_not_go_together(tmp_path):
+    class Carrying(Sum):
+        def slots(self, count):
+            return self
+
+    inputs = (TensorSpec("x", "FP32", (-1, -1)),)
+    summing(tmp_path, length=Length(of=("x",), buckets=(4,)))
+
+    async def scene():
+        async with serving(tmp_path, load=lambda *_: Carrying(inputs)) as engine:
+            assert "padding would stay in the state" in str(engine.views()[0].problems)
+
+    play(scene)
+
+
+def test_the_shortest_lengths_may_take_all_instances(tmp_path):
+    inputs = (TensorSpec("x", "FP32", (-1, -1)),)
+    load, made = summing(tmp_path, inputs=inputs, rows_max=1, length=Length(of=("x",), buckets=(4, 16)), instances=2)
+
+    async def scene():
+        async with serving(tmp_path, EngineLimits(inline_us_max=0), load=load) as engine:
+            made["m"].calls.clear()
+            made["m"].gate.clear()
+            short = [engine.submit(ask("m", np.ones((1, 2), np.float32))) for _ in range(5)]
+            await until(lambda: len(made["m"].calls) == 2)
+            made["m"].gate.set()
+            await asyncio.gather(*short)
+
+    play(scene)
+
+
 def test_a_length_over_the_longest_bucket_is_refused(tmp_path):
     root = pooled(tmp_path)
 
@@ -307,6 +354,62 @@ def test_preferred_sizes_round_down(tmp_path):
     play(scene)
 
 
+def test_preferred_sizes_over_the_bound_are_left_alone(tmp_path):
+    load, made = summing(tmp_path, rows_max=64, preferred=(16, 32))
+
+    async def scene():
+        async with serving(tmp_path, THREAD, load=load) as engine:
+            (lane,) = engine._served["m"].lanes.values()
+            running = await held(engine, made["m"])
+            futures = [engine.submit(one(n)) for n in range(30)]
+            lane.bound, lane.ran = 4, lambda rows, wall: None
+            made["m"].gate.set()
+            await asyncio.gather(running, *futures)
+            assert max(len(column) for _, column in made["m"].calls) == 4
+
+    play(scene)
+
+
+@pytest.mark.parametrize("fault", [SystemExit(3), KeyError("y")])
+def test_a_model_that_breaks_everything_breaks_only_its_own_answers(tmp_path, fault):
+    load, made = summing(tmp_path)
+
+    async def scene():
+        async with serving(tmp_path, THREAD, load=load) as engine:
+            honest = made["m"].predict
+
+            def broken(inputs):
+                raise fault
+
+            made["m"].predict = broken
+            for _ in range(3):
+                with pytest.raises(errors.Error, match="failed on this request"):
+                    await asyncio.wait_for(engine.submit(one(1)), 5)
+            made["m"].predict = lambda inputs: {}
+            with pytest.raises(errors.Error, match="answered without output 'y'"):
+                await asyncio.wait_for(engine.submit(one(1)), 5)
+            made["m"].predict = honest
+            assert (await engine.submit(one(2))).outputs["y"].tolist() == [2]
+
+    play(scene)
+
+
+def test_an_answered_request_is_not_kept_until_its_deadline(tmp_path):
+    load, _ = summing(tmp_path)
+
+    async def scene():
+        async with serving(tmp_path, load=load) as engine:
+            array = np.ones((1, 1), np.float32)
+            kept = weakref.ref(array)
+            await engine.submit(ask("m", array, timeout_s=600))
+            del array
+            await asyncio.sleep(0)
+            gc.collect()
+            assert kept() is None
+
+    play(scene)
+
+
 def test_a_slow_model_does_not_stall_another(tmp_path):
     load, made = summing(tmp_path, "slow")
     quick, quick_made = summing(tmp_path, "quick")
@@ -315,7 +418,8 @@ def test_a_slow_model_does_not_stall_another(tmp_path):
         return (load if name == "slow" else quick)(repository, name, version)
 
     async def scene():
-        async with serving(tmp_path, THREAD, load=either) as engine:
+        async with serving(tmp_path, EngineLimits(), load=either) as engine:
+            engine._served["slow"].lanes["1"].inline = False  # it has been slow before
             made["slow"].gate.clear()
             waiting = [engine.submit(one(n, "slow")) for n in range(5)]
             for n in range(20):
@@ -379,7 +483,53 @@ def test_neither_one_row_nor_all_is_refused(tmp_path):
     play(scene)
 
 
+def test_sizes_that_share_a_name_must_agree(tmp_path):
+    onnx_models.graph(
+        tmp_path / "m" / "1" / "model.onnx",
+        [helper.make_node("Add", ["a", "b"], ["y"])],
+        [("a", TensorProto.FLOAT, ["rows", "n"]), ("b", TensorProto.FLOAT, ["rows", "n"])],
+        [("y", TensorProto.FLOAT, ["rows", "n"])],
+    )
+
+    async def scene():
+        async with serving(tmp_path) as engine:
+            with pytest.raises(errors.BadInput, match=r"one size, 'n': 'a' \[1, 3\], 'b' \[1, 4\]; make them agree"):
+                await engine.submit(Request("m", {"a": rows(1, 3), "b": rows(1, 4)}, 1))
+
+    play(scene)
+
+
 # A goal.
+
+
+def test_a_goal_holds_for_a_burst_on_a_model_seen_in_single_rows_only():
+    goal = Goal(0.1, 1, pace := Pace())
+    for _ in range(50):
+        pace.ran(1, 0.0025)
+    most = pace.within(0.05, 1, 1024)
+    let_in = 0
+    while goal.takes(let_in, 1, most):
+        let_in += 1
+    assert most == 2 and 5 <= let_in <= 60  # 2.5 ms a row at worst
+
+
+def test_a_goal_counts_requests_where_rows_do_not_join(tmp_path):
+    load, made = summing(tmp_path, inputs=(TensorSpec("x", "FP32", (1, 1)),), p99_ms=100)
+
+    async def scene():
+        async with serving(tmp_path, THREAD, load=load) as engine:
+            (lane,) = engine._served["m"].lanes.values()
+            for _ in range(20):
+                lane.ran(1, 0.02)
+            running = await held(engine, made["m"])
+            with pytest.raises(errors.Overloaded, match="miss the goal of 100 ms"):
+                for n in range(50):
+                    engine.submit(one(n))
+            assert 1 <= lane.rows_waiting <= 5
+            made["m"].gate.set()
+            await running
+
+    play(scene)
 
 
 @settings(max_examples=60, deadline=None)
@@ -506,6 +656,28 @@ def test_gpu_memory_is_told_by_version(tmp_path):
 # Load and unload.
 
 
+def test_unload_while_loading_and_load_of_changed_files(tmp_path):
+    onnx_models.scaled(tmp_path / "m" / "1" / "model.onnx", 2.0)
+
+    async def scene():
+        async with serving(tmp_path) as engine:
+            await engine.unload("m")
+            loading = asyncio.ensure_future(engine.load("m"))
+            await asyncio.sleep(0)
+            await engine.unload("m")
+            with pytest.raises(errors.Misconfigured, match="unloaded"):
+                await loading
+            assert not engine._workers and engine.models() == ()
+            await engine.load("m")
+            assert (await engine.submit(ask("m", rows(1)))).outputs["y"].tolist() == (rows(1) * 2).tolist()
+            onnx_models.scaled(tmp_path / "m" / "1" / "model.onnx", 5.0)
+            await engine.load("m")
+            assert (await engine.submit(ask("m", rows(1)))).outputs["y"].tolist() == (rows(1) * 5).tolist()
+            assert len(engine._workers) == 1
+
+    play(scene)
+
+
 def test_a_model_is_unloaded_and_loaded_again(tmp_path):
     load, _ = summing(tmp_path)
 
@@ -514,7 +686,7 @@ def test_a_model_is_unloaded_and_loaded_again(tmp_path):
             assert [(one.model, one.version, one.state) for one in engine.index()] == [("m", "1", "READY")]
             await engine.unload("m")
             assert [(one.state, one.reason) for one in engine.index()] == [("UNAVAILABLE", "unloaded")]
-            with pytest.raises(errors.Misconfigured, match="unloaded here; load it again"):
+            with pytest.raises(errors.NotFound, match="unloaded here; load it again"):
                 engine.submit(one(1))
             await engine.refresh()
             assert engine.models() == ()

@@ -294,6 +294,118 @@ def test_a_numbered_step_may_be_sent_again(tmp_path):
     play(scene)
 
 
+def test_an_end_that_did_not_happen_ends_nothing(tmp_path):
+    load, made = scripted(tmp_path)
+
+    async def scene():
+        async with serving(tmp_path, EngineLimits(inline_us_max=0), load=load) as engine:
+            await engine.submit(step(1, start=True))
+            with pytest.raises(errors.Conflict):
+                await engine.submit(step(9, step=7, end=True))
+            made["1"].gate.clear()
+            running = engine.submit(step(2))
+            engine.submit(step(9, end=True)).cancel()
+            made["1"].gate.set()
+            await running
+            made["1"].fail = 13
+            with pytest.raises(errors.Error):
+                await engine.submit(step(13, end=True))
+            assert await y(engine.submit(step(3))) == [chained(chained(chained(0, 1), 2), 3)]
+
+    play(scene)
+
+
+def test_the_answer_to_the_last_step_may_be_asked_for_again(tmp_path):
+    load, _ = scripted(tmp_path, slots=1)
+
+    async def scene():
+        async with serving(tmp_path, load=load) as engine:
+            first = await engine.submit(step(1, start=True))
+            last = await y(engine.submit(step(2, step=2, end=True)))
+            assert await y(engine.submit(step(2, step=2, end=True, token=first.turn.token))) == last
+            assert await y(engine.submit(step(2, step=2))) == last
+            with pytest.raises(errors.NotFound):
+                engine.submit(step(3, step=3))
+            assert await y(engine.submit(step(5, start=True))) == [chained(0, 5)]  # its slot came back
+            assert await y(engine.submit(step(6, step=2))) == [chained(chained(0, 5), 6)]
+            assert await y(engine.submit(step(6, step=2, end=True))) == [chained(chained(0, 5), 6)]  # ends by a retry
+            with pytest.raises(errors.NotFound):
+                engine.submit(step(7))
+
+    play(scene)
+
+
+def test_a_reset_waits_for_nobody_and_gives_up_nobody(tmp_path):
+    load, made = scripted(tmp_path)
+
+    async def scene():
+        async with serving(tmp_path, EngineLimits(inline_us_max=0), load=load) as engine:
+            token = (await engine.submit(step(1, start=True))).turn.token
+            made["1"].gate.clear()
+            waiting = [engine.submit(step(n)) for n in (2, 3)]
+            with pytest.raises(errors.Conflict, match="not answered yet; begin again when it is"):
+                engine.submit(step(4, start=True, token=token))
+            made["1"].gate.set()
+            assert await y(waiting[1]) == [chained(chained(chained(0, 1), 2), 3)]
+
+    play(scene)
+
+
+def test_a_retry_may_ask_for_other_outputs(tmp_path):
+    manifest = Manifest(format="onnx", file="m.onnx", sessions=Sessions(states=STATES[:1]))  # c_out is an output then
+    file = onnx_models.recurrent(tmp_path / "one.onnx").read_bytes()
+    Repository(tmp_path / "models").put("rnn", manifest, {"m.onnx": file})
+
+    async def scene():
+        async with serving(tmp_path / "models") as engine:
+            inputs = {"x": rows(1, 3), "c": rows(1, 3)}
+            await engine.submit(Request("rnn", inputs, 1, turn=Turn(id="a", start=True), outputs=("y",)))
+            again = Request("rnn", inputs, 1, turn=Turn(id="a", step=1), outputs=("c_out",))
+            assert list((await engine.submit(again)).outputs) == ["c_out"]
+
+    play(scene)
+
+
+def test_waiting_steps_count_against_the_queue(tmp_path):
+    load, made = scripted(tmp_path)
+
+    async def scene():
+        limits = EngineLimits(inline_us_max=0, queue_rows_max=10)
+        async with serving(tmp_path, limits, load=load) as engine:
+            await engine.submit(step(1, start=True))
+            made["1"].gate.clear()
+            many = []
+            with pytest.raises(errors.Overloaded, match="at most 10 may"):
+                for n in range(50):
+                    many.append(engine.submit(step(n)))  # noqa: PERF401
+            assert len(many) in (10, 11)
+            made["1"].gate.set()
+            await asyncio.gather(*many)
+            (lane,) = engine._served["s"].lanes.values()
+            assert lane.steps_waiting == lane.rows_waiting == 0
+
+    play(scene)
+
+
+def test_a_call_that_answers_nonsense_is_not_stepped_twice(tmp_path):
+    load, made = scripted(tmp_path)
+
+    async def scene():
+        async with serving(tmp_path, EngineLimits(inline_us_max=0), load=load) as engine:
+            await asyncio.gather(*(engine.submit(step(1, who, start=True)) for who in "ab"))
+            model = made["1"]
+            honest, model.calls = model.step, []
+            model.step = lambda inputs, slots: honest(inputs, slots) and {"z": np.zeros(len(slots))}
+            model.gate.clear()
+            asked = [engine.submit(step(n, who)) for n in (2,) for who in "ab"]
+            model.gate.set()
+            for one in await asyncio.gather(*asked, return_exceptions=True):
+                assert isinstance(one, errors.Error) and "answered without output 'y'" in str(one)
+            assert sorted(slot for call in model.calls for slot in call) == sorted({*model.calls[0], *model.calls[-1]})
+
+    play(scene)
+
+
 def test_slots_and_waiting_steps_are_bounded_and_come_back(tmp_path):
     load, made = scripted(tmp_path, slots=2)
 
@@ -384,6 +496,31 @@ def test_a_mistaken_step_is_told(tmp_path, request_, error, sentence):
 # Versions and processes.
 
 
+def test_swaps_leave_no_threads_and_no_copies_behind(tmp_path):
+    load, _ = scripted(tmp_path, versions=2)
+    loads = []
+
+    def counted(repository, model, version):
+        loads.append(version)
+        return load(repository, model, version)
+
+    async def scene():
+        async with serving(tmp_path, EngineLimits(wait_ms=20), load=counted) as engine:
+            await engine.submit(step(1, start=True))
+            for swap in range(8):  # a session holds one of them; it is taken back, not loaded again
+                waiting = [engine.submit(plain(n)) for n in range(3)]
+                policy = promote(str(1 + swap % 2))
+                Repository(tmp_path).change_policy("s", policy, who="test", why="swap")
+                await engine.refresh()
+                waiting[0].cancel()
+                await asyncio.gather(*waiting, return_exceptions=True)
+            await engine.submit(step(2, end=True))
+            await until(lambda: len(engine._workers) == 1)
+            assert not engine._retired and loads.count("2") == 1
+
+    play(scene)
+
+
 def test_open_sessions_finish_on_the_version_they_began_with(tmp_path):
     load, _ = scripted(tmp_path, versions=2)
     repository = Repository(tmp_path)
@@ -414,16 +551,18 @@ def test_a_split_is_sticky_by_session(tmp_path):
 
     async def scene():
         async with serving(tmp_path, load=load) as engine:
-            seen = set()
+            seen, began = set(), {}
             for who in range(20):
                 first = await engine.submit(step(1, str(who), start=True))
                 later = {(await engine.submit(step(n, str(who)))).version for n in range(5)}
                 assert later == {first.version}
                 seen |= later
+                began[str(who)] = first.version
             assert seen == {"1@0", "2@0"}
-            Repository(tmp_path).change_policy("s", canary("2", 1.0), who="test", why="all")
+            other = {"1@0": "2", "2@0": "1"}[began["0"]]
+            Repository(tmp_path).change_policy("s", canary(other, 1.0), who="test", why="all")
             await engine.refresh()
-            assert (await engine.submit(step(9, "0"))).version in seen  # where it began, not where the canary is
+            assert (await engine.submit(step(9, "0"))).version == began["0"]  # not where the canary is
 
     play(scene)
 

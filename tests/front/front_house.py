@@ -269,7 +269,7 @@ class Served:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for connection in tuple(self.http._connections):
+        for connection in tuple(self.http.connections):
             connection.abort()
         await self.http.stop()
 

@@ -213,7 +213,7 @@ def test_a_client_that_leaves_while_its_answer_is_packed_harms_nobody() -> None:
                 await asyncio.sleep(0)
             client.writer.transport.abort()
             served.door.calls.clear()
-        while served.http._connections:
+        while served.http.connections:
             await asyncio.sleep(0.001)
         assert (await served.ask(affine())).status == 200
 

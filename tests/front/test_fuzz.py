@@ -255,7 +255,7 @@ async def answered_beside(served: Served, count: int) -> None:
         for at in range(200):
             client.send(own(at))
             assert is_own(at, (await client.read()).json)
-        assert len(served.http._connections) == count + 1
+        assert len(served.http.connections) == count + 1
         client.close()
 
 
@@ -278,7 +278,7 @@ def test_slow_lorises_are_cut_off_and_cost_the_others_nothing() -> None:
         for at in range(100):
             client.send(own(at))
             assert is_own(at, (await client.read()).json)
-        while len(served.http._connections) > 1:
+        while len(served.http.connections) > 1:
             await asyncio.sleep(0.05)
         dripping.cancel()
         client.send(own(7))

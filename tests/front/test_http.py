@@ -314,7 +314,7 @@ def test_pipelining_is_bounded_and_the_rest_waits() -> None:
         await until(lambda: len(served.door.held or []) == 4)
         await asyncio.sleep(0.05)
         assert len(served.door.held) == 4, "no more than the bound is in flight"
-        (connection,) = served.http._connections
+        (connection,) = served.http.connections
         assert len(connection._waiting) * 100 < SLICE_BYTES * 2, "what is parsed ahead is bounded by one slice"
         for at in range(2000):
             if at % 4 == 0:
@@ -363,15 +363,15 @@ def test_a_reader_that_does_not_read_holds_little_and_is_cut_off() -> None:
         client.reader._limit = 1 << 16  # type: ignore[attr-defined]  # the client reads no more than this
         for _ in range(400):
             client.send(request)
-        await until(lambda: any(connection._paused for connection in served.http._connections))
+        await until(lambda: any(connection._paused for connection in served.http.connections))
         await asyncio.sleep(0.05)
         calls = len(served.door.calls)
         await asyncio.sleep(0.05)
         assert len(served.door.calls) == calls < 400, "a client that does not read gets nothing more computed"
-        (connection,) = served.http._connections
+        (connection,) = served.http.connections
         assert connection._transport.get_write_buffer_size() < 2 << 20
         await pass_time(clock, 31)
-        await until(lambda: not served.http._connections)
+        await until(lambda: not served.http.connections)
         assert served.http.held_bytes == 0
         client.close()
 
@@ -395,13 +395,13 @@ def test_a_slow_reader_gets_everything_once_it_reads() -> None:
 def test_connections_are_bounded() -> None:
     async def test(served: Served) -> None:
         clients = [await served.connect() for _ in range(2)]
-        await until(lambda: len(served.http._connections) == 2)
+        await until(lambda: len(served.http.connections) == 2)
         third = await served.connect()
         reply = await third.read()
         assert (reply.status, reply.headers["connection"], reply.headers["retry-after"]) == (503, "close", "1")
         assert await third.ended()
         clients[0].close()
-        await until(lambda: len(served.http._connections) == 1)
+        await until(lambda: len(served.http.connections) == 1)
         assert (await served.ask(affine())).status == 200
         clients[1].close()
 
@@ -467,7 +467,7 @@ def test_a_refused_client_can_read_why_while_it_still_sends() -> None:
         assert (await client.read()).status == 413
         assert await client.ended()
         await pass_time(clock, 3)
-        await until(lambda: not served.http._connections)
+        await until(lambda: not served.http.connections)
         client.close()
 
     with_server(test, clock=clock)
@@ -490,7 +490,7 @@ def test_a_disconnect_cancels_what_nobody_will_read() -> None:
             await until(lambda: len(served.door.held or []) == 2)
             leave(client)
             await until(lambda: all(future.cancelled() for future, _ in served.door.held or []))
-            await until(lambda: not served.http._connections)
+            await until(lambda: not served.http.connections)
             client.close()
         served.door.held = None
         assert (await served.ask(affine())).status == 200
@@ -548,14 +548,14 @@ def test_connections_leave_nothing_behind() -> None:
 
     async def test(served: Served) -> None:
         await served.ask(affine())
-        await until(lambda: not served.http._connections)
+        await until(lambda: not served.http.connections)
         gc.collect()
         before = sum(isinstance(o, Connection | Exchange) for o in gc.get_objects())  # what other tests keep
         gc.disable()
         try:
             for _ in range(20):
                 await served.ask(affine(), http("GET", "/nowhere"))
-            await until(lambda: not served.http._connections)
+            await until(lambda: not served.http.connections)
             await asyncio.sleep(0.01)
             after = sum(isinstance(o, Connection | Exchange) for o in gc.get_objects())
         finally:

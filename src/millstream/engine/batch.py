@@ -14,6 +14,7 @@ from millstream.engine.queue import Order, Queue
 from millstream.types import Array, Output, Ran, Request
 
 if TYPE_CHECKING:
+    from millstream.engine.check import Kind
     from millstream.engine.lane import Lane
     from millstream.engine.route import Arm
     from millstream.engine.session import Session
@@ -28,7 +29,7 @@ class Answer(asyncio.Future[Output]):
 
     request: Request
     arm: Arm
-    kind: object
+    kind: Kind
     at: float
     order: Order
     session: Session | None
@@ -52,7 +53,7 @@ class Copy:
 
     __slots__ = ("kind", "request", "session")
 
-    def __init__(self, request: Request, kind: object) -> None:
+    def __init__(self, request: Request, kind: Kind) -> None:
         self.request, self.kind = request, kind
         self.session: Session | None = None
 

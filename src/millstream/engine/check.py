@@ -20,8 +20,9 @@ from millstream.errors import BadInput
 from millstream.models.manifest import Length
 from millstream.types import DTYPES, Array, Request, TensorSpec
 
-Kind = tuple[tuple[int, ...], ...] | int
-"""What must be equal for two requests to share a call: their sizes after the rows, or the bucket of their length."""
+Kind = tuple[object, ...]
+"""What must be equal for two requests to share a call: the number of their length's bucket (0 without buckets), then
+their other sizes after the rows."""
 
 _DATATYPES = {dtype: name for name, dtype in DTYPES.items() if name != "BF16"}
 _DOT_MAX = 4096  # elements; above, BLAS may start threads of its own
@@ -69,12 +70,18 @@ class Check:
             raise BadInput(f"{self._label} has no output {unknown[0]!r}; it has: {', '.join(sorted(self._outputs))}")
         if not self.free:
             return ()
-        if self._length is not None:
-            return self._bucket(self._length, request)
-        return tuple(inputs[spec.name].shape[1:] for spec in self._inputs)
+        length = self._length
+        if length is None:
+            return (0, *(inputs[spec.name].shape[1:] for spec in self._inputs))
+        bucket, axis = self._bucket(length, request), length.axis
+        sizes = ((spec.name, inputs[spec.name].shape) for spec in self._inputs)
+        return (
+            bucket,
+            *(shape[1:axis] + shape[axis + 1 :] if name in length.of else shape[1:] for name, shape in sizes),
+        )
 
     def _bucket(self, length: Length, request: Request) -> int:
-        """The shortest bucket that holds the request's length, which all inputs that have it must agree on."""
+        """The number of the shortest bucket that holds the request's length, which its inputs must agree on."""
         first, axis = length.of[0], length.axis
         size = request.inputs[first].shape[axis]
         for name in length.of[1:]:

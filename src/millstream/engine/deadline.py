@@ -6,6 +6,7 @@ One timer for all of them, and none while nobody has a deadline.
 from __future__ import annotations
 
 import heapq
+from weakref import ref
 
 from millstream import errors
 from millstream.clock import Clock, Timer
@@ -19,18 +20,18 @@ class Deadlines:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._heap: list[tuple[float, int, Answer]] = []
+        self._heap: list[tuple[float, int, ref[Answer]]] = []  # weak: an answered request is not kept until then
         self._timer: Timer | None = None
         self._kept = 0
 
     def keep(self, answer: Answer) -> None:
         """End this one when its deadline passes."""
         self._kept += 1
-        heapq.heappush(self._heap, (answer.order[1], self._kept, answer))
+        heapq.heappush(self._heap, (answer.order[1], self._kept, ref(answer)))
         if len(self._heap) > SWEPT and self._kept % SWEPT == 0:  # most were answered long ago
-            self._heap = [one for one in self._heap if not one[2].done()]
+            self._heap = [one for one in self._heap if not _over(one[2]())]
             heapq.heapify(self._heap)
-        if self._timer is None or self._heap[0][2] is answer:
+        if self._timer is None or self._heap[0][1] == self._kept:
             self._set()
 
     def stop(self) -> None:
@@ -48,13 +49,20 @@ class Deadlines:
     def _drop(self) -> None:
         now = self._clock.monotonic()
         while self._heap and self._heap[0][0] <= now:
-            answer = heapq.heappop(self._heap)[2]
-            if not answer.done():
+            answer = heapq.heappop(self._heap)[2]()
+            if answer is not None and not answer.done():
                 lane = answer.arm.lane
                 lane.numbers.late.add()
                 waited = (now - answer.at) * 1e3
                 answer.set_exception(
-                    errors.Late(f"{lane.label}: no answer within {waited:.0f} ms; {lane.rows_waiting} rows wait")
+                    errors.Late(
+                        f"{lane.label}: no answer within {waited:.0f} ms, {lane.rows_waiting} rows wait; allow more "
+                        "time, or ask less"
+                    )
                 )
                 answer.withdraw()
         self._set()
+
+
+def _over(answer: Answer | None) -> bool:
+    return answer is None or answer.done()

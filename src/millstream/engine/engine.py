@@ -34,10 +34,11 @@ from millstream.engine.batch import Answer, Batch
 from millstream.engine.deadline import Deadlines
 from millstream.engine.lane import Lane
 from millstream.engine.queue import NOBODY_HURRIES, Queue
-from millstream.engine.session import Sessions
+from millstream.engine.session import Sessions, only
 from millstream.engine.shadow import Shadows
+from millstream.engine.warm import warm
 from millstream.engine.watch import ModelView, Watch
-from millstream.engine.worker import Workers, execute, warm
+from millstream.engine.worker import Workers, execute
 from millstream.machine import Gpus
 from millstream.meter import Meter
 from millstream.models.manifest import Batching, BatchLimits, Manifest
@@ -48,7 +49,9 @@ from millstream.types import Config, Delta, Description, Listed, Output, Request
 log = logging.getLogger(__name__)
 
 DECIDE_S = 1.0
+KINDS_MAX = 256  # sizes that wait for one version at once: more of them would be looked through for every batch
 SMOOTHING = 0.1
+SLOW = 20  # a call on the loop that takes so many times what is allowed there is the last one
 
 
 class EngineLimits(BatchLimits, frozen=True, forbid_unknown_fields=True):
@@ -116,7 +119,7 @@ class Engine:
         self._workers: dict[Lane, Workers[Answer]] = {}
         self._retired: set[Lane] = set()
         self._sessions = Sessions(self._queue, self._freed)
-        self._watch = Watch(repository, meter, self._prepare, self._begin, self._retire, on_load)
+        self._watch = Watch(repository, meter, self._prepare, self, on_load)
         self._served = self._watch.served
 
     async def start(self) -> None:
@@ -182,7 +185,11 @@ class Engine:
         arm = route.live if route.plain and not request.version else route.choose(request)
         lane = arm.lane
         kind = lane.check(request)
-        if lane.rows_waiting + request.rows > lane.batching.queue_rows_max or lane.goal:
+        if (
+            lane.rows_waiting + lane.steps_waiting + request.rows > lane.batching.queue_rows_max
+            or lane.goal
+            or len(lane.queues) > KINDS_MAX
+        ):
             self._admit_rows(lane, request)
         answer = Answer(loop=self._loop)
         answer.request, answer.arm, answer.kind, answer.at = request, arm, kind, self._now()
@@ -203,6 +210,11 @@ class Engine:
             raise self._not_here(request.model)
         if session is not None:
             arm = session.arm
+            if request.version and request.version != arm.lane.version:
+                raise errors.BadInput(
+                    f"{request.model}: session {session.id!r} began on version {arm.lane.version} and stays there, got "
+                    f"version {request.version}; leave it out"
+                )
         else:
             assert served is not None and served.route is not None and request.turn is not None
             if not request.key:
@@ -255,6 +267,8 @@ class Engine:
                 again = min(again, wake)
             else:
                 lane.listed = False
+                if self._retired:
+                    self._freed(lane)
         if again != float("inf"):
             self._look_again(again)
         if not self._ready:
@@ -336,7 +350,8 @@ class Engine:
             if answer.done():  # given up, or late, while it was computed
                 gone += 1
             if not isinstance(result, dict):
-                numbers.failures.add()
+                if getattr(result, "status", 500) >= 500:
+                    numbers.failures.add()
                 self._failed(lane, result)
                 if not answer.done():
                     answer.set_exception(result)
@@ -348,20 +363,18 @@ class Engine:
                 goal.answered(ended - answer.at)
             if answer.session is None and answer.done():
                 continue
-            if request.outputs:
-                result = {wanted: result[wanted] for wanted in request.outputs}
             output = Output(result, lane.model, name, arm.policy, arm.name, waited, ran)
             if answer.session is not None:
                 self._sessions.done(answer, output, ended)
                 if answer.done():
                     continue
-            answer.set_result(output)
+            answer.set_result(only(output, request.outputs) if request.outputs else output)
             if arm.shadows and answer.session is None and not self._closing:
                 self._shadows.copy(request, arm.shadows)
         numbers.requests.add(len(batch.items) - gone)
         self._account(batch, answered, queued, total)
         lane.ran(ran.rows, batch.wall)
-        if lane.inline and lane.cost > self._inline_s:
+        if lane.inline and max(lane.cost, batch.wall / SLOW) > self._inline_s:
             lane.inline = False
         if batch.sequence > lane.answered and answered:
             lane.answered = batch.sequence
@@ -386,7 +399,9 @@ class Engine:
             tally.failed_s += total * failed / len(batch.items)
         tally.answered += answered
         tally.answered_s += total * answered / len(batch.items)
-        lane.cost += SMOOTHING * (batch.cpu - lane.cost)
+        lane.cost = (
+            min(lane.cost, batch.cpu) if lane.cost == float("inf") else lane.cost + SMOOTHING * (batch.cpu - lane.cost)
+        )
         lane.fastest = min(lane.fastest, batch.wall)
 
     def _failed(self, lane: Lane, error: Exception) -> None:
@@ -482,6 +497,8 @@ class Engine:
         served = self._served.get(model)
         if served is None:
             return errors.NotFound(f"no model {model[:80]!r} here; there are: {', '.join(self.models()) or 'none yet'}")
+        if served.unloaded:
+            return errors.NotFound(f"{model} was unloaded here; load it again")
         why = "; ".join(served.problems().values()) or "it is still loading"
         return errors.Misconfigured(f"{model} has no version that answers: {why}")
 
@@ -492,12 +509,13 @@ class Engine:
             raise errors.TooLarge(
                 f"{lane.label}: {request.rows} rows in one request, at most {bound} are taken; split it"
             )
-        if lane.rows_waiting + request.rows > bound:
+        if lane.rows_waiting + lane.steps_waiting + request.rows > bound or len(lane.queues) > KINDS_MAX:
             lane.numbers.refused.add()
             raise errors.Overloaded(
-                f"{lane.label}: {lane.rows_waiting} rows wait already, at most {bound} may; try again"
+                f"{lane.label}: {lane.rows_waiting + lane.steps_waiting} rows wait already, at most {bound} may, of at "
+                f"most {KINDS_MAX} sizes; try again"
             )
-        if lane.goal is not None and not lane.goal.takes(lane.rows_waiting, request.rows, lane.bound):
+        if lane.goal is not None and not lane.goal.takes(*lane.ahead(request.rows)):
             lane.numbers.refused.add()
             raise errors.Overloaded(
                 f"{lane.label}: {lane.rows_waiting} rows wait already; another would miss the goal of "
@@ -517,22 +535,33 @@ class Engine:
         lane.device_bytes = max(0.0, self._gpus.used() - before)
         return lane
 
-    def _begin(self, lane: Lane) -> None:
+    # What the watch asks for as versions come and go.
+
+    def begin(self, lane: Lane) -> None:
         """A version was loaded: give it its threads."""
         lane.numbers.device.set(lane.device_bytes)
         name = f"millstream-{lane.label}"
         self._workers[lane] = Workers(lane.instances, name, self._loop, self._now, self._finished)
 
-    def _retire(self, lane: Lane) -> None:
+    def retire(self, lane: Lane) -> None:
         """No route names this version any more: it goes when its last request and session have."""
         self._retired.add(lane)
         self._freed(lane)
+
+    def revive(self, model: str, version: str, stamp: object) -> Lane | None:
+        """A version that was retired, is still held by its sessions, and is named again."""
+        for lane in self._retired:
+            if (lane.model, lane.version, lane.stamp) == (model, version, stamp):
+                self._retired.discard(lane)
+                return lane
+        return None
 
     def _freed(self, lane: Lane) -> None:
         """Something of a lane has ended: if it was the last of a version that nobody names, end its threads."""
         if lane in self._retired and lane.idle():
             self._retired.discard(lane)
             self._workers.pop(lane).stop()
+            lane.numbers.waiting.set(0)
 
     # Time passing.
 
@@ -556,8 +585,8 @@ class Engine:
     def _decide(self) -> None:
         """Which versions are quick enough for the loop. CPU time alone would miss a model that sleeps; wall time alone
         would blame a model in a thread for waiting on the loop."""
-        for served in self._served.values():
-            for lane in served.lanes.values():
+        for lanes in (self._retired, *(served.lanes.values() for served in self._served.values())):
+            for lane in lanes:
                 wall = 0.0 if lane.fastest == float("inf") else lane.fastest
                 lane.inline = self._quick(max(lane.cost, wall))
                 lane.fastest = float("inf")

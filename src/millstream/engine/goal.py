@@ -10,6 +10,7 @@ Rules of the room:
 from __future__ import annotations
 
 FADE = 0.98
+FLOOR = 0.05  # of the mean cost a row: noise must not make rows look free
 KEPT = 2048
 MARGIN_MIN, MARGIN_STEP, MARGIN_CUT = 0.05, 0.02, 0.8
 SHARE = 0.5
@@ -20,7 +21,7 @@ class Pace:
 
     def __init__(self) -> None:
         self._weight = self._rows = self._wall = self._square = self._product = 0.0
-        self.fixed = self.row = 0.0
+        self.fixed = self.row = self._largest = 0.0
 
     def ran(self, rows: int, wall_s: float) -> None:
         """A call has ended."""
@@ -30,12 +31,15 @@ class Pace:
         xx = self._square = FADE * self._square + rows * rows
         xy = self._product = FADE * self._product + rows * wall_s
         spread = weight * xx - x * x
-        slope = (weight * xy - x * y) / spread if spread > 1e-9 * weight * xx else 0.0
-        self.row = min(max(slope, 0.0), y / x)
+        # Calls of one size tell nothing of the parts: then every row is taken to cost its share.
+        slope = (weight * xy - x * y) / spread if spread > 1e-3 * weight * xx else y / x
+        self.row = min(max(slope, FLOOR * y / x), y / x)
         self.fixed = max(0.0, (y - self.row * x) / weight)
+        self._largest = max(rows, FADE * self._largest)
 
     def within(self, seconds: float, least: int, most: int) -> int:
-        """How many rows a call may have to take at most so long."""
+        """How many rows a call may have to take at most so long; at most double of what was seen of late."""
+        most = min(most, max(least, int(2 * self._largest)))
         if self.row * most <= seconds - self.fixed:
             return most
         return int(min(max((seconds - self.fixed) / self.row, least), most)) if self.row else least

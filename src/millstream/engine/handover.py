@@ -8,10 +8,12 @@ Rules of the room:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -28,7 +30,7 @@ log = logging.getLogger(__name__)
 class _Tensor(msgspec.Struct):
     dtype: str
     shape: tuple[int, ...]
-    data: bytes | list[str]
+    data: bytes | list[Any]
 
 
 class _Handed(msgspec.Struct, kw_only=True):
@@ -59,7 +61,8 @@ def write(path: Path, sessions: Sessions) -> None:
             os.fsync(file.fileno())
         aside.rename(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink()
         log.error("%d sessions end with this process: %s: %s", len(handed), path, error.strerror)
         return
     log.info("%d sessions handed over in %s", len(handed), path)
@@ -71,10 +74,13 @@ def read(path: Path, sessions: Sessions, lane: Callable[[str, str], Lane], now: 
         found = msgspec.msgpack.decode(path.read_bytes(), type=list[_Handed])
     except FileNotFoundError:
         return 0
-    except (OSError, msgspec.DecodeError) as error:
+    except OSError as error:
+        raise errors.Misconfigured(
+            f"{path}: {error.strerror}; name a file that sessions may be handed over in"
+        ) from None
+    except msgspec.DecodeError as error:
         log.error("%s: the sessions in it are lost: %s", path, error)
-        if path.exists():
-            path.rename(path.with_suffix(".unreadable"))
+        path.rename(path.with_suffix(".unreadable"))
         return 0
     path.unlink()
     taken = 0
@@ -122,7 +128,7 @@ def _take(handed: _Handed, sessions: Sessions, lane: Lane, now: float) -> None:
 def _packed(arrays: dict[str, Array]) -> dict[str, _Tensor]:
     return {
         name: _Tensor(
-            array.dtype.str, array.shape, list(map(str, array.ravel())) if array.dtype.hasobject else array.tobytes()
+            array.dtype.str, array.shape, array.ravel().tolist() if array.dtype.hasobject else array.tobytes()
         )
         for name, array in arrays.items()
     }

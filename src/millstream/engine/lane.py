@@ -18,7 +18,7 @@ import numpy as np
 
 from millstream import errors
 from millstream.engine.batch import Answer, Copy
-from millstream.engine.check import Check
+from millstream.engine.check import Check, Kind
 from millstream.engine.goal import SHARE, Goal, Pace
 from millstream.engine.join import Join, check_length
 from millstream.engine.queue import Queue
@@ -48,9 +48,15 @@ class Lane:
         length = batching.length
         if length:
             check_length(self.label, length, loaded.inputs, loaded.outputs)
+            if isinstance(loaded, Stateful):
+                raise errors.Misconfigured(
+                    f"{self.label}: [batching.length] pads inputs, and padding would stay in the state of [sessions]; "
+                    "choose one, or send steps of one length"
+                )
         filled = length.lengths if length else ""
         self.inputs = tuple(spec for spec in loaded.inputs if spec.name != filled)
         self.check = Check(self.label, self.inputs, loaded.outputs, manifest.non_finite == "refuse", length)
+        self.names = {spec.name for spec in loaded.outputs}
         self.joins = self.check.joins
         self.join = Join(loaded.inputs, length, self.joins)
         self.rows_max = batching.rows_max or ROWS_MAX
@@ -65,16 +71,18 @@ class Lane:
         self.slots = loaded.slots(sessions.slots) if isinstance(loaded, Stateful) else None
         self.slots_free = list(range(sessions.slots if self.slots else 0))
         self.sessions = 0  # open on this version, with a slot or without
+        self.steps_waiting = 0  # behind the steps of their sessions that wait here
+        self.stamp: object = None  # of the files that it was loaded from
         self.sequence = 0
         self.name = f"{version}@0"
         self.answered = 0  # the highest delta that an answer was computed after
-        self.queues: dict[object, Queue] = {}
+        self.queues: dict[Kind, Queue] = {}
         self.rows_waiting = 0
         self.copies: deque[Copy] = deque()
         self.copy_rows = 0
         self.running = 0
         self.listed = False  # in the engine's list of lanes that have work
-        self.cost = 0.0  # CPU seconds of a batch, smoothed
+        self.cost = float("inf")  # CPU seconds of a batch, smoothed; infinite until one is known
         self.fastest = float("inf")  # wall seconds of the quickest batch since the last decision
         self.inline = False
         self.last_error = ""
@@ -136,7 +144,7 @@ class Lane:
         found: Queue | None = None
         again = float("inf")
         for queue in self.queues.values():
-            if not queue.items or (self.shared and queue.running >= self.instances - 1):
+            if not queue.items or (self.shared and self._reserved(queue)):
                 continue
             if self.wait_s and queue.rows < self.bound:
                 ready = queue.oldest() + self.wait_s
@@ -147,10 +155,26 @@ class Lane:
                 found = queue
         return found or again
 
+    def ahead(self, rows: int) -> tuple[int, int, int]:
+        """(what waits, what a request of `rows` adds, most of a call) in the unit that a call's pace is told in: rows,
+        or requests where rows do not join."""
+        if self.joins:
+            return self.rows_waiting, rows, self.bound
+        return sum(len(queue.items) for queue in self.queues.values()), 1, 1
+
+    def _reserved(self, queue: Queue) -> bool:
+        """Whether what is free is kept from this kind: all but the shortest bucket leave one instance to that one."""
+        return queue.kind[0] != 0 and self.instances - 1 <= sum(
+            other.running for other in self.queues.values() if other.kind[0] != 0
+        )
+
     def ran(self, rows: int, wall_s: float) -> None:
         """A call has ended: learn from it how many rows the next may have."""
-        if rows > self.rows_max or not self.joins:
-            return  # it was computed in pieces, or rows do not join at all
+        if not self.joins:
+            self.pace.ran(1, wall_s)  # a call is a request, whatever its rows
+            return
+        if rows > self.rows_max:
+            return  # computed in pieces: not one call
         self.pace.ran(rows, wall_s)
         if self.goal is not None:
             self.bound = self.pace.within(SHARE * self.goal.p99_s, 1, self.rows_max)
@@ -160,7 +184,7 @@ class Lane:
     def take(self, queue: Queue) -> list[Answer]:
         """The next batch of a kind, which has some."""
         most = self.bound
-        if self.preferred and queue.rows >= self.preferred[0]:
+        if self.preferred and min(queue.rows, most) >= self.preferred[0]:
             most = self.preferred[bisect_right(self.preferred, min(queue.rows, most)) - 1]
         before = queue.rows
         batch = queue.take(most, self.joins)

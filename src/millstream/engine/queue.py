@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from millstream.engine.batch import Answer
+    from millstream.engine.check import Kind
 
 Order = tuple[int, float]
 NOBODY_HURRIES: Order = (0, float("inf"))
@@ -25,7 +26,7 @@ class Queue:
 
     __slots__ = ("items", "jumped", "kind", "rows", "running")
 
-    def __init__(self, kind: object) -> None:
+    def __init__(self, kind: Kind) -> None:
         self.kind = kind
         self.items: list[Answer] = []
         self.rows = 0

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec.structs import replace
 
 from millstream import errors
 from millstream.types import Output, Request, Turn
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from millstream.engine.route import Arm
 
 STEPS_MAX = 64
+ENDED_MAX, ENDED_S = 1000, 30.0  # sessions that have ended, and how long their last answer may be asked for again
 STATELESS_MAX = 100_000  # sessions of a version that carries no state: they are a name and a number
 Key = tuple[str, str, str]
 
@@ -39,7 +41,6 @@ class Session:
         "arm",
         "busy",
         "closed",
-        "ending",
         "gone",
         "id",
         "key",
@@ -58,7 +59,7 @@ class Session:
         self.last: Output | None = None
         self.waiting: deque[Answer] = deque()  # steps behind the one that the lane has
         self.busy: Answer | None = None
-        self.ending = self.closed = False
+        self.closed = False
         self.touched = now
 
     @property
@@ -70,8 +71,14 @@ class Session:
         """Give up a step that is not being computed: it has left its lane, or has not reached it."""
         if answer in self.waiting:
             self.waiting.remove(answer)
+            self.lane.steps_waiting -= 1
         else:
             self.gone(answer)
+
+    @property
+    def ending(self) -> bool:
+        """Whether a step that is still to come is its last."""
+        return any(_turn(answer).end for answer in (*self.waiting, *([self.busy] if self.busy else [])))
 
     def turn(self) -> Turn:
         """Where it stands, as its caller is told."""
@@ -86,6 +93,7 @@ class Sessions:
         self._queue, self._freed = queue, freed
         self._open: dict[Key, Session] = {}
         self._tokens: dict[str, Session] = {}
+        self._ended: dict[Key, Session] = {}  # whose last answer may be asked for again
         self.closing = False  # no new ones
 
     def __len__(self) -> int:
@@ -102,10 +110,14 @@ class Sessions:
             raise errors.BadInput(
                 f"{request.model}: a session steps one row at a time, got {request.rows}; open a session for each"
             )
-        found = self._tokens.get(turn.token) if turn.token else self._open.get((request.model, turn.owner, turn.id))
+        key = request.model, turn.owner, turn.id
+        found = self._tokens.get(turn.token) if turn.token else self._open.get(key)
+        ended = None if found is not None or turn.start else self._ended.get(key)
+        if ended is not None and turn.step == ended.steps and turn.token in ("", ended.token):
+            return ended  # the answer to its last step was lost on the way
         if found is not None and found.key[0] != request.model:
             raise errors.NotFound(f"this resume_token belongs to a session of {found.key[0]}, not of {request.model}")
-        if found is None and turn.token and (request.model, turn.owner, turn.id) in self._open:
+        if found is None and turn.token and key in self._open:
             raise errors.Conflict(
                 f"{request.model}: session {turn.id!r} was begun anew since; begin your own again, under another id"
             )
@@ -120,6 +132,10 @@ class Sessions:
             return None  # as Triton has it: the same id begins anew
         if found is not None and found.ending:
             raise errors.Conflict(f"{request.model}: session {found.id!r} has been asked to end; begin a new one")
+        if found is not None and turn.start and not turn.step and (found.busy or found.waiting):
+            raise errors.Conflict(
+                f"{request.model}: a step of session {found.id!r} is not answered yet; begin again when it is"
+            )
         if found is not None and len(found.waiting) >= STEPS_MAX:
             raise errors.Overloaded(
                 f"{request.model}: {STEPS_MAX} steps of session {found.id!r} wait; send the next later"
@@ -158,12 +174,13 @@ class Sessions:
     def step(self, session: Session, answer: Answer, now: float) -> None:
         """Let a step wait for those before it."""
         session.touched = now
-        turn = answer.request.turn
-        assert turn is not None
+        turn = _turn(answer)
         if turn.start and session.steps and not turn.step:
-            self._reset(session)
-        session.ending = session.ending or turn.end
+            if session.lane.slots is not None:
+                session.lane.slots.reset(np.array([session.slot]))
+            session.steps, session.last = 0, None
         session.waiting.append(answer)
+        session.lane.steps_waiting += 1
         self._next(session)
 
     def done(self, answer: Answer, output: Output | None, now: float) -> None:
@@ -177,14 +194,11 @@ class Sessions:
             self._free(session)
             return
         session.touched = now
-        turn = answer.request.turn
-        assert turn is not None
+        turn = _turn(answer)
         if output is not None:
             session.steps += 1
             output.turn = Turn(id=session.id, step=session.steps, token=session.token, end=turn.end)
             session.last = output
-        elif turn.end:
-            session.ending = False  # the step that would have ended it did not happen
         if output is not None and turn.end:
             self.close(session, "it has ended")
         else:
@@ -194,12 +208,14 @@ class Sessions:
         """Hand the lane the next step, answering on the way what was answered before."""
         while session.waiting and session.busy is None:
             answer = session.waiting.popleft()
-            if answer.done():
-                continue
-            turn = answer.request.turn
-            assert turn is not None
+            session.lane.steps_waiting -= 1
+            turn = _turn(answer)
             if turn.step == session.steps and turn.step and session.last is not None:
-                answer.set_result(session.last)
+                answer.set_result(only(session.last, answer.request.outputs))
+                if turn.end and not session.closed:
+                    self.close(session, "it has ended")
+            elif session.closed:
+                answer.set_exception(errors.NotFound(f"{session.key[0]}: session {session.id!r} has ended; begin anew"))
             elif turn.step and turn.step != session.steps + 1:
                 answer.set_exception(
                     errors.Conflict(
@@ -211,16 +227,6 @@ class Sessions:
                 session.busy = answer
                 self._queue(answer)
 
-    def _reset(self, session: Session) -> None:
-        """Begin again in the same slot: its owner has said so with the token."""
-        for answer in tuple(session.waiting):
-            answer.cancel()
-        if session.busy is not None:
-            raise errors.Conflict(f"{session.key[0]}: a step of session {session.id!r} is being computed; wait for it")
-        if session.lane.slots is not None:
-            session.lane.slots.reset(np.array([session.slot]))
-        session.steps, session.last, session.ending = 0, None, False
-
     def close(self, session: Session, why: str) -> None:
         """End it: free its slot once nothing computes there, and refuse what still waits."""
         if self._open.get(session.key) is session:
@@ -228,6 +234,10 @@ class Sessions:
         if self._tokens.pop(session.token, None) is None:
             return
         waiting, session.waiting = session.waiting, deque()
+        session.lane.steps_waiting -= len(waiting)
+        self._ended[session.key] = session
+        if len(self._ended) > ENDED_MAX:
+            del self._ended[next(iter(self._ended))]
         for answer in waiting:
             if not answer.done():
                 answer.set_exception(errors.NotFound(f"{session.key[0]}: session {session.id!r} is closed: {why}"))
@@ -257,6 +267,9 @@ class Sessions:
         for session in self:
             if session.busy is None and now - session.touched > session.lane.manifest.sessions.idle_s:
                 self.close(session, f"it was idle for {session.lane.manifest.sessions.idle_s:g} s")
+        for key, session in tuple(self._ended.items()):
+            if now - session.touched > ENDED_S:
+                del self._ended[key]
 
     def where(self, model: str, token: str) -> Turn:
         """Where the session of a token stands. NotFound."""
@@ -264,3 +277,15 @@ class Sessions:
         if found is None or found.key[0] != model:
             raise errors.NotFound(f"{model}: no open session has this token; it has ended, or was idle too long")
         return found.turn()
+
+
+def only(output: Output, wanted: tuple[str, ...]) -> Output:
+    """An answer with the outputs that a request names; all of them where it names none."""
+    if not wanted:
+        return output
+    return replace(output, outputs={name: output.outputs[name] for name in wanted})
+
+
+def _turn(answer: Answer) -> Turn:
+    assert answer.request.turn is not None
+    return answer.request.turn

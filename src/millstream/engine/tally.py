@@ -14,6 +14,10 @@ class Numbers:
 
     def __init__(self, meter: Meter, model: str, version: str) -> None:
         labels = {"model": model, "version": version}
+        with meter.together():
+            self._make(meter, labels)
+
+    def _make(self, meter: Meter, labels: dict[str, str]) -> None:
         self.requests = meter.counter(
             "millstream_requests_total", "Requests that got an answer or an error from a version", labels
         )

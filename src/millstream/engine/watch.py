@@ -17,6 +17,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import msgspec
 
@@ -90,22 +91,33 @@ class Served:
         )
 
 
+class Lanes(Protocol):
+    """Who computes. All of it is called on the loop."""
+
+    def begin(self, lane: Lane) -> None:
+        """A lane is new, and will get requests."""
+
+    def retire(self, lane: Lane) -> None:
+        """No route names it any more."""
+
+    def revive(self, model: str, version: str, stamp: object) -> Lane | None:
+        """A retired lane of these very files that is still needed by somebody, to be used again."""
+
+
 class Watch:
     """Keeps `served` in step with the repository. `prepare(model, version)` makes a lane, or raises why not, in the
-    loader's thread; `begin(lane)` and then `loaded(model, version)` are called on the loop before that version gets its
-    first request, `retire(lane)` when no route names it any more."""
+    loader's thread; `loaded(model, version)` is called on the loop before that version gets its first request."""
 
     def __init__(
         self,
         repository: Repository,
         meter: Meter,
         prepare: Callable[[str, str], Lane],
-        begin: Callable[[Lane], None],
-        retire: Callable[[Lane], None],
+        lanes: Lanes,
         loaded: Callable[[str, str], None] | None,
     ) -> None:
         self._repository, self._meter = repository, meter
-        self._prepare, self._begin, self._retire, self._loaded = prepare, begin, retire, loaded
+        self._prepare, self._lanes, self._loaded = prepare, lanes, loaded
         self._bad = meter.counter("millstream_refused_total", "Policies and versions that could not be used")
         self._loader = ThreadPoolExecutor(1, "millstream-load")
         self._closing = False
@@ -135,9 +147,18 @@ class Watch:
         served = self.served.setdefault(name, Served(name))
         served.unloaded, served.stamp = False, None
         served.refused.clear()
+        stale = {v: lane for v, lane in served.lanes.items() if lane.stamp != self._repository.stamp(name, v)}
+        for version in stale:
+            del served.lanes[version]  # the route still has it, until the files' own is there
         self._look_at(served)
         while served.loading:
             await asyncio.wait(served.loading.values())
+        for version, lane in stale.items():
+            if version in served.refused:
+                served.lanes[version] = lane
+            else:
+                self._lanes.retire(lane)
+        self._advance(served)
         if served.route is None or served.problems():
             raise errors.Misconfigured(f"{name}: {'; '.join(served.problems().values())}")
 
@@ -149,7 +170,7 @@ class Watch:
         served.unloaded, served.route, served.policy = True, None, None
         lanes, served.lanes = served.lanes, {}
         for lane in lanes.values():
-            self._retire(lane)
+            self._lanes.retire(lane)
 
     def index(self) -> list[Listed]:
         """Every version of the repository, by model and version."""
@@ -216,7 +237,12 @@ class Watch:
             return
         named = policy.named()
         for version in named:
-            if not (version in served.lanes or version in served.refused or version in served.loading):
+            if version in served.lanes or version in served.refused or version in served.loading:
+                continue
+            again = self._lanes.revive(served.name, version, self._repository.stamp(served.name, version))
+            if again is not None:
+                served.lanes[version] = again
+            else:
                 served.loading[version] = asyncio.create_task(self._load(served, version))
         if policy.live not in served.lanes:
             return
@@ -224,22 +250,24 @@ class Watch:
         served.route = Route(served.name, policy, served.lanes)
         for version, lane in before.items():
             if version not in named:
-                self._retire(lane)
+                self._lanes.retire(lane)
 
     async def _load(self, served: Served, version: str) -> None:
         stamp = self._repository.stamp(served.name, version)
         try:
             lane = await asyncio.get_running_loop().run_in_executor(self._loader, self._prepare, served.name, version)
+            lane.stamp = stamp
+            if not served.unloaded and served.policy and version in served.policy.named():  # still wanted
+                lane.numbers = Numbers(self._meter, served.name, version)
+                self._lanes.begin(lane)
+                served.lanes[version] = lane
+                self._tell(served.name, version)
         except Exception as error:  # a model may raise anything while it loads
             served.refused[version] = stamp, str(error) or repr(error)
             self._bad.add()
             log.error("%s %s is not served: %s", served.name, version, error)
-        else:
-            lane.numbers = Numbers(self._meter, served.name, version)
-            self._begin(lane)
-            served.lanes[version] = lane
-            self._tell(served.name, version)
-        del served.loading[version]
+        finally:
+            del served.loading[version]
         self._advance(served)
 
     def _tell(self, model: str, version: str) -> None:

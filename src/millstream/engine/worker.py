@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from millstream import errors
 from millstream.engine.batch import Answer, Batch, Copy, ItemT, Result
 from millstream.engine.lane import Lane
-from millstream.models.manifest import Length, example_arrays
-from millstream.types import Array, Ran, Request
+from millstream.types import Array, Ran
 
 Item = Answer | Copy
 
@@ -33,82 +32,9 @@ def execute(batch: Batch[ItemT], now: Callable[[], float]) -> None:
     """Fill in the batch's results and times."""
     batch.started = started = now()
     cpu = time.thread_time()
-    batch.results = _answers(batch.lane, batch.items, batch.ran)
+    batch.results = answers(batch.lane, batch.items, batch.ran)
     batch.cpu = time.thread_time() - cpu
     batch.wall = now() - started
-
-
-def warm(lane: Lane) -> None:
-    """Run the version on its example, time it, and find out whether rows may really join.
-
-    An example of the manifest that fails refuses the version: Misconfigured. Zeros are only a guess, so when they fail
-    nothing is concluded.
-    """
-    example = example_arrays(lane.manifest, lane.inputs)
-    try:
-        outputs = _try(lane, example)
-    except Exception as error:
-        if lane.manifest.example:
-            raise errors.Misconfigured(f"{lane.label} fails on its own example: {error}; it is not served") from error
-        return
-    if lane.manifest.example:
-        for name, array in outputs.items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise errors.Misconfigured(f"{lane.label} answers NaN or infinity in {name!r} to its own example")
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        _try(lane, example)
-        times.append(time.perf_counter() - started)
-    lane.cost = min(times)
-    if lane.joins:
-        twice = {name: np.concatenate([array, array]) for name, array in example.items()}
-        try:
-            _try(lane, twice)
-        except errors.Error:
-            lane.joins = False
-    if lane.batching.length:
-        _try_padding(lane, example, lane.batching.length)
-
-
-def _try(lane: Lane, inputs: dict[str, Array]) -> dict[str, Array]:
-    """The model on these inputs as one request would have them."""
-    rows = next((len(array) for array in inputs.values() if array.ndim), 1)
-    request = Request(lane.model, inputs, rows)
-    slots = None if lane.slots is None else np.full(rows, -1)
-    return _call(lane, lane.join.alone(request), rows, slots)
-
-
-def _try_padding(lane: Lane, example: dict[str, Array], length: Length) -> None:
-    """Refuse a version that says it ignores padding and does not: Misconfigured."""
-    random = np.random.default_rng(0)
-    pair = []
-    for size in (3, 7):
-        inputs = dict(example)
-        for name in length.of:
-            shape = list(example[name].shape)
-            shape[length.axis] = size
-            ones = random.random(shape) if example[name].dtype.kind == "f" else np.ones(shape)
-            inputs[name] = ones.astype(example[name].dtype)
-        pair.append(Copy(Request(lane.model, inputs, len(inputs[length.of[0]])), ()))
-    try:
-        alone = [_try(lane, copy.request.inputs) for copy in pair]
-    except errors.Error as error:
-        raise errors.Misconfigured(f"{lane.label}: [batching.length] was tried and failed: {error}") from error
-    together = [result for result in _answers(lane, pair, Ran(2, 0)) if isinstance(result, dict)]
-    for one, with_another in zip(alone, together, strict=True):
-        for name, array in one.items():
-            same = array.shape == with_another[name].shape
-            if array.dtype.kind == "f" and same:
-                same = np.allclose(array, with_another[name], rtol=1e-3, atol=1e-4, equal_nan=True)
-            elif same:
-                same = bool((array == with_another[name]).all())
-            if not same:
-                raise errors.Misconfigured(
-                    f"{lane.label}: output {name!r} of a row changes when it is padded to a longer one's length; mask "
-                    "the padding in the model (by `lengths`), name outputs that are as long as the input in `trim`, or "
-                    "remove [batching.length]"
-                )
 
 
 class Workers(Generic[ItemT]):
@@ -144,11 +70,14 @@ class Workers(Generic[ItemT]):
 
     def _work(self) -> None:
         while (batch := self._batches.get()) is not None:
-            execute(batch, self._now)
+            try:
+                execute(batch, self._now)
+            except BaseException as error:  # a model may call sys.exit; its callers and this thread go on
+                batch.results = [_told(batch.lane, error) for _ in batch.items]
             self._loop.call_soon_threadsafe(self._done, batch)
 
 
-def _answers(lane: Lane, items: Sequence[Item], ran: Ran) -> list[Result]:
+def answers(lane: Lane, items: Sequence[Item], ran: Ran) -> list[Result]:
     """Each item's outputs, or why not. `ran` is told of the call that gave them."""
     clock = time.perf_counter
     started = clock()
@@ -161,20 +90,20 @@ def _answers(lane: Lane, items: Sequence[Item], ran: Ran) -> list[Result]:
             ran.rows = sum([item.request.rows for item in items])
             inputs, ran.padding = lane.join.together(items)
         joined = clock()
-        outputs = _call(lane, inputs, ran.rows, _slots(lane, items))
+        outputs = call(lane, inputs, ran.rows, _slots(lane, items))
         computed = clock()
         results: list[Result] = [*lane.join.apart(outputs, items)] if len(items) > 1 else [outputs]
         ran.copy_s, ran.compute_s, ran.split_s = joined - started, computed - joined, clock() - computed
         return results
     except Exception as error:
-        if len(items) == 1:
-            return [_told(lane, error)]
+        if len(items) == 1 or isinstance(error, Stepped):
+            return [_told(lane, error) for _ in items]
     sound = [item for item in items if not lane.check.finite(item.request.inputs)]
     if not sound or len(sound) == len(items):
-        return [_answers(lane, [item], ran)[0] for item in items]
-    again = iter(_answers(lane, sound, ran))
+        return [answers(lane, [item], Ran(1, 0))[0] for item in items]
+    again = iter(answers(lane, sound, Ran(1, 0)))
     kept = set(map(id, sound))
-    return [next(again) if id(item) in kept else _answers(lane, [item], Ran(1, 0))[0] for item in items]
+    return [next(again) if id(item) in kept else answers(lane, [item], Ran(1, 0))[0] for item in items]
 
 
 def _slots(lane: Lane, items: Sequence[Item]) -> NDArray[np.intp] | None:
@@ -187,7 +116,7 @@ def _slots(lane: Lane, items: Sequence[Item]) -> NDArray[np.intp] | None:
     return np.array(slots, np.intp)
 
 
-def _call(lane: Lane, inputs: dict[str, Array], rows: int, slots: NDArray[np.intp] | None) -> dict[str, Array]:
+def call(lane: Lane, inputs: dict[str, Array], rows: int, slots: NDArray[np.intp] | None) -> dict[str, Array]:
     """The model on these rows, in pieces of `rows_max` where rows are independent."""
     if name := lane.check.finite(inputs):
         raise errors.BadInput(
@@ -198,14 +127,27 @@ def _call(lane: Lane, inputs: dict[str, Array], rows: int, slots: NDArray[np.int
         outputs = _step(lane, inputs, slots)
     else:
         outputs = _in_pieces(lane, inputs, rows, slots)
+    if fault := _fault(lane, outputs, rows):
+        raise (errors.Error if slots is None else Stepped)(f"{lane.label}: {fault}")
+    return outputs
+
+
+class Stepped(errors.Error):
+    """The call has moved its slots and answered nonsense: computing any of it again would move them twice."""
+
+
+def _fault(lane: Lane, outputs: dict[str, Array], rows: int) -> str:
+    """What is wrong with what a model answered; "" when nothing is."""
+    if missing := lane.names - outputs.keys():
+        return f"it answered without output {min(missing)!r}"
     if lane.joins:
         for name, array in outputs.items():
             if array.shape[:1] != (rows,):
-                raise errors.Error(
-                    f"{lane.label}: output {name!r} has shape {list(array.shape)} for {rows} rows; rows come first in "
-                    "every output, or the model's file must not say that its first dimension is free"
+                return (
+                    f"output {name!r} has shape {list(array.shape)} for {rows} rows; rows come first in every output, "
+                    "or the model's file must not say that its first dimension is free"
                 )
-    return outputs
+    return ""
 
 
 def _step(lane: Lane, inputs: dict[str, Array], slots: NDArray[np.intp] | None) -> dict[str, Array]:
@@ -224,7 +166,7 @@ def _in_pieces(lane: Lane, inputs: dict[str, Array], rows: int, slots: NDArray[n
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
-def _told(lane: Lane, error: Exception) -> Exception:
+def _told(lane: Lane, error: BaseException) -> Exception:
     """`error` as the caller gets it: one of our own as it is, anything else as a failure of this version."""
     if isinstance(error, errors.Error):
         return error

@@ -127,7 +127,7 @@ class Rig:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for connection in tuple(self.server._connections):
+        for connection in tuple(self.server.connections):
             connection.abort()
         await self.server.stop()
         assert self.server.held_bytes == 0

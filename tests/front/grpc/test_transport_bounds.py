@@ -40,9 +40,9 @@ def test_one_connection_too_many_is_told_so() -> None:
             assert await raw.alive()
         found = await (await rig.raw()).rest()
         assert found[-1].kind == frames.GOAWAY and b"too many connections" in found[-1].payload
-        assert rig.meter.sum("millstream_grpc_refused_total") == 1
+        assert rig.meter.sum("millstream_connections_refused_total") == 1
         raws[0].close()
-        await until(lambda: len(rig.server._connections) == 2)
+        await until(lambda: len(rig.server.connections) == 2)
         assert await (await rig.raw()).alive()
 
     with_rig(test, GrpcLimits(connections_max=3))
@@ -247,10 +247,10 @@ def test_a_slow_greeting_is_cut() -> None:
         unsettled.send(frames.PREFACE)
         await pass_time(clock, 9)
         half.send(frames.PREFACE[10:11])
-        assert len(rig.server._connections) == 3
+        assert len(rig.server.connections) == 3
         await pass_time(clock, 5)
-        await until(lambda: not rig.server._connections)
-        assert rig.meter.sum("millstream_grpc_timeouts_total") == 3
+        await until(lambda: not rig.server.connections)
+        assert rig.meter.sum("millstream_timeouts_total") == 3
 
     with_rig(test, clock=clock)
 
@@ -269,7 +269,7 @@ def test_a_client_that_drips_gains_no_time(kind: str) -> None:
         drops = [drip] * 14 if drip else [head(1)[at : at + 1] for at in range(14)]
         for at, drop in enumerate(drops):
             if at == 9:
-                assert rig.server._connections
+                assert rig.server.connections
             raw.send(drop)
             await pass_time(clock, 1)
         found = await raw.rest()
@@ -328,7 +328,7 @@ def test_a_reader_that_moves_keeps_its_calls() -> None:
         for _ in range(50):  # each of the twenty has its turn every 40 s
             raw.send(frames.window(0, 50_000))
             await pass_time(clock, 2)
-        assert rig.meter.sum("millstream_grpc_timeouts_total") == 0
+        assert rig.meter.sum("millstream_timeouts_total") == 0
         raw.send(frames.window(0, 10_000_000))
         data, found = await raw.answer(39)
         assert len(data) == 150_005 and found[b"grpc-status"] == b"0"
@@ -347,10 +347,10 @@ def test_a_client_that_does_not_read_its_socket_is_cut_off() -> None:
         raw.send(frames.window(0, frames.WINDOW_MAX - frames.WINDOW_FIRST))
         raw.send(b"".join(unary(sid, "Big", b"20000000") for sid in range(1, 7, 2)))
         await until(lambda: rig.server.held_bytes > 10_000_000)
-        await until(lambda: any(connection.paused for connection in rig.server._connections))
+        await until(lambda: any(connection.paused for connection in rig.server.connections))
         await pass_time(clock, 32)
-        await until(lambda: not rig.server._connections)
-        assert rig.meter.sum("millstream_grpc_timeouts_total") == 1
+        await until(lambda: not rig.server.connections)
+        assert rig.meter.sum("millstream_timeouts_total") == 1
         assert rig.server.held_bytes == 0
 
     with_rig(test, clock=clock)
@@ -376,7 +376,7 @@ def test_idle_connections_are_closed_with_a_goaway_and_busy_ones_pinged() -> Non
             "NeverBusy": False,
             "NeverGone": True,
         }
-        assert len(rig.server._connections) == 1
+        assert len(rig.server.connections) == 1
         assert [frame.kind for frame in await idle.rest()] == [frames.PING, frames.GOAWAY]
 
     with_rig(test, GrpcLimits(idle_s=20, keepalive_s=20, ping_s=5), clock)

@@ -65,6 +65,7 @@ class Onnx:
             raise errors.Misconfigured(f"{path}: ONNX Runtime {ort.__version__} cannot load it: {error}") from error
         self.inputs = tuple(_spec(path, node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(path, node) for node in self._session.get_outputs())
+        self._alike = _alike(self._session.get_inputs())
         self._names = [spec.name for spec in self.outputs]
         if self.device != "cpu" and self._session.get_providers()[0] == "CPUExecutionProvider":
             log.error("%s: %s did not start, it is computed on the CPU instead", path, device)
@@ -74,6 +75,13 @@ class Onnx:
 
     def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """All outputs. A value that the graph refuses (an index outside a table, say): BadInput."""
+        for name, places in self._alike:
+            sizes = {inputs[tensor].shape[axis] for tensor, axis in places}
+            if len(sizes) > 1:
+                told = ", ".join(f"{tensor!r} {list(inputs[tensor].shape)}" for tensor, _ in places)
+                raise errors.BadInput(
+                    f"inputs differ where the model wants one size, {name!r}: {told}; make them agree"
+                )
         if self._texts:
             inputs = inputs | {name: _decoded(name, inputs[name]) for name in self._texts}
         try:
@@ -132,6 +140,16 @@ def _providers(device: str, where: str) -> tuple[list[Any], str]:
     cuda = ("CUDAExecutionProvider", options)
     first = [("TensorrtExecutionProvider", {"device_id": number})] if found[1] == "tensorrt" else []
     return [*first, cuda, "CPUExecutionProvider"], f"{found[1]}:{number}"
+
+
+def _alike(nodes: list[ort.NodeArg]) -> list[tuple[str, list[tuple[str, int]]]]:
+    """(name of a free dimension, where it stands) of those after the rows that several inputs share."""
+    places: dict[str, list[tuple[str, int]]] = {}
+    for node in nodes:
+        for axis, size in enumerate(node.shape):
+            if axis and isinstance(size, str):
+                places.setdefault(size, []).append((node.name, axis))
+    return [(name, found) for name, found in places.items() if len(found) > 1]
 
 
 def _spec(path: Path, node: ort.NodeArg) -> TensorSpec:
