@@ -232,6 +232,11 @@ class House:
             asyncio.get_running_loop().call_soon(lambda: future.done() or future.set_result(None))
         return future
 
+    def describe_step(self, model: str, turn: Turn, principal: Principal) -> Description:
+        if (principal.name, turn.id) not in self.sessions:
+            raise errors.NotFound("no such session is open")
+        return self.describe(model)
+
     def session(self, model: str, token: str, principal: Principal) -> Turn:
         self.describe(model)
         ident = token.removeprefix(f"token-{principal.name}-")

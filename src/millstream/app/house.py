@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Literal
 
+from msgspec.structs import replace
+
 from millstream.engine import Engine
 from millstream.errors import Error, NotFound
 from millstream.flows.predict import Predict
@@ -76,6 +78,11 @@ class House:
         """Where the session of a token stands."""
         self.admit(principal, model, "infer")
         return self._engine.session(model, token)
+
+    def describe_step(self, model: str, turn: Turn, principal: Principal) -> Description:
+        """The version that an open session is on."""
+        self.admit(principal, model, "infer")
+        return self._engine.describe_step(model, replace(turn, owner=principal.name))
 
     def principal(self, key: str | None, peer: str) -> Principal:
         """Who presents `key`; without a keys file, anybody: from this machine with every right."""

@@ -449,6 +449,11 @@ class Engine:
             known = route.described[version] = arm.lane.describe(tuple(sorted(served.lanes, key=int)))
         return known
 
+    def describe_step(self, model: str, turn: Turn) -> Description:
+        """Inputs and outputs of the version that an open session is on; NotFound."""
+        lane = self._sessions.of(model, turn).lane
+        return lane.describe((lane.version,))
+
     def config(self, model: str, version: str = "") -> Config:
         """How a model's live version, or `version`, is batched; NotFound says what there is."""
         description = self.describe(model, version)

@@ -271,6 +271,13 @@ class Sessions:
             if now - session.touched > ENDED_S:
                 del self._ended[key]
 
+    def of(self, model: str, turn: Turn) -> Session:
+        """The open session that a step belongs to. NotFound."""
+        found = self._tokens.get(turn.token) if turn.token else self._open.get((model, turn.owner, turn.id))
+        if found is None or found.key[0] != model:
+            raise errors.NotFound(f"{model}: no session {turn.id[:80]!r} is open here")
+        return found
+
     def where(self, model: str, token: str) -> Turn:
         """Where the session of a token stands. NotFound."""
         found = self._tokens.get(token)

@@ -46,6 +46,9 @@ class Door(Protocol):
     def models(self) -> list[Description]:
         """Every served model."""
 
+    def describe_step(self, model: str, turn: Turn, principal: Principal) -> Description:
+        """The version that an open session is on, which may take other inputs than the live one; errors.NotFound."""
+
     def config(self, model: str, version: str = "") -> Config:
         """How a served version is batched, or errors.NotFound."""
 

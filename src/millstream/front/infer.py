@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from millstream import errors
-from millstream.front import answer
+from millstream.front import answer, parameters
 from millstream.front.codec import Plan
 from millstream.front.door import Door
 from millstream.front.exchange import INFER, WRITE, Exchange, Route
 from millstream.front.explain import HEADER, explain
-from millstream.types import Request
+from millstream.types import Principal, Request
 
 if TYPE_CHECKING:
     from millstream.front.routes import Routes
@@ -35,13 +35,20 @@ class Infer:
         else:
             principal = routes.principal(exchange)
         self._door.admit(principal, self._model, "infer")  # before what a mistake in the body would tell of the model
-        description = self._door.describe(self._model, self._version)
-        plan = self._plan
-        if plan is None or (plan.description is not description and plan.description != description):
-            plan = self._plan = Plan(description)
-            routes.remember(exchange.url, self.route)
         head = None if exchange.inference_header is None else _header_length(exchange.inference_header)
-        layout, inputs = plan.read(exchange.body, head)
+        try:
+            description = self._door.describe(self._model, self._version)
+            plan = self._plan
+            if plan is None or (plan.description is not description and plan.description != description):
+                plan = self._plan = Plan(description)
+                routes.remember(exchange.url, self.route)
+            layout, inputs = plan.read(exchange.body, head)
+        except errors.Error:
+            # A step of a session that began on a version of other inputs, or of a model that was unloaded since.
+            plan = self._plan_of_session(exchange.body, head, principal)
+            if plan is None:
+                raise
+            layout, inputs = plan.read(exchange.body, head)
         ident = layout.id or routes.new_id(exchange)
         if layout.plain:
             request = Request(self._model, inputs, layout.rows, ident, self._version, "", layout.outputs)
@@ -62,6 +69,15 @@ class Infer:
         exchange.ident = ident.encode() if ident.isalnum() else orjson.dumps(ident)[1:-1]
         wants = exchange.explain or layout.explain
         exchange.wait(self._door.call(request, principal), _explained if wants else _inferred)
+
+    def _plan_of_session(self, body: bytes | bytearray, head: int | None, principal: Principal) -> Plan | None:
+        """How to read a step as the version of its open session takes it; None: it is no such step."""
+        try:
+            document = orjson.loads(body[:head])
+            turn = parameters.turn(document["parameters"])
+            return Plan(self._door.describe_step(self._model, turn, principal)) if turn and not turn.start else None
+        except (errors.Error, ValueError, LookupError, TypeError, AttributeError):
+            return None
 
 
 def _inferred(exchange: Exchange, output: Any) -> bytes:

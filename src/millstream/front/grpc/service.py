@@ -30,7 +30,7 @@ from millstream.front.grpc import read, wire
 from millstream.front.grpc.call import Call, Receiver
 from millstream.front.grpc.methods import SERVICE, Method, methods
 from millstream.front.parameters import TEXT_CHARS_MAX
-from millstream.types import Output, Principal, Request
+from millstream.types import Output, Principal, Request, Turn
 
 log = logging.getLogger(__name__)
 
@@ -84,15 +84,22 @@ class Inference:
     def ask(self, data: bytes, principal: Principal, metadata: dict[bytes, bytes], left_s: float) -> Asked:
         """Start one request out of its message; `left_s`: seconds the call still has, 0 without end. Raises Error."""
         rest, said_bytes, ident_bytes, raws = wire.split(data)
-        form = self._forms.get(rest)
-        if form is None or not self._current(form, principal):
-            form = self._learn(rest, principal, raws)
-        inputs = form.inputs(data, raws)
-        if inputs is None:  # it says the same as one before, and its raw contents are of other sizes
-            form = self._learn(rest, principal, raws)
-            inputs = form.inputs(data, raws)
-            assert inputs is not None, "its sizes were checked when it was learnt"
         said = (self._said.get(said_bytes) or self._hear(said_bytes)) if said_bytes else _NOTHING
+        try:
+            form = self._forms.get(rest)
+            if form is None or not self._current(form, principal):
+                form = self._learn(rest, principal, raws)
+            inputs = form.inputs(data, raws)
+            if inputs is None:  # it says the same as one before, and its raw contents are of other sizes
+                form = self._learn(rest, principal, raws)
+                inputs = form.inputs(data, raws)
+        except errors.Error as error:
+            # A step of a session that began on a version of other inputs, or of a model that was unloaded since.
+            if said.turn is None or said.turn.start:
+                raise
+            form = self._of_session(rest, said.turn, principal, raws, error)
+            inputs = form.inputs(data, raws)
+        assert inputs is not None, "its sizes were checked when it was learnt"
         ident = read.ident(ident_bytes) if ident_bytes else self._new_id(metadata)
         layout = form.layout
         timeout_s = said.timeout_s
@@ -138,6 +145,17 @@ class Inference:
                 self._forms.clear()
             self._forms[rest] = form
         return form
+
+    def _of_session(
+        self, rest: bytes, turn: Turn, principal: Principal, raws: wire.Raws, error: errors.Error
+    ) -> wire.Form:
+        """How the version of an open session takes this step. Raises BadInput, or `error` where none is open."""
+        message = read.rest(rest)
+        try:
+            plan = Plan(self.door.describe_step(message.model_name, turn, principal))
+        except errors.NotFound:
+            raise error from None
+        return read.form(plan, wire.Answers(plan), message, raws)
 
     def _hear(self, data: bytes) -> read.Said:
         said = read.said(data)
