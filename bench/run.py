@@ -24,8 +24,9 @@ PARTS: dict[str, tuple[str, list[str]]] = {
     "learning": ("The whole loop at log time", [sys.executable, "bench/learning.py"]),
     "serving": (
         "Serving beside the fixed floor and other servers",
-        [sys.executable, "bench/serving", "--plot", "bench/results/serving.svg"],
+        [sys.executable, "bench/serving", "--seconds", "3", "--plot", "bench/results/serving.svg"],
     ),
+    "grpc_echo": ("A gRPC call that carries bytes", [sys.executable, "bench/grpc_echo.py"]),
     "straggler": ("Short utterances among long ones", [sys.executable, "bench/serving/straggler.py"]),
     "overload": ("Twice what can be computed", [sys.executable, "bench/serving/overload.py"]),
     "reloads": ("A hundred reloads under load", [sys.executable, "bench/serving/reloads.py"]),
