@@ -243,6 +243,8 @@ def _bounded(of: Callable[[str], float], low: float, high: float, what: str) -> 
 
 _port = _bounded(int, 0, 65535, "a port: 0 to 65535")
 _count_of = _bounded(int, 1, 1_000_000, "a number from 1 to 1000000")
+_rows = _bounded(int, 1, 65536, "a number from 1 to 65536")
+_instances = _bounded(int, 1, 256, "a number from 1 to 256")
 _positive = _bounded(float, 0.001, 1e9, "a number above 0")
 _from_zero = _bounded(float, 0.0, 1e12, "a number, 0 or more")
 _not_negative = _bounded(float, 0.0, 1e9, "a number of seconds, 0 or more")
@@ -308,12 +310,19 @@ def _add_roles(verbs: _Verbs) -> None:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     serve.add_argument("--http-port", type=_port, default=8000, help="0 picks a free one (default: 8000)")
     serve.add_argument("--grpc-port", type=_port, default=-1, help="0 picks a free one (default: the one after HTTP's)")
-    serve.add_argument("--max-batch-size", type=_count_of, metavar="ROWS", help="most rows of a call (default: 10 ms)")
+    serve.add_argument(
+        "--max-batch-size",
+        type=_rows,
+        metavar="ROWS",
+        help="most rows of a call (default: what takes 10 ms)",
+    )
     serve.add_argument(
         "--max-wait-time", type=_time, metavar="TIME", help="a batch waits so long to fill, such as 5ms (default: none)"
     )
     serve.add_argument(
-        "--instances", type=_count_of, help="calls of a model at once (default: one less than the cores)"
+        "--instances",
+        type=_instances,
+        help="calls of a model at once (default: one less than the cores)",
     )
     serve.add_argument(
         "--timeout", type=_time, metavar="TIME", help="drop what is not answered by then (default: never)"

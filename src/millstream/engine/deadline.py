@@ -56,7 +56,7 @@ class Deadlines:
                 waited = (now - answer.at) * 1e3
                 answer.set_exception(
                     errors.Late(
-                        f"{lane.label}: no answer within {waited:.0f} ms, {lane.rows_waiting} rows wait; allow more "
+                        f"{lane.label}: no answer within {waited:.3g} ms, {lane.rows_waiting} rows wait; allow more "
                         "time, or ask less"
                     )
                 )

@@ -504,7 +504,9 @@ class Engine:
             return errors.NotFound(f"no model {model[:80]!r} here; there are: {', '.join(self.models()) or 'none yet'}")
         if served.unloaded:
             return errors.NotFound(f"{model} was unloaded here; load it again")
-        why = "; ".join(served.problems().values()) or "it is still loading"
+        if served.loading:
+            return errors.Busy(f"{model} is still loading; try again")
+        why = "; ".join(served.problems().values())
         return errors.Misconfigured(f"{model} has no version that answers: {why}")
 
     def _admit_rows(self, lane: Lane, request: Request) -> None:

@@ -55,7 +55,7 @@ def write(path: Path, sessions: Sessions) -> None:
     aside = path.with_suffix(".aside")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
+        with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # it holds tokens
             file.write(msgspec.msgpack.encode(handed))
             file.flush()
             os.fsync(file.fileno())

@@ -95,6 +95,10 @@ class Lane:
         platform = _PLATFORMS.get(self.manifest.format, f"millstream_{self.manifest.format}")
         return Description(self.model, versions, platform, self.inputs, self.loaded.outputs)
 
+    def alike(self, other: Lane) -> bool:
+        """Whether both take and give the same tensors."""
+        return set(self.inputs) == set(other.inputs) and set(self.loaded.outputs) == set(other.loaded.outputs)
+
     def config(self, description: Description) -> Config:
         """How it is batched."""
         batching, sessions = self.batching, self.manifest.sessions

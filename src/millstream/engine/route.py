@@ -4,6 +4,8 @@ Rules of the room:
 - A route is compiled once from a policy and the lanes that are loaded, and replaced whole: one pointer.
 - The choice is a pure function of (model, key): the same in every process, and the same tomorrow.
 - Making a canary's share larger moves nobody out of it. Canary and split draw from independent halves of one hash.
+- A canary or split whose version takes or gives other tensors than the live one gets no traffic: a caller who did not
+  ask for it could not read its answer. It can be asked for by its number.
 - An arm whose version is not loaded gets no traffic: a canary's share stays with the others, a split's is shared out.
 """
 
@@ -40,6 +42,12 @@ class Route:
         self._model = model
         self._salt = blake2b(model.encode(), digest_size=16).digest()
         self._unnamed = itertools.count()
+        live = lanes[policy.live]
+        self.unlike = [
+            v
+            for v in (*policy.split, *([policy.canary.version] if policy.canary else []))
+            if v in lanes and not lanes[v].alike(live)
+        ]
         shadows = tuple(lanes[v] for v in policy.shadow if v in lanes and v != policy.live)
 
         def arm(version: str, name: str) -> Arm:
@@ -50,9 +58,11 @@ class Route:
         self._explicit = {version: Arm(lane, "explicit", policy.version) for version, lane in lanes.items()}
         self._canary: Arm | None = None
         self._share = 0.0
-        if policy.canary and policy.canary.version in lanes:
+        if policy.canary and policy.canary.version in lanes and policy.canary.version not in self.unlike:
             self._canary, self._share = arm(policy.canary.version, "canary"), policy.canary.share
-        split = sorted((version for version in policy.split if version in lanes), key=int)
+        split = sorted(
+            (version for version in policy.split if version in lanes and version not in self.unlike), key=int
+        )
         self._split = [arm(version, f"split-{version}") for version in split]
         total = sum(policy.split[version] for version in split)
         self._edges = list(accumulate(policy.split[version] / total for version in split))

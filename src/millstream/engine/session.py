@@ -113,6 +113,8 @@ class Sessions:
         key = request.model, turn.owner, turn.id
         found = self._tokens.get(turn.token) if turn.token else self._open.get(key)
         ended = None if found is not None or turn.start else self._ended.get(key)
+        if ended is None and found is None and turn.token:
+            ended = next((one for one in self._ended.values() if one.token == turn.token), None)
         if ended is not None and turn.step == ended.steps and turn.token in ("", ended.token):
             return ended  # the answer to its last step was lost on the way
         if found is not None and found.key[0] != request.model:

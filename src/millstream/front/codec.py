@@ -25,6 +25,7 @@ from millstream.front.tensor import from_binary, from_json, shown, to_binary, to
 from millstream.types import DTYPES, Array, Description, Output, TensorSpec, Turn
 
 DIMENSION_MAX = 2**31 - 1
+JSON_BYTES_MAX = 8 << 20  # every number of it becomes an object, all at once
 TENSOR_BYTES_MAX = 2**62  # what an address can reach, also where a dimension of 0 hides the others
 # How many parsed headers and answer templates a model keeps; past it they are forgotten and learnt again.
 REMEMBERED_MAX = 256
@@ -74,6 +75,11 @@ class Plan:
         self._specs = {spec.name: spec for spec in description.outputs}
         self._layouts: dict[bytes, Layout] = {}
         self._templates: dict[tuple[object, ...], tuple[bytes, bytes]] = {}
+
+    def alike(self, other: Plan) -> bool:
+        """Whether both take and give the same tensors."""
+        mine, theirs = self.description, other.description
+        return (mine.inputs, mine.outputs) == (theirs.inputs, theirs.outputs)
 
     def read(self, body: bytes | bytearray, head: int | None) -> tuple[Layout, dict[str, Array]]:
         """Named arrays of a request; `head`: length of the JSON before the binary tensors, None when all is JSON."""
@@ -240,6 +246,7 @@ class Plan:
             if name in asked:
                 raise errors.BadInput(f"output {name!r}: asked for twice; ask for each output once")
             own = parameters.of(tensor, f"output {name!r}")
+            parameters.not_shared(own, f"output {name!r}")
             wish = f"output {name!r}: parameters.binary_data"
             asked[name] = parameters.flag(own, "binary_data", wish) if "binary_data" in own else everywhere
             if own and (pick := parameters.pick(own, name)):
@@ -300,6 +307,8 @@ class Plan:
 def _document(text: bytes | bytearray) -> dict[str, Any]:
     if not text:
         raise errors.BadInput(f"the body is empty; send {_EXAMPLE}")
+    if len(text) > JSON_BYTES_MAX:
+        raise errors.TooLarge(f"{len(text)} bytes of JSON, {JSON_BYTES_MAX} at most: send large tensors in binary")
     try:
         document = orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -349,6 +358,7 @@ def _binary_size(spec: TensorSpec, tensor: dict[str, Any], shape: tuple[int, ...
     """Bytes of this tensor after the header, or None when its data is in the JSON."""
     where = f"input {spec.name!r}"
     own = parameters.of(tensor, where)
+    parameters.not_shared(own, where)
     if "binary_data_size" not in own:
         if "data" not in tensor:
             raise errors.BadInput(f"{where}: no data; send data, or parameters.binary_data_size and the bytes")

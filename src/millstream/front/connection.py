@@ -33,6 +33,7 @@ _NOTICED = {
     b"x-request-id": _OTHER,
     b"connection": _OTHER,
     b"upgrade": _OTHER,
+    b"origin": _OTHER,
     b"content-encoding": _OTHER,
     b"expect": _OTHER,
     b"millstream-explain": _OTHER,
@@ -77,6 +78,7 @@ class Connection(asyncio.Protocol):
         "_started",
         "_transport",
         "_unpacker",
+        "_upgrades",
         "_waiting",
     )
 
@@ -89,7 +91,7 @@ class Connection(asyncio.Protocol):
         self._exchange: Exchange | None = None  # being read
         self._unpacker: encoding.Unpacker | None = None  # of its body
         self._rest = memoryview(b"")  # read from the socket, not yet given to the parser
-        self._in_body = self._expects = self._feeding = self._paused = self._over = False
+        self._in_body = self._expects = self._upgrades = self._feeding = self._paused = self._over = False
         self._reading = True
         self._headers_left = self._quiet = self._size = self._length = self._held = 0
         self._due = self._started = 0.0
@@ -213,6 +215,10 @@ class Connection(asyncio.Protocol):
         """The body's time begins; a client that expects it is asked for it."""
         self._in_body = True
         self._quiet = 0
+        if self._upgrades and self._length:
+            raise errors.BadInput(
+                "Upgrade: nothing else is spoken here, and the parser gives no body with it; leave it out"
+            )
         if self._expects:
             self._expects = False
             self._continue()
@@ -276,7 +282,10 @@ class Connection(asyncio.Protocol):
             exchange.request_id = value
         elif name == b"connection":
             exchange.keep = value.lower() == b"keep-alive" and self._parser.get_http_version() == "1.0"
+        elif name == b"origin":
+            exchange.origin = value
         elif name == b"upgrade":
+            self._upgrades = True
             exchange.close = True  # not spoken here: answered as HTTP/1.1, and nothing read after it
         elif name == b"content-encoding" and value.lower() != b"identity":
             if value.lower() not in encoding.CODINGS or self._unpacker is not None:
@@ -389,7 +398,7 @@ class Connection(asyncio.Protocol):
         exchange = self._exchange or Exchange(self._flush, self._peer, self._started)
         exchange.refuse(error if isinstance(error, Exception) else RuntimeError(repr(error)))
         exchange.close = exchange.linger = True
-        exchange.held, self._held, exchange.body = self._held, 0, b""
+        exchange.held, self._held, exchange.body = exchange.held + self._held, 0, b""
         self._exchange, self._over = None, True
         self._line_up(exchange)
         self.flush()
@@ -441,6 +450,10 @@ class Connection(asyncio.Protocol):
                 self._refuse(answer.TimedOut(f"the {part} did not come within {allowed:g} s: send it faster, or split"))
         elif now - self._started > limits.idle_s:
             self._close(linger=False)
+
+    def idle_s(self, now: float) -> float:
+        """How long nobody has asked anything; 0 while somebody does."""
+        return now - self._started if self._is_idle() else 0.0
 
     def drain(self) -> None:
         """Close now if nothing is under way; otherwise the last answer closes."""

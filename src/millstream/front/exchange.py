@@ -52,6 +52,7 @@ class Exchange:
         "layout",
         "linger",
         "method",
+        "origin",
         "peer",
         "plan",
         "request_id",
@@ -74,6 +75,7 @@ class Exchange:
         self.inference_header: bytes | None = None
         self.authorization: bytes | None = None
         self.request_id: bytes | None = None
+        self.origin: bytes | None = None  # of a web page
         self.accepts: bytes | None = None  # Accept-Encoding
         self.answer: bytes | None = None
         self.future: asyncio.Future[Any] | None = None
@@ -161,3 +163,9 @@ class Route(msgspec.Struct, frozen=True):
     def allow(self) -> str:
         """The methods, as the header has them."""
         return ", ".join(method.decode() for method in self.methods)
+
+
+def no_page(exchange: Exchange) -> None:
+    """Refuse what a web page sends: a browser on this machine would let any page control it. Forbidden."""
+    if exchange.origin is not None:
+        raise errors.Forbidden("Origin: web pages may not do this here; send it from a program, without that header")

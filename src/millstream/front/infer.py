@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from millstream.front.routes import Routes
 
 
+STEP_BYTES_MAX = 1 << 16
+
+
 class Infer:
     """The infer route of one model (and version): it keeps the plan of the description it saw last."""
 
@@ -43,6 +46,11 @@ class Infer:
                 plan = self._plan = Plan(description)
                 routes.remember(exchange.url, self.route)
             layout, inputs = plan.read(exchange.body, head)
+            if layout.turn is not None and not layout.turn.start:
+                own = self._plan_of_session(exchange.body, head, principal)
+                if own is not None and not own.alike(plan):
+                    plan = own
+                    layout, inputs = plan.read(exchange.body, head)
         except errors.Error:
             # A step of a session that began on a version of other inputs, or of a model that was unloaded since.
             plan = self._plan_of_session(exchange.body, head, principal)
@@ -72,6 +80,8 @@ class Infer:
 
     def _plan_of_session(self, body: bytes | bytearray, head: int | None, principal: Principal) -> Plan | None:
         """How to read a step as the version of its open session takes it; None: it is no such step."""
+        if len(body[:head]) > STEP_BYTES_MAX:  # it was read once already
+            return None
         try:
             document = orjson.loads(body[:head])
             turn = parameters.turn(document["parameters"])

@@ -18,6 +18,8 @@ TEXT_CHARS_MAX = 256
 TOKEN_CHARS_MAX = 1024
 COUNT_MAX = 2**63 - 1
 
+SHARED = "shared_memory_region"
+
 
 def of(holder: dict[str, Any], where: str) -> dict[str, Any]:
     """The `parameters` of a request, an input or an output. Raises BadInput."""
@@ -98,3 +100,9 @@ def answered(output: Output) -> dict[str, str | int]:
 def standing(session: Turn) -> dict[str, str | int]:
     """A session as its caller knows it."""
     return {"sequence_id": session.id, "sequence_step": session.step, "resume_token": session.token}
+
+
+def not_shared(own: dict[str, Any], where: str) -> None:
+    """Refuse a tensor that lies in shared memory. Raises Missing."""
+    if SHARED in own:
+        raise errors.Missing(f"{where}: {SHARED}: memory is not shared with clients here; send the values")

@@ -13,6 +13,8 @@ from typing import Protocol
 from millstream.clock import Clock
 from millstream.meter import Meter
 
+IDLE_S = 1.0  # a connection that has just been made, or answered, is not idle yet
+
 
 class Connection(Protocol):
     """What a port asks of its connections."""
@@ -25,6 +27,9 @@ class Connection(Protocol):
 
     def abort(self) -> None:
         """Close at once."""
+
+    def idle_s(self, now: float) -> float:
+        """How long nothing was under way; 0 while something is."""
 
 
 class Port:
@@ -74,8 +79,8 @@ class Port:
             self._sweeper.cancel()
 
     def opened(self, connection: Connection) -> bool:
-        """Count a connection in; False when there are too many or the port is closing."""
-        if len(self.connections) >= self._connections_max or self.draining:
+        """Count a connection in; False when there are too many that do something, or the port is closing."""
+        if self.draining or (len(self.connections) >= self._connections_max and not self._make_room()):
             self._refused.add()
             return False
         self.connections.add(connection)
@@ -88,6 +93,16 @@ class Port:
         self._open.set(len(self.connections))
         if not self.connections:
             self._empty.set()
+
+    def _make_room(self) -> bool:
+        """Close the connection that has been idle longest: idle ones must not keep out who wants to ask."""
+        now = self.monotonic()
+        longest = max(self.connections, key=lambda connection: connection.idle_s(now))
+        if longest.idle_s(now) < IDLE_S:
+            return False
+        self.closed(longest)
+        longest.abort()
+        return True
 
     async def _emptied(self) -> None:
         while self.connections:

@@ -20,7 +20,7 @@ from millstream import errors
 from millstream.clock import Clock
 from millstream.front import answer, openapi, recommend
 from millstream.front.door import Door
-from millstream.front.exchange import LABELS, METRICS, OTHER, OUTCOMES, READ, RECOMMEND, WRITE, Exchange, Route
+from millstream.front.exchange import LABELS, METRICS, OTHER, OUTCOMES, READ, RECOMMEND, WRITE, Exchange, Route, no_page
 from millstream.front.infer import Infer
 from millstream.front.limits import HttpLimits
 from millstream.front.parameters import TEXT_CHARS_MAX
@@ -157,6 +157,7 @@ class Routes:
         exchange.wait(self._door.call(rank, principal), _ranked)
 
     def _outcomes(self, exchange: Exchange) -> None:
+        no_page(exchange)
         principal = self.principal(exchange)
         self._door.admit(principal, "*", "outcomes")
         outcomes = recommend.read_outcomes(exchange.body, self._limits.outcomes_max)

@@ -17,7 +17,7 @@ import millstream
 from millstream import errors
 from millstream.front import model_config, parameters
 from millstream.front.door import Door
-from millstream.front.exchange import HEALTH, MODELS, OTHER, READ, REPOSITORY, WRITE, Exchange, Route
+from millstream.front.exchange import HEALTH, MODELS, OTHER, READ, REPOSITORY, WRITE, Exchange, Route, no_page
 from millstream.front.tensor import shown
 from millstream.types import Description, Listed, Principal, TensorSpec
 
@@ -134,6 +134,7 @@ class V2:
         exchange.reply([_listed(one) for one in self._door.index() if not ready or one.state == "READY"])
 
     def _control(self, exchange: Exchange, model: str, verb: Literal["load", "unload"]) -> None:
+        no_page(exchange)
         principal = self._principal(exchange)
         asked = parameters.of(_document(exchange.body), verb)
         parameters.flag(asked, "unload_dependents", "parameters.unload_dependents")  # no model here has any

@@ -502,6 +502,10 @@ class Connection(asyncio.Protocol):
                 self.server.timed_out.add()
                 stream.abort(Code.CANCEL)
 
+    def idle_s(self, now: float) -> float:
+        """How long it has had no call; 0 while it has one."""
+        return 0.0 if self.streams else now - self._quiet_since
+
     def drain(self) -> None:
         """Take no new calls after those that are under way to us, and close after the last answer."""
         if self._closing or self._draining:

@@ -26,7 +26,6 @@ from millstream.types import DTYPES, Turn
 PARAMETERS_MAX = 256
 SHAPE_MAX = 256
 FINAL = "triton_enable_empty_final_response"
-_SHARED = "shared_memory_region"
 _FIELDS = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",
@@ -131,7 +130,7 @@ def _sizes(message: messages.Message, raws: Raws) -> list[int | None]:
 def _input(tensor: messages.Message, size: int | None) -> dict[str, object]:
     where = f"input {shown(tensor.name)}"
     own = _parameters(tensor.parameters, where)
-    _not_shared(own, where)
+    parameters.not_shared(own, where)
     own.pop("binary_data_size", None)  # it speaks of a body that is not here
     shape = list(tensor.shape[:SHAPE_MAX])  # the codec refuses more than the model has, and need not see them all
     found = {"name": tensor.name, "datatype": tensor.datatype, "shape": shape, "parameters": own}
@@ -145,7 +144,7 @@ def _input(tensor: messages.Message, size: int | None) -> dict[str, object]:
 def _output(tensor: messages.Message) -> dict[str, object]:
     where = f"output {shown(tensor.name)}"
     own = _parameters(tensor.parameters, where)
-    _not_shared(own, where)
+    parameters.not_shared(own, where)
     return {"name": tensor.name, "parameters": own}
 
 
@@ -176,8 +175,3 @@ def _parameters(given: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise errors.BadInput(f"{where}: {len(given)} parameters; send at most {PARAMETERS_MAX}")
     chosen = {name: (value, value.WhichOneof("parameter_choice")) for name, value in given.items()}
     return {name: getattr(value, choice) if choice else None for name, (value, choice) in chosen.items()}
-
-
-def _not_shared(own: dict[str, Any], where: str) -> None:
-    if _SHARED in own:
-        raise errors.Missing(f"{where}: {_SHARED}: memory is not shared with clients here; send the values")

@@ -39,6 +39,8 @@ IN_FLIGHT_MAX = 32
 FORMS_MAX = 1024
 MODELS_MAX = 1024
 SAID_BYTES_MAX = 256
+ASKED_BYTES_MAX = 1 << 16  # of every method but inference
+TYPED_BYTES_MAX = 8 << 20  # of an inference, beside its raw contents: each value becomes an object
 EXPLAIN = HEADER.lower().encode()
 STOPPED = "the service stopped before an answer was ready: ask again"
 INFER = f"/{SERVICE}/ModelInfer".encode()
@@ -93,12 +95,17 @@ class Inference:
             if inputs is None:  # it says the same as one before, and its raw contents are of other sizes
                 form = self._learn(rest, principal, raws)
                 inputs = form.inputs(data, raws)
+            if said.turn is not None and not said.turn.start:
+                own = self._of_session(rest, said.turn, principal, raws, None)
+                if own is not None and not own.plan.alike(form.plan):
+                    form, inputs = own, own.inputs(data, raws)
         except errors.Error as error:
             # A step of a session that began on a version of other inputs, or of a model that was unloaded since.
             if said.turn is None or said.turn.start:
                 raise
-            form = self._of_session(rest, said.turn, principal, raws, error)
-            inputs = form.inputs(data, raws)
+            found = self._of_session(rest, said.turn, principal, raws, error)
+            assert found is not None
+            form, inputs = found, found.inputs(data, raws)
         assert inputs is not None, "its sizes were checked when it was learnt"
         ident = read.ident(ident_bytes) if ident_bytes else self._new_id(metadata)
         layout = form.layout
@@ -127,6 +134,11 @@ class Inference:
         return form.plan.description is description or form.plan.description == description
 
     def _learn(self, rest: bytes, principal: Principal, raws: wire.Raws) -> wire.Form:
+        if len(rest) > TYPED_BYTES_MAX:
+            raise errors.TooLarge(
+                f"the message has {len(rest)} bytes beside raw_input_contents, {TYPED_BYTES_MAX} at most: send large "
+                "tensors there"
+            )
         message = read.rest(rest)
         name = (message.model_name, message.model_version)
         if not name[0]:
@@ -147,13 +159,15 @@ class Inference:
         return form
 
     def _of_session(
-        self, rest: bytes, turn: Turn, principal: Principal, raws: wire.Raws, error: errors.Error
-    ) -> wire.Form:
-        """How the version of an open session takes this step. Raises BadInput, or `error` where none is open."""
+        self, rest: bytes, turn: Turn, principal: Principal, raws: wire.Raws, error: errors.Error | None
+    ) -> wire.Form | None:
+        """How the version of an open session takes this step. Raises BadInput. Where none is open: `error`, or None."""
         message = read.rest(rest)
         try:
             plan = Plan(self.door.describe_step(message.model_name, turn, principal))
         except errors.NotFound:
+            if error is None:
+                return None
             raise error from None
         return read.form(plan, wire.Answers(plan), message, raws)
 
@@ -346,6 +360,8 @@ class _Unary:
         self._begun = True
         asked = self._method.takes()
         try:
+            if len(data) > ASKED_BYTES_MAX:
+                raise errors.TooLarge(f"the message has {len(data)} bytes, this method takes {ASKED_BYTES_MAX} at most")
             asked.ParseFromString(data)
             answer = self._method.run(asked, self._principal)
         except DecodeError:
