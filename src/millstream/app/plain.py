@@ -14,7 +14,7 @@ from millstream.clock import SystemClock
 from millstream.engine import Engine, EngineLimits
 from millstream.errors import Misconfigured
 from millstream.flows.predict import Predict
-from millstream.machine import Gauges
+from millstream.machine import Gauges, few_arenas
 from millstream.meter import Meter
 from millstream.models.model import load
 from millstream.models.repository import Repository
@@ -35,6 +35,7 @@ async def serve_path(
 
     `sessions`: a file for those that are open at the end, and from which the next process takes them over.
     """
+    few_arenas()
     clock, meter, asked = SystemClock(), Meter(), until_asked()
     engine = Engine(Repository.open(path), clock, meter, limits, load=partial(load, device=device))
     await engine.start()
