@@ -2,8 +2,11 @@
 the next process."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
+import onnx
 import orjson
 import pytest
 import tritonclient.grpc as grpc
@@ -32,19 +35,26 @@ class Service:
         self.borders = Borders(house, meter, SystemClock())
 
     async def __aenter__(self):
+        self.thread = ThreadPoolExecutor(1)
         await self.engine.start()
         self.port = await self.borders.start("127.0.0.1", 0)
         server = self.borders.grpc._server
         assert server is not None
+        ports = {"http": self.port, "grpc": server.sockets[0].getsockname()[1]}
         self.clients = {
-            "http": (http, http.InferenceServerClient(f"127.0.0.1:{self.port}")),
-            "grpc": (grpc, grpc.InferenceServerClient(f"127.0.0.1:{server.sockets[0].getsockname()[1]}")),
+            kind: (library, await self.aside(library.InferenceServerClient, f"127.0.0.1:{ports[kind]}"))
+            for kind, library in (("http", http), ("grpc", grpc))
         }
         return self
 
+    async def aside(self, call, *arguments, **more):
+        """Call something that blocks, in the one thread that these clients want to live in."""
+        return await asyncio.get_running_loop().run_in_executor(self.thread, partial(call, *arguments, **more))
+
     async def __aexit__(self, *_):
         for _, client in self.clients.values():
-            await asyncio.to_thread(client.close)
+            await self.aside(client.close)
+        self.thread.shutdown()
         await self.borders.stop()
         await self.engine.stop()
 
@@ -53,7 +63,7 @@ class Service:
         library, client = self.clients[kind]
         tensor = library.InferInput("x", list(x.shape), "FP32")
         tensor.set_data_from_numpy(x)
-        found = await asyncio.to_thread(client.infer, "rnn", [tensor], sequence_id=7, **turn)
+        found = await self.aside(client.infer, "rnn", [tensor], sequence_id=7, **turn)
         response = found.get_response()
         version = response["model_version"] if kind == "http" else response.model_version
         return version, found.as_numpy("y")
@@ -146,5 +156,30 @@ def test_a_token_finds_its_session_and_says_where_it_stands(tmp_path):
             assert status == 200 and found["parameters"]["sequence_step"] == 2
             body["parameters"] = {"resume_token": "another"}
             assert (await ask(service.port, "/v2/models/rnn/infer", body))[0] == 404
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("kind", ["http", "grpc"])
+def test_a_session_outlives_a_swap_to_other_outputs(tmp_path, kind):
+    """Version 2 takes the same and calls its answer otherwise: a step must be read and told as version 1 has it."""
+    root = versions(tmp_path)
+    renamed = onnx.load(tmp_path / "3.onnx")
+    for name in (renamed.graph.node[-1].output, renamed.graph.output):
+        if name is renamed.graph.output:
+            name[0].name = "z"
+        else:
+            name[0] = "z"
+    manifest = Manifest(format="onnx", file="m.onnx", sessions=Sessions(states=STATES))
+    Repository(root).put("rnn", manifest, {"m.onnx": renamed.SerializeToString()})
+    x = np.ones((1, 3), np.float32)
+
+    async def scene():
+        async with Service(root) as service:
+            _, first = await service.step(kind, x, sequence_start=True)
+            Repository(root).change_policy("rnn", promote("3"), who="test", why="swap")
+            await service.engine.refresh()
+            version, second = await service.step(kind, x)
+            assert version == "1@0" and second is not None and (second > first).all()
 
     asyncio.run(scene())

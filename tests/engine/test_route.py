@@ -12,7 +12,7 @@ from millstream.engine.route import Route
 from millstream.errors import NotFound
 from millstream.models import Canary, Manifest, Policy
 from millstream.models.manifest import Batching
-from millstream.types import Request
+from millstream.types import Request, TensorSpec
 
 MANIFEST = Manifest(format="weight", file="w")
 LANES = {
@@ -95,3 +95,18 @@ def test_a_version_asked_for_wins_and_one_that_is_not_there_is_explained():
     assert made.explicit("2").shadows == ()
     with pytest.raises(NotFound, match="these do: 1, 2, 3, 10"):
         chosen(made, "ann", version="9")
+
+
+def test_a_canary_of_other_tensors_gets_no_traffic():
+    class Wide(Weight):
+        outputs = (TensorSpec("y", "FP64", (-1,)),)
+
+    lanes = LANES | {"3": Lane("m", "3", MANIFEST, Wide(), Batching(rows_max=8))}
+    for policy in (
+        Policy(live="1", canary=Canary("3", 1.0)),
+        Policy(live="1", split={"1": 1, "3": 1000}),
+    ):
+        made = Route("m", policy, lanes)
+        assert made.unlike == ["3"]
+        assert {made.choose(Request("m", {}, 1, id=str(n))).lane.version for n in range(50)} == {"1"}
+        assert made.explicit("3").lane.version == "3"

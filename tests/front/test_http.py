@@ -326,6 +326,93 @@ def test_pipelining_is_bounded_and_the_rest_waits() -> None:
     with_server(test, HttpLimits(pipelined_max=4))
 
 
+def test_whatever_is_refused_gives_its_memory_back() -> None:
+    """A body in several pieces, refused in every way that comes after it."""
+
+    async def test(served: Served) -> None:
+        body = b"x" * 50_000
+        for line, more in (
+            (b"POST /v2 HTTP/2.0", b""),
+            (b"POST /v2 HTTP/0.9", b""),
+            (b"POST /nowhere HTTP/1.1", b""),
+            (b"POST /v2/models/affine/infer HTTP/1.1", b"Inference-Header-Content-Length: 9999999\r\n"),
+        ):
+            client = await served.connect()
+            head = line + b"\r\nHost: x\r\n" + more + b"Content-Length: %d\r\n\r\n" % len(body)
+            for part in (head, body[:20_000], body[20_000:]):
+                client.send(part)
+                await asyncio.sleep(0.01)
+            assert (await client.read()).status >= 400
+            client.close()
+        await until(lambda: not served.http.connections)
+        assert served.http.held_bytes == 0 and served.http.under_way == 0
+
+    with_server(test)
+
+
+def test_idle_connections_keep_nobody_out() -> None:
+    clock = FakeClock()
+
+    async def test(served: Served) -> None:
+        idle = [await served.connect() for _ in range(4)]
+        await until(lambda: len(served.http.connections) == 4)
+        refused = await served.connect()
+        assert (await refused.read()).status == 503, "they have only just come"
+        for _ in range(4):
+            clock.advance(0.5)
+            await asyncio.sleep(0)
+        idle[0].send(affine("mine"))
+        assert (await idle[0].read()).json["id"] == "mine"
+        asks = await served.connect()
+        asks.send(affine("new"))
+        assert (await asks.read()).json["id"] == "new"
+        idle[0].send(affine("again"))
+        assert (await idle[0].read()).json["id"] == "again", "who asked lately stays"
+        for client in (*idle, refused, asks):
+            client.close()
+
+    with_server(test, HttpLimits(connections_max=4), clock=clock)
+
+
+def test_an_upgrade_with_a_body_is_told_why() -> None:
+    async def test(served: Served) -> None:
+        client = await served.connect()
+        client.send(b"POST /v2/models/affine/infer HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+                    b"Upgrade: h2c\r\nContent-Length: 2\r\n\r\n{}")  # fmt: skip
+        told = await client.read()
+        assert told.status == 400 and "Upgrade" in told.json["error"]
+        client.close()
+
+    with_server(test)
+
+
+def test_web_pages_control_nothing() -> None:
+    async def test(served: Served) -> None:
+        for path in (b"/v2/repository/models/affine/unload", b"/v1/outcomes"):
+            client = await served.connect()
+            client.send(b"POST " + path + b" HTTP/1.1\r\nHost: x\r\nOrigin: http://evil.example\r\nContent-Length: 2"
+                        b"\r\n\r\n[]")  # fmt: skip
+            told = await client.read()
+            assert told.status == 403 and "web pages" in told.json["error"]
+            client.close()
+
+    with_server(test)
+
+
+def test_json_is_bounded_below_the_body() -> None:
+    async def test(served: Served) -> None:
+        client = await served.connect()
+        body = b'{"inputs":[' + b"[]," * (3 << 20) + b"[]]}"
+        client.send(
+            b"POST /v2/models/affine/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        )
+        told = await client.read()
+        assert told.status == 413 and "send large tensors in binary" in told.json["error"]
+        client.close()
+
+    with_server(test)
+
+
 def test_a_crowd_that_pipelines_has_one_request_each_under_way() -> None:
     """Else everything that a crowd sends is read, and refused, before any batch can start."""
 
