@@ -31,20 +31,21 @@ from millstream import errors
 from millstream.clock import Clock, Timer
 from millstream.engine import handover
 from millstream.engine.batch import Answer, Batch
+from millstream.engine.catalogue import Catalogue
 from millstream.engine.deadline import Deadlines
 from millstream.engine.lane import Lane
 from millstream.engine.queue import NOBODY_HURRIES, Queue
 from millstream.engine.session import Sessions, only
 from millstream.engine.shadow import Shadows
 from millstream.engine.warm import warm
-from millstream.engine.watch import ModelView, Watch
+from millstream.engine.watch import Watch
 from millstream.engine.worker import Workers, execute
 from millstream.machine import Gpus
 from millstream.meter import Meter
 from millstream.models.manifest import Batching, BatchLimits, Manifest
 from millstream.models.model import Model, load
 from millstream.models.repository import Repository
-from millstream.types import Config, Delta, Description, Listed, Output, Request, Shadow, Statistics, Turn
+from millstream.types import Delta, Output, Request, Shadow
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class EngineLimits(BatchLimits, frozen=True, forbid_unknown_fields=True):
         return replace(own, **mine)
 
 
-class Engine:
+class Engine(Catalogue):
     """Serves every model of a repository. Use from one event loop, between `start` and `stop`.
 
     `admit(model, manifest)` refuses a version by raising. `shadow` gets what a shadow version answered.
@@ -165,7 +166,7 @@ class Engine:
     def take_over(self, path: Path) -> int:
         """Go on with the sessions that a process before this one wrote at its end; how many. Those whose version does
         not answer here are lost, which is said."""
-        return handover.read(path, self._sessions, lambda model, version: self._lane(model, version), self._now())
+        return handover.read(path, self._sessions, lambda model, version: self.lane(model, version), self._now())
 
     # The hot path.
 
@@ -180,7 +181,7 @@ class Engine:
             return self._submit_step(request)
         served = self._served.get(request.model)
         if served is None or served.route is None or self._closing:
-            raise self._not_here(request.model)
+            raise self.not_here(request.model)
         route = served.route
         arm = route.live if route.plain and not request.version else route.choose(request)
         lane = arm.lane
@@ -207,7 +208,7 @@ class Engine:
         session = self._sessions.find(request)
         served = self._served.get(request.model)
         if self._closing or (session is None and (served is None or served.route is None)):
-            raise self._not_here(request.model)
+            raise self.not_here(request.model)
         if session is not None:
             arm = session.arm
             if request.version and request.version != arm.lane.version:
@@ -425,89 +426,6 @@ class Engine:
         if lane is None:
             raise errors.NotFound(f"delta {delta.sequence}: {delta.model} {delta.base} is not loaded here")
         return lane.accept(delta)
-
-    # What operators and borders ask.
-
-    def models(self) -> tuple[str, ...]:
-        """Models that answer."""
-        return tuple(sorted(name for name, served in self._served.items() if served.route))
-
-    def ready(self) -> bool:
-        """Whether every model of the repository that was not unloaded answers, and at least one does."""
-        wanted = [served for served in self._served.values() if not served.unloaded]
-        return bool(wanted) and all(served.route for served in wanted) and not self._sessions.closing
-
-    def describe(self, model: str, version: str = "") -> Description:
-        """Inputs and outputs of a model's live version, or of `version`; NotFound says what there is."""
-        served = self._served.get(model)
-        if served is None or served.route is None:
-            raise self._not_here(model)
-        route = served.route
-        known = route.described.get(version)
-        if known is None:
-            arm = route.explicit(version) if version else route.live
-            known = route.described[version] = arm.lane.describe(tuple(sorted(served.lanes, key=int)))
-        return known
-
-    def describe_step(self, model: str, turn: Turn) -> Description:
-        """Inputs and outputs of the version that an open session is on; NotFound."""
-        lane = self._sessions.of(model, turn).lane
-        return lane.describe((lane.version,))
-
-    def config(self, model: str, version: str = "") -> Config:
-        """How a model's live version, or `version`, is batched; NotFound says what there is."""
-        description = self.describe(model, version)
-        return self._lane(model, version).config(description)
-
-    def statistics(self, model: str = "", version: str = "") -> list[Statistics]:
-        """What every loaded version has done since this process loaded it; NotFound."""
-        if version:
-            lanes = [self._lane(model, version)]
-        elif model:
-            self.describe(model)
-            lanes = list(self._served[model].lanes.values())
-        else:
-            lanes = [lane for _, served in sorted(self._served.items()) for lane in served.lanes.values()]
-        return [lane.tally.statistics(lane.model, lane.version) for lane in lanes]
-
-    def index(self) -> list[Listed]:
-        """Every version of the repository and whether it answers."""
-        return self._watch.index()
-
-    async def load(self, model: str) -> None:
-        """Serve a model as the repository has it now, also one that was unloaded. NotFound, Misconfigured."""
-        await self._watch.load(model)
-
-    async def unload(self, model: str) -> None:
-        """Serve a model no more on this process; what waits and its open sessions are still answered. NotFound."""
-        self._watch.unload(model)
-
-    def session(self, model: str, token: str) -> Turn:
-        """Where the session of a token stands; NotFound."""
-        return self._sessions.where(model, token)
-
-    def _lane(self, model: str, version: str = "") -> Lane:
-        served = self._served.get(model)
-        if served is None or served.route is None:
-            raise self._not_here(model)
-        return served.route.explicit(version).lane if version else served.route.live.lane
-
-    def views(self) -> list[ModelView]:
-        """The state of every model, problems included."""
-        return [served.view() for _, served in sorted(self._served.items())]
-
-    def _not_here(self, model: str) -> errors.Error:
-        if self._closing:
-            return errors.Busy("this process is stopping; ask another, or again when it is back")
-        served = self._served.get(model)
-        if served is None:
-            return errors.NotFound(f"no model {model[:80]!r} here; there are: {', '.join(self.models()) or 'none yet'}")
-        if served.unloaded:
-            return errors.NotFound(f"{model} was unloaded here; load it again")
-        if served.loading:
-            return errors.Busy(f"{model} is still loading; try again")
-        why = "; ".join(served.problems().values())
-        return errors.Misconfigured(f"{model} has no version that answers: {why}")
 
     def _admit_rows(self, lane: Lane, request: Request) -> None:
         """Refuse a request that would wait over a bound: TooLarge, Overloaded."""
