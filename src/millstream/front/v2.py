@@ -69,7 +69,7 @@ class V2:
 
     def _of_model(self, model: str, rest: list[str]) -> Route | None:
         if rest == ["trace", "setting"]:
-            return _missing(_NO_TRACE)
+            return self._missing(_NO_TRACE)
         version = ""
         if len(rest) >= 2 and rest[0] == "versions" and rest[1]:
             version, rest = rest[1], rest[2:]
@@ -92,12 +92,21 @@ class V2:
             case [memory, "unregister"] | [memory, "region", _, "unregister"] if memory in _MEMORIES:
                 return Route(OTHER, WRITE, lambda exchange: self._answer(exchange, dict))
             case [memory, "region", _, "register"] if memory in _MEMORIES:
-                return _missing(_NO_MEMORY, WRITE)
+                return self._missing(_NO_MEMORY, WRITE)
             case ["trace", "setting"]:
-                return _missing(_NO_TRACE)
+                return self._missing(_NO_TRACE)
             case ["logging"]:
-                return _missing(_NO_LOGGING)
+                return self._missing(_NO_LOGGING)
         return None
+
+    def _missing(self, sentence: str, methods: tuple[bytes, ...] = READ + WRITE) -> Route:
+        """A route that tells anyone who is known what is not here."""
+
+        def run(exchange: Exchange) -> None:
+            self._principal(exchange)
+            raise errors.Missing(sentence)
+
+        return Route(OTHER, methods, run)
 
     def _read(self, label: int, make: Callable[[], object]) -> Route:
         """A route that answers anyone who is known with a document."""
@@ -156,13 +165,6 @@ def _done(ready: bool) -> Callable[[Exchange, Any], bytes]:
 
 
 _LOADED, _UNLOADED = _done(True), _done(False)
-
-
-def _missing(sentence: str, methods: tuple[bytes, ...] = READ + WRITE) -> Route:
-    def run(_: Exchange) -> None:
-        raise errors.Missing(sentence)
-
-    return Route(OTHER, methods, run)
 
 
 def _document(body: bytes | bytearray) -> dict[str, Any]:
