@@ -37,7 +37,7 @@ def models(root):
     )
     onnx_models.recurrent(root / "rnn" / "1" / "model.onnx")
     (root / "rnn" / "1" / "model.toml").write_text(
-        'format = "onnx"\nfile = "model.onnx"\n[sessions]\nslots = 24\nidle_s = 1\n'
+        'format = "onnx"\nfile = "model.onnx"\n[sessions]\nslots = 24\nidle_s = 3\n'
         'states = [{ input = "h", output = "h_out" }, { input = "c", output = "c_out" }]\n'
     )
 
@@ -236,7 +236,7 @@ def test_the_books_balance_after_everything_at_once(tmp_path, seconds):
         assert books.sent == ended + books.left
         answered = books.ended[200] + books.ended["OK"]
         assert answered > 0.5 * books.sent
-        for _ in range(100):  # what was hung up on may still be computed; idle sessions end after a second or two
+        for _ in range(100):  # what was hung up on may still be computed; idle sessions end after some seconds
             left = metrics(port, "millstream_rows_waiting", "millstream_sessions", "millstream_connections")
             if left == [0, 0, 1]:  # the connection that asks
                 break
