@@ -101,6 +101,12 @@ class Http:
         self.books.ended[status] += 1
         return status, orjson.loads(await self.reader.readexactly(length))
 
+    async def close(self):
+        """Not left to the garbage collector: the server counts a connection until its socket is closed."""
+        if self.writer is not None:
+            self.writer.close()
+            await self.writer.wait_closed()
+
 
 async def echoes(http, until):
     """Mixed sizes, some of them wrong, some in a hurry."""
@@ -212,16 +218,20 @@ def metrics(port, *names):
 
 async def rage(root, port, grpc_port, seconds, seed):
     books, until = Books(), asyncio.Event()
+    callers = []
     tasks = [asyncio.ensure_future(swapping(root, until))]
     for at in range(16):
         dice = random.Random(f"{seed} {at}")
         kind = (echoes, echoes, sums, streams)[at % 4]
-        tasks.append(asyncio.ensure_future(kind(Http(port, books, dice), until)))
+        callers.append(Http(port, books, dice))
+        tasks.append(asyncio.ensure_future(kind(callers[-1], until)))
     tasks += [asyncio.ensure_future(calls(grpc_port, books, random.Random(at), until)) for at in range(4)]
     await asyncio.sleep(seconds)
     until.set()
     for task in tasks:
         await asyncio.wait_for(task, 20)
+    for caller in callers:
+        await caller.close()
     return books
 
 

@@ -55,6 +55,10 @@ class Description(msgspec.Struct, frozen=True):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    def alike(self, other: Description) -> bool:
+        """Whether both take and give the same tensors."""
+        return (self.inputs, self.outputs) == (other.inputs, other.outputs)
+
 
 class Principal(msgspec.Struct, frozen=True):
     """Who asks. `verbs` holds "model:verb" patterns ("*:infer", "ranker:*"); see guard/auth.py."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from millstream import errors
 from millstream.engine.lane import Lane
+from millstream.engine.route import Route
 from millstream.engine.session import Sessions
 from millstream.engine.watch import ModelView, Served, Watch
 from millstream.types import Config, Description, Listed, Statistics, Turn
@@ -28,14 +29,11 @@ class Catalogue:
 
     def describe(self, model: str, version: str = "") -> Description:
         """Inputs and outputs of a model's live version, or of `version`; NotFound says what there is."""
-        served = self._served.get(model)
-        if served is None or served.route is None:
-            raise self.not_here(model)
-        route = served.route
+        route = self._route(model)
         known = route.described.get(version)
         if known is None:
             arm = route.explicit(version) if version else route.live
-            known = route.described[version] = arm.lane.describe(tuple(sorted(served.lanes, key=int)))
+            known = route.described[version] = arm.lane.describe(tuple(sorted(self._served[model].lanes, key=int)))
         return known
 
     def describe_step(self, model: str, turn: Turn) -> Description:
@@ -53,7 +51,7 @@ class Catalogue:
         if version:
             lanes = [self.lane(model, version)]
         elif model:
-            self.describe(model)
+            self._route(model)
             lanes = list(self._served[model].lanes.values())
         else:
             lanes = [lane for _, served in sorted(self._served.items()) for lane in served.lanes.values()]
@@ -77,10 +75,14 @@ class Catalogue:
 
     def lane(self, model: str, version: str = "") -> Lane:
         """The lane of a model's live version, or of `version`; NotFound."""
+        route = self._route(model)
+        return route.explicit(version).lane if version else route.live.lane
+
+    def _route(self, model: str) -> Route:
         served = self._served.get(model)
         if served is None or served.route is None:
             raise self.not_here(model)
-        return served.route.explicit(version).lane if version else served.route.live.lane
+        return served.route
 
     def views(self) -> list[ModelView]:
         """The state of every model, problems included."""

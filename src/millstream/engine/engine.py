@@ -166,7 +166,7 @@ class Engine(Catalogue):
     def take_over(self, path: Path) -> int:
         """Go on with the sessions that a process before this one wrote at its end; how many. Those whose version does
         not answer here are lost, which is said."""
-        return handover.read(path, self._sessions, lambda model, version: self.lane(model, version), self._now())
+        return handover.read(path, self._sessions, self.lane, self._now())
 
     # The hot path.
 
@@ -400,9 +400,8 @@ class Engine(Catalogue):
             tally.failed_s += total * failed / len(batch.items)
         tally.answered += answered
         tally.answered_s += total * answered / len(batch.items)
-        lane.cost = (
-            min(lane.cost, batch.cpu) if lane.cost == float("inf") else lane.cost + SMOOTHING * (batch.cpu - lane.cost)
-        )
+        before = batch.cpu if lane.cost == float("inf") else lane.cost
+        lane.cost = before + SMOOTHING * (batch.cpu - before)
         lane.fastest = min(lane.fastest, batch.wall)
 
     def _failed(self, lane: Lane, error: Exception) -> None:

@@ -111,7 +111,7 @@ class Sessions:
                 f"{request.model}: a session steps one row at a time, got {request.rows}; open a session for each"
             )
         key = request.model, turn.owner, turn.id
-        found = self._tokens.get(turn.token) if turn.token else self._open.get(key)
+        found = self._found(key, turn.token)
         ended = None if found is not None or turn.start else self._ended.get(key)
         if ended is None and found is None and turn.token:
             ended = next((one for one in self._ended.values() if one.token == turn.token), None)
@@ -143,6 +143,9 @@ class Sessions:
                 f"{request.model}: {STEPS_MAX} steps of session {found.id!r} wait; send the next later"
             )
         return found
+
+    def _found(self, key: Key, token: str) -> Session | None:
+        return self._tokens.get(token) if token else self._open.get(key)
 
     def begin(self, request: Request, arm: Arm, now: float) -> Session:
         """Open one on the version of `arm`. Busy: this process drains; Overloaded: every slot is taken."""
@@ -275,7 +278,7 @@ class Sessions:
 
     def of(self, model: str, turn: Turn) -> Session:
         """The open session that a step belongs to. NotFound."""
-        found = self._tokens.get(turn.token) if turn.token else self._open.get((model, turn.owner, turn.id))
+        found = self._found((model, turn.owner, turn.id), turn.token)
         if found is None or found.key[0] != model:
             raise errors.NotFound(f"{model}: no session {turn.id[:80]!r} is open here")
         return found

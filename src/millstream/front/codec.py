@@ -76,11 +76,6 @@ class Plan:
         self._layouts: dict[bytes, Layout] = {}
         self._templates: dict[tuple[object, ...], tuple[bytes, bytes]] = {}
 
-    def alike(self, other: Plan) -> bool:
-        """Whether both take and give the same tensors."""
-        mine, theirs = self.description, other.description
-        return (mine.inputs, mine.outputs) == (theirs.inputs, theirs.outputs)
-
     def read(self, body: bytes | bytearray, head: int | None) -> tuple[Layout, dict[str, Array]]:
         """Named arrays of a request; `head`: length of the JSON before the binary tensors, None when all is JSON."""
         if head is None:

@@ -13,7 +13,7 @@ from millstream.front.codec import Plan
 from millstream.front.door import Door
 from millstream.front.exchange import INFER, WRITE, Exchange, Route
 from millstream.front.explain import HEADER, explain
-from millstream.types import Principal, Request
+from millstream.types import Description, Principal, Request, Turn
 
 if TYPE_CHECKING:
     from millstream.front.routes import Routes
@@ -47,15 +47,17 @@ class Infer:
                 routes.remember(exchange.url, self.route)
             layout, inputs = plan.read(exchange.body, head)
             if layout.turn is not None and not layout.turn.start:
-                own = self._plan_of_session(exchange.body, head, principal)
-                if own is not None and not own.alike(plan):
-                    plan = own
+                own = self._of_session(layout.turn, principal)
+                if own is not None and not own.alike(plan.description):
+                    plan = Plan(own)
                     layout, inputs = plan.read(exchange.body, head)
         except errors.Error:
             # A step of a session that began on a version of other inputs, or of a model that was unloaded since.
-            plan = self._plan_of_session(exchange.body, head, principal)
-            if plan is None:
+            turn = _turn(exchange.body, head)
+            own = None if turn is None else self._of_session(turn, principal)
+            if own is None:
                 raise
+            plan = Plan(own)
             layout, inputs = plan.read(exchange.body, head)
         ident = layout.id or routes.new_id(exchange)
         if layout.plain:
@@ -78,16 +80,23 @@ class Infer:
         wants = exchange.explain or layout.explain
         exchange.wait(self._door.call(request, principal), _explained if wants else _inferred)
 
-    def _plan_of_session(self, body: bytes | bytearray, head: int | None, principal: Principal) -> Plan | None:
-        """How to read a step as the version of its open session takes it; None: it is no such step."""
-        if len(body[:head]) > STEP_BYTES_MAX:  # it was read once already
-            return None
+    def _of_session(self, turn: Turn, principal: Principal) -> Description | None:
+        """The version that an open session is on; None where none is open."""
         try:
-            document = orjson.loads(body[:head])
-            turn = parameters.turn(document["parameters"])
-            return Plan(self._door.describe_step(self._model, turn, principal)) if turn and not turn.start else None
-        except (errors.Error, ValueError, LookupError, TypeError, AttributeError):
+            return self._door.describe_step(self._model, turn, principal)
+        except errors.Error:
             return None
+
+
+def _turn(body: bytes | bytearray, head: int | None) -> Turn | None:
+    """Which step of a session a body that could not be read would be; None: none, or nobody can tell."""
+    if len(body[:head]) > STEP_BYTES_MAX:  # it was read once already
+        return None
+    try:
+        turn = parameters.turn(orjson.loads(body[:head])["parameters"])
+    except (errors.Error, ValueError, LookupError, TypeError, AttributeError):
+        return None
+    return turn if turn and not turn.start else None
 
 
 def _inferred(exchange: Exchange, output: Any) -> bytes:

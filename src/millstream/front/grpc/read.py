@@ -130,7 +130,6 @@ def _sizes(message: messages.Message, raws: Raws) -> list[int | None]:
 def _input(tensor: messages.Message, size: int | None) -> dict[str, object]:
     where = f"input {shown(tensor.name)}"
     own = _parameters(tensor.parameters, where)
-    parameters.not_shared(own, where)
     own.pop("binary_data_size", None)  # it speaks of a body that is not here
     shape = list(tensor.shape[:SHAPE_MAX])  # the codec refuses more than the model has, and need not see them all
     found = {"name": tensor.name, "datatype": tensor.datatype, "shape": shape, "parameters": own}
@@ -142,10 +141,7 @@ def _input(tensor: messages.Message, size: int | None) -> dict[str, object]:
 
 
 def _output(tensor: messages.Message) -> dict[str, object]:
-    where = f"output {shown(tensor.name)}"
-    own = _parameters(tensor.parameters, where)
-    parameters.not_shared(own, where)
-    return {"name": tensor.name, "parameters": own}
+    return {"name": tensor.name, "parameters": _parameters(tensor.parameters, f"output {shown(tensor.name)}")}
 
 
 def _values(tensor: messages.Message) -> list[object]:

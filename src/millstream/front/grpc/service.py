@@ -30,7 +30,7 @@ from millstream.front.grpc import read, wire
 from millstream.front.grpc.call import Call, Receiver
 from millstream.front.grpc.methods import SERVICE, Method, methods
 from millstream.front.parameters import TEXT_CHARS_MAX
-from millstream.types import Output, Principal, Request, Turn
+from millstream.types import Description, Output, Principal, Request, Turn
 
 log = logging.getLogger(__name__)
 
@@ -96,16 +96,19 @@ class Inference:
                 form = self._learn(rest, principal, raws)
                 inputs = form.inputs(data, raws)
             if said.turn is not None and not said.turn.start:
-                own = self._of_session(rest, said.turn, principal, raws, None)
-                if own is not None and not own.plan.alike(form.plan):
-                    form, inputs = own, own.inputs(data, raws)
-        except errors.Error as error:
+                own = self._description_of(form.model, said.turn, principal)
+                if own is not None and not own.alike(form.plan.description):
+                    form = self._of_session(rest, own, raws)
+                    inputs = form.inputs(data, raws)
+        except errors.Error:
             # A step of a session that began on a version of other inputs, or of a model that was unloaded since.
             if said.turn is None or said.turn.start:
                 raise
-            found = self._of_session(rest, said.turn, principal, raws, error)
-            assert found is not None
-            form, inputs = found, found.inputs(data, raws)
+            own = self._description_of(read.rest(rest).model_name, said.turn, principal)
+            if own is None:
+                raise
+            form = self._of_session(rest, own, raws)
+            inputs = form.inputs(data, raws)
         assert inputs is not None, "its sizes were checked when it was learnt"
         ident = read.ident(ident_bytes) if ident_bytes else self._new_id(metadata)
         layout = form.layout
@@ -158,18 +161,17 @@ class Inference:
             self._forms[rest] = form
         return form
 
-    def _of_session(
-        self, rest: bytes, turn: Turn, principal: Principal, raws: wire.Raws, error: errors.Error | None
-    ) -> wire.Form | None:
-        """How the version of an open session takes this step. Raises BadInput. Where none is open: `error`, or None."""
-        message = read.rest(rest)
+    def _description_of(self, model: str, turn: Turn, principal: Principal) -> Description | None:
+        """The version that an open session is on; None where none is open."""
         try:
-            plan = Plan(self.door.describe_step(message.model_name, turn, principal))
+            return self.door.describe_step(model, turn, principal)
         except errors.NotFound:
-            if error is None:
-                return None
-            raise error from None
-        return read.form(plan, wire.Answers(plan), message, raws)
+            return None
+
+    def _of_session(self, rest: bytes, description: Description, raws: wire.Raws) -> wire.Form:
+        """How the version of an open session takes this step. Raises BadInput."""
+        plan = Plan(description)
+        return read.form(plan, wire.Answers(plan), read.rest(rest), raws)
 
     def _hear(self, data: bytes) -> read.Said:
         said = read.said(data)
