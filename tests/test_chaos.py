@@ -22,6 +22,7 @@ from millstream.models.repository import Repository
 from millstream.models.traffic import promote
 
 SCALES = {"1": 2.0, "2": 3.0}
+CONNECTIONS = ('millstream_connections{port="http"}', 'millstream_connections{port="grpc"}')
 
 
 def models(root):
@@ -247,11 +248,12 @@ def test_the_books_balance_after_everything_at_once(tmp_path, seconds):
         answered = books.ended[200] + books.ended["OK"]
         assert answered > 0.5 * books.sent
         for _ in range(100):  # what was hung up on may still be computed; idle sessions end after some seconds
-            left = metrics(port, "millstream_rows_waiting", "millstream_sessions", "millstream_connections")
-            if left == [0, 0, 1]:  # the connection that asks
+            left = metrics(port, "millstream_rows_waiting", "millstream_sessions", *CONNECTIONS)
+            if left[:3] == [0, 0, 1]:  # the connection that asks
                 break
             asyncio.run(asyncio.sleep(0.1))
-        assert left == [0, 0, 1]
+        assert left[:3] == [0, 0, 1]
+        assert left[3] <= 1  # all channels of grpcio share one connection, which may outlive the last of them
         computed, failed, late, cancelled = metrics(
             port, *(f"millstream_{name}_total" for name in ("requests", "failures", "late", "cancelled"))
         )

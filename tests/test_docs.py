@@ -22,7 +22,7 @@ import millstream
 from millstream import config
 from millstream.app.installation import Installation, Settings
 from millstream.app.roles import Learn, Serve, train
-from millstream.cli import _parser
+from millstream.cli import parser
 from millstream.clock import SystemClock
 from millstream.features import Column, Definition
 from millstream.front import answer, routes
@@ -91,7 +91,7 @@ def test_files_and_tests_that_are_named_exist(page):
 def test_commands_are_understood(page, capsys):
     for line in commands(page):
         try:
-            _parser().parse_args(shlex.split(line, comments=True)[1:])
+            parser().parse_args(shlex.split(line, comments=True)[1:])
         except SystemExit as end:
             assert end.code == 0, f"{line}\n{capsys.readouterr().err}"
 
@@ -101,14 +101,14 @@ def test_verbs_and_options_named_in_the_text_exist(page):
     for span in spans(page):
         if not span.startswith("millstream "):
             continue
-        parser = _parser()
+        at = parser()
         for word in shlex.split(span)[1:]:
-            below = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+            below = [a for a in at._actions if isinstance(a, argparse._SubParsersAction)]
             if word.startswith("-"):
-                assert word in parser._option_string_actions, f"`{span}` has no option {word}"
+                assert word in at._option_string_actions, f"`{span}` has no option {word}"
             elif below:
                 assert word in below[0].choices, f"`{span}`: no verb {word}"
-                parser = below[0].choices[word]
+                at = below[0].choices[word]
 
 
 @every_page

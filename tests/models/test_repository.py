@@ -91,7 +91,7 @@ def test_a_changed_or_missing_file_is_corrupt_with_both_digests(tmp_path):
 
 def test_a_file_may_not_leave_its_folder(tmp_path):
     repository = Repository(tmp_path)
-    for name in ("../x", "a/b", "/etc/passwd", "", "model.toml"):
+    for name in ("../x", "a/../../b", "a//b", "/etc/passwd", "", "model.toml"):
         with pytest.raises(errors.Misconfigured):
             repository.put("ranker", Manifest(format="onnx", file=name), {name: b""})
     assert not (tmp_path / "ranker").exists()
@@ -314,3 +314,17 @@ def test_nothing_was_live_before_the_first(tmp_path):
     repository.change_policy("ranker", promote("1"), who="ann", why="first")
     with pytest.raises(errors.NotFound, match="--to"):
         previous(repository, "ranker")
+
+
+def test_a_version_may_hold_folders_and_nothing_outside_its_own(tmp_path):
+    repository = Repository(tmp_path)
+    manifest = Manifest(format="tensorflow", file="saved_model")
+    files = {"saved_model/saved_model.pb": b"graph", "saved_model/variables/variables.index": b"index"}
+    version = repository.put("net", manifest, files)
+    assert repository.verify("net", version).digests.keys() == files.keys()
+    before = repository.stamp("net", version)
+    below = repository.folder("net", version) / "saved_model" / "variables" / "variables.index"
+    below.write_bytes(b"other")
+    assert repository.stamp("net", version) != before
+    with pytest.raises(errors.Corrupt, match="variables"):
+        repository.verify("net", version)

@@ -13,14 +13,12 @@ from typing import Annotated, Literal, Self
 import msgspec
 
 from millstream import config
+from millstream.app.service import ServeSettings
 from millstream.clock import Clock, SystemClock
-from millstream.engine import EngineLimits
 from millstream.errors import BadInput, Conflict, Misconfigured
 from millstream.features import Definition, Entities
 from millstream.flows.collect import CollectLimits
 from millstream.flows.recommend import RecommendLimits
-from millstream.front import HttpLimits
-from millstream.front.grpc import GrpcLimits
 from millstream.learn import LearnSettings
 from millstream.meter import Meter
 from millstream.models.online import Settings as FtrlSettings
@@ -32,21 +30,12 @@ from millstream.types import Entity
 logger = logging.getLogger("millstream")
 
 
-class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Settings(ServeSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`millstream.toml`: every setting of an installation."""
 
-    host: Annotated[str, msgspec.Meta(description="address of the data plane")] = "127.0.0.1"
-    http_port: Annotated[int, msgspec.Meta(ge=0, le=65535, description="port of the data plane; 0: a free one")] = 8000
-    grpc_port: Annotated[
-        int, msgspec.Meta(ge=-1, le=65535, description="port of gRPC; 0: a free one; -1: the one after http_port")
-    ] = -1
-    keys: Annotated[str, msgspec.Meta(description="keys file; empty: everybody may use the data plane")] = ""
     poll_s: Annotated[
         float, msgspec.Meta(ge=0.005, le=1.0, description="how often a role looks at the log for news, seconds")
     ] = 0.05
-    http: HttpLimits = HttpLimits()
-    grpc: GrpcLimits = GrpcLimits()
-    engine: EngineLimits = EngineLimits()
     log: LogLimits = LogLimits()
     outcomes: CollectLimits = CollectLimits()
     recommend: RecommendLimits = RecommendLimits()

@@ -13,21 +13,17 @@ from pathlib import Path
 
 import msgspec
 
-from millstream.app.borders import Borders
-from millstream.app.house import House
 from millstream.app.installation import Installation, Known
 from millstream.app.plain import until_asked
+from millstream.app.service import Service
 from millstream.clock import Clock, SystemClock
 from millstream.config import orphaned
-from millstream.engine import Engine
 from millstream.engine.follow import Follow
 from millstream.errors import BadInput, Corrupt, Error, Full, Misconfigured, NotFound
 from millstream.features import Entities
 from millstream.flows.collect import Collect
-from millstream.flows.predict import Predict
 from millstream.flows.recommend import Recommend
 from millstream.flows.served import ServedLog
-from millstream.guard.auth import Keys
 from millstream.guard.pii import pseudonym, redact
 from millstream.learn import Learning, train_base
 from millstream.learn.history import import_entities, import_outcomes, read_map, read_rows
@@ -53,35 +49,29 @@ class Serve:
         self._unlogged = self.meter.counter("millstream_unlogged_total", "Shadow scores and policy changes not logged.")
         self._shadow, self._policy = self._writer("shadow"), self._writer("policy")
         self._follow = Follow(at.repository, at.log, at.clock, self.meter)
-        self.engine = Engine(
+        self.service = Service(
             at.repository,
+            at.settings,
+            at.folder,
             at.clock,
             self.meter,
-            at.settings.engine,
             admit=self._admit,
             shadow=self._on_shadow,
             on_load=self._follow.on_load,
             on_first_answer=self._follow.on_first_answer,
         )
+        self.engine = self.service.engine
         self._follow.attach(self.engine)
         self.known = Known(Entities(at.definition), at.log, self.meter) if at.settings.features else None
         served, submit = ServedLog(at.log.writer("served"), self.meter), self.engine.submit
         self._recommend = (
             Recommend(submit, self.known.entities, at.clock, served, at.settings.recommend) if self.known else None
         )
-        keys = Keys.load(at.folder / at.settings.keys) if at.settings.keys else None
-        self.door = House(
-            self.engine,
-            Predict(submit, at.clock, served),
-            self.meter,
-            keys,
-            self._recommend,
-            Collect(at.log.writer("outcomes"), at.clock, self.meter, at.settings.outcomes),
+        self.service.furnish(
+            served, self._recommend, Collect(at.log.writer("outcomes"), at.clock, self.meter, at.settings.outcomes)
         )
-        self.borders = Borders(self.door, self.meter, at.clock, at.settings.http, at.settings.grpc)
+        self.door = self.service.door
         self._handed = at.folder / "state" / "sessions"
-        self._gauges = Gauges(self.meter)
-        self._watching: asyncio.Task[None] | None = None
         changes = (event for _, event in LenientReader(at.log.reader("policy"), self.meter).events(0, 0))
         self._logged_policy = {change.model: change.version for change in changes if isinstance(change, PolicyChange)}
         self._deleted = _unread_deleted(self.meter)
@@ -90,16 +80,14 @@ class Serve:
         """Load, catch up, then listen; the port."""
         at = self.installation
         self.poll_known()
-        await self.engine.start()
-        self.engine.take_over(self._handed)
-        self._watching = asyncio.ensure_future(self._gauges.keep(at.clock))
+        await self.service.load(self._handed)
         if self._recommend is not None:
             served = at.log.reader("served")
             try:
                 self._recommend.recall(served, 0)
             except (Corrupt, NotFound) as error:  # a retried id may be answered, and logged, a second time
                 LenientReader(served, self.meter).lose(error)
-        return await self.borders.start(at.settings.host, at.settings.http_port, at.settings.grpc_port)
+        return await self.service.listen()
 
     def poll(self) -> None:
         """What is new in the log and in the policies. Corrupt when a sync has failed: a new process recovers."""
@@ -117,10 +105,7 @@ class Serve:
 
     async def stop(self) -> None:
         """Answer what is under way, hand open sessions over to the next start, then let go."""
-        await self.borders.stop()
-        await self.engine.stop(self._handed)
-        if self._watching is not None:
-            self._watching.cancel()
+        await self.service.stop(self._handed)
 
     def _admit(self, model: str, manifest: Manifest) -> None:
         settings = self.installation.settings

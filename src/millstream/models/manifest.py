@@ -110,13 +110,33 @@ class Sessions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     idle_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
 
 
+class Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The process that a model which is a program runs in. `call_s_max`: a call that takes longer has hung, and the
+    process is replaced; `start_s_max`: to import, load and be ready."""
+
+    call_s_max: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 30.0
+    start_s_max: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 120.0
+
+
+class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Answers that are kept, by version and input, for a model whose answer depends on nothing else. `entries` and
+    `bytes_max` bound it, the least recently used go first; `ttl_s`: an older answer is computed again, 0: never."""
+
+    entries: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
+    bytes_max: Annotated[int, msgspec.Meta(ge=1)] = 64 << 20
+    ttl_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One version of one model.
 
     `digests`: file name -> "sha256:<hex>", checked at every load. `device`: "cpu", "cuda:0"; "" is what the server was
     told. `example`: input name -> nested rows, which every process runs before the version answers. `features`: hash of
     the feature definition it was trained on, "" when none. `non_finite`: whether NaN and infinity in a request are the
-    client's mistake or mean "missing" to this model.
+    client's mistake or mean "missing" to this model. `file` may be a folder of the version; file names are relative
+    paths below it. Of a version that is a program: `code` are its own Python files, `entry` the class or function in
+    them ("ranker:Ranker" of ranker.py), `requirements` the file with its locked dependencies, `python` the version of
+    Python that they want ("3.11"; "" is this one), `process` the bounds of the process it runs in.
     """
 
     format: str
@@ -130,6 +150,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     example: dict[str, list[Cell | list[object]]] = {}
     features: str = ""
     non_finite: Literal["refuse", "pass"] = "refuse"
+    code: tuple[str, ...] = ()
+    entry: str = ""
+    requirements: str = ""
+    python: str = ""
+    process: Process = Process()
+    cache: Cache | None = None
     settings: dict[str, object] = {}
     lineage: dict[str, object] = {}
 
@@ -145,7 +171,7 @@ def parse(text: str, where: str) -> Manifest:
         manifest = msgspec.convert(_by_other_names(tomllib.loads(text)), Manifest)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, ValueError) as error:
         raise errors.Misconfigured(f"{where}: {error}; put the version again with a manifest that holds") from error
-    for name in (manifest.file, *manifest.digests):
+    for name in (manifest.file, *manifest.digests, *manifest.code, *filter(None, [manifest.requirements])):
         check_file_name(name, where)
     return manifest
 
@@ -167,9 +193,12 @@ def _by_other_names(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_file_name(name: str, where: str) -> None:
-    """A version's files lie in its own folder under plain names; anything else: Misconfigured."""
-    if Path(name).name != name or name in ("", "..", "model.toml"):
-        raise errors.Misconfigured(f"{where}: {name!r} is no file name for a version: no folders in it, not model.toml")
+    """A version's files lie in its own folder, or in folders below it; anything else: Misconfigured."""
+    parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\\" in name or "\0" in name or name == "model.toml":
+        raise errors.Misconfigured(
+            f"{where}: {name!r} is no file name for a version: a relative path with / below its folder, not model.toml"
+        )
 
 
 def render(manifest: Manifest) -> bytes:

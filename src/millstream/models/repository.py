@@ -112,7 +112,7 @@ class Repository:
     def verify(self, model: str, version: str) -> Manifest:
         """The manifest, after reading every file and comparing digests. A file that differs or is gone: Corrupt."""
         manifest, folder = self.manifest(model, version), self.folder(model, version)
-        for name in {manifest.file, *manifest.digests}:
+        for name in sorted({*_files_of(manifest), *manifest.digests}):
             expected, path = manifest.digests.get(name), folder / name
             if not path.is_file():
                 raise errors.Corrupt(f"{path}: the file is gone (model.toml names it); put the version again")
@@ -127,7 +127,7 @@ class Repository:
 
         Digests are filled in. No room: Full, and nothing was added. Blocks while another process puts the same model.
         """
-        if manifest.file not in files:
+        if not any(name == manifest.file or name.startswith(f"{manifest.file}/") for name in files):
             raise errors.Misconfigured(f"{model}: the manifest's file {manifest.file!r} is not among {sorted(files)}")
         for name in files:
             manifests.check_file_name(name, model)
@@ -139,6 +139,7 @@ class Repository:
             try:
                 aside.mkdir()
                 for name, content in files.items():
+                    (aside / name).parent.mkdir(parents=True, exist_ok=True)
                     _write(aside / name, content)
                 digests = {name: digest(aside / name) for name in files}
                 write_atomic(aside / "model.toml", manifests.render(msgspec.structs.replace(manifest, digests=digests)))
@@ -234,7 +235,7 @@ class Repository:
         if not version:
             return _stamp(folder / "policy.toml"), _stamp(folder)
         try:
-            files = sorted((folder / version).iterdir())
+            files = sorted((folder / version).rglob("*"))
         except OSError:
             files = []
         return _stamp(folder / version), *(_stamp(file) for file in files)
@@ -259,6 +260,12 @@ class Repository:
         if model not in self._loose:
             raise errors.NotFound(f"no model {model!r} in {self.root}; there are: {', '.join(sorted(self._loose))}")
         return self._loose[model]
+
+
+def _files_of(manifest: Manifest) -> list[str]:
+    """The names of the model's own files: one, or all below the folder that `file` is."""
+    below = [name for name in manifest.digests if name.startswith(f"{manifest.file}/")]
+    return below or [manifest.file]
 
 
 def _versions(folder: Path) -> list[str]:

@@ -1,0 +1,64 @@
+"""The command line: each verb is a few lines over the rooms. Tables and logs go to stderr; with `--json` the result is
+one line on stdout, the last thing printed. An error is one sentence on stderr and exit code 1.
+
+A group of verbs has a file of its own with `add(verbs)`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import msgspec
+
+from millstream import __version__
+from millstream.cli import log, models, serve, traffic
+from millstream.cli.verbs import Verbs
+from millstream.errors import Error
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the command `millstream`."""
+    args = parser().parse_args(argv)
+    level = logging.DEBUG if args.verbose else logging.INFO
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    try:
+        result = args.run(args)
+        built = msgspec.to_builtins(result)
+        if result is not None:
+            _show(built, args.json)
+    except Error as error:
+        sys.exit(f"millstream: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # `| head` has seen enough; nothing more can be said to it, at the end neither
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        sys.exit(f"millstream: {error.filename or args.verb}: {error.strerror or error}")
+    if isinstance(built, dict) and built.get("sound") is False:
+        sys.exit(1)
+
+
+def _show(result: object, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result), flush=True)
+        return
+    for row in result if isinstance(result, list) else [result]:
+        print("  ".join(f"{key} {value}" for key, value in row.items()) if isinstance(row, dict) else row)
+    sys.stdout.flush()
+
+
+def parser() -> argparse.ArgumentParser:
+    """Everything that can be typed."""
+    made = argparse.ArgumentParser(prog="millstream", description=__doc__.partition("\n\n")[0] if __doc__ else None)
+    made.add_argument("--version", action="version", version=f"millstream {__version__}")
+    made.set_defaults(json=False, verbose=False)
+    verbs = Verbs(made)
+    for group in (serve, models, traffic, log):
+        group.add(verbs)
+    return made

@@ -1,0 +1,183 @@
+"""`serve`, `up`, `demo`, `train`, `capacity`, `doctor`: running an installation."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from millstream.cli.verbs import (
+    Verbs,
+    asyncio_run,
+    bounded,
+    count_of,
+    duration,
+    from_zero,
+    instances,
+    port,
+    positive,
+    rows,
+)
+from millstream.errors import Missing
+
+
+def add(verbs: Verbs) -> None:
+    """The verbs of this file."""
+    _add_demo(verbs)
+    _add_roles(verbs)
+    _add_capacity(verbs)
+    doctor = verbs.add("doctor", _doctor, "what is installed, what is missing, and how to get it")
+    doctor.add_argument("path", type=Path, nargs="?", help="an installation's folder to look at too")
+    doctor.add_argument("--warm", action="store_true", help="compile the learner's kernels now; the install does this")
+
+
+def _add_demo(verbs: Verbs) -> None:
+    demo = verbs.add("demo", _demo, "the whole loop on real data: serve, log, join, learn, push")
+    demo.add_argument("--data", choices=("movielens", "simulator"), default="movielens", help="what is replayed")
+    demo.add_argument("--seconds", type=positive, help="end so long after the first request (default: until Ctrl-C)")
+    demo.add_argument("--rate", type=positive, default=600.0, help="requests a second to aim at (default: 600)")
+    demo.add_argument("--http-port", type=port, default=8000, help="port of the service (default: 8000)")
+    demo.add_argument("--dir", type=Path, help="an empty folder for its log and models (default: a temporary one)")
+
+
+def _add_roles(verbs: Verbs) -> None:
+    serve = verbs.add("serve", _serve, "serve a model folder or a single .onnx file over HTTP and gRPC")
+    serve.add_argument("path", type=Path, help="FILE.onnx, or a folder with NAME/VERSION/model.onnx")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    serve.add_argument("--http-port", type=port, default=8000, help="0 picks a free one (default: 8000)")
+    serve.add_argument("--grpc-port", type=port, default=-1, help="0 picks a free one (default: the one after HTTP's)")
+    serve.add_argument(
+        "--max-batch-size",
+        type=rows,
+        metavar="ROWS",
+        help="most rows of a call (default: what takes 10 ms)",
+    )
+    serve.add_argument(
+        "--max-wait-time",
+        type=duration,
+        metavar="TIME",
+        help="a batch waits so long to fill, such as 5ms (default: none)",
+    )
+    serve.add_argument(
+        "--instances",
+        type=instances,
+        help="calls of a model at once (default: one less than the cores)",
+    )
+    serve.add_argument(
+        "--timeout", type=duration, metavar="TIME", help="drop what is not answered by then (default: never)"
+    )
+    serve.add_argument(
+        "--p99-ms", type=positive, metavar="MS", help="the goal that the batcher pursues (default: none)"
+    )
+    serve.add_argument(
+        "--device", default="cpu", help="cpu, cuda:0 or tensorrt:0, for models that do not say themselves"
+    )
+    serve.add_argument(
+        "--sessions", type=Path, metavar="FILE", help="hand open sessions over to the next start in FILE"
+    )
+    up = verbs.add("up", _up, "run every role of an installation, supervised")
+    up.add_argument("--role", choices=("serve", "learn"), help="run one role alone, in this process")
+    train = verbs.add("train", _train, "fold the examples of the log into a new version")
+    for one in (up, train):
+        one.add_argument("-c", "--config", type=Path, required=True, help="millstream.toml of the installation")
+
+
+def _add_capacity(verbs: Verbs) -> None:
+    capacity = verbs.add(
+        "capacity", _capacity, "the highest rate that this machine serves a model at, and what that costs"
+    )
+    capacity.add_argument("path", type=Path, help="FILE.onnx, or a folder with NAME/VERSION/model.onnx")
+    capacity.add_argument("--p99-ms", type=positive, required=True, metavar="MS", help="99 of 100 answers under this")
+    capacity.add_argument("--model", default="", help="which one, where the folder has several")
+    capacity.add_argument("--rows", type=count_of, default=1, help="rows of a request (default: 1)")
+    capacity.add_argument("--connections", type=count_of, default=64, help="requests at once (default: 64)")
+    capacity.add_argument("--requests-per-day", type=from_zero, default=0.0, metavar="X", help="to be served")
+    capacity.add_argument(
+        "--machine-cost", type=from_zero, default=0.0, metavar="Y", help="of a machine like this, an hour"
+    )
+    capacity.add_argument(
+        "--peak-factor",
+        type=bounded(float, 1.0, 1000.0, "a number from 1"),
+        default=3.0,
+        help="the busiest time beside the average (default: 3)",
+    )
+    capacity.add_argument("--seconds", type=positive, default=2.0, help="of one trial; longer is surer (default: 2)")
+
+
+def _serve(args: argparse.Namespace) -> None:
+    from millstream.app.plain import serve_path
+    from millstream.app.service import ServeSettings
+    from millstream.engine import EngineLimits
+
+    batching = _said(
+        rows_max=args.max_batch_size,
+        wait_ms=args.max_wait_time,
+        instances=args.instances,
+        timeout_ms=args.timeout,
+        p99_ms=args.p99_ms,
+    )
+    settings = ServeSettings(
+        engine=EngineLimits(**batching),
+        **_said(host=args.host, http_port=args.http_port, grpc_port=args.grpc_port, device=args.device),
+    )
+    asyncio_run(serve_path(args.path, settings, args.sessions))
+
+
+def _said(**options: Any) -> dict[str, Any]:
+    """Those that were typed: of the others the settings have the defaults."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _up(args: argparse.Namespace) -> None:
+    from millstream.app import roles
+
+    asyncio_run(roles.run_role(args.config, args.role) if args.role else roles.supervise(args.config))
+
+
+def _demo(args: argparse.Namespace) -> None:
+    try:
+        from millstream.demo.run import run
+    except ImportError as error:
+        raise Missing.extra("demo", f"the demo ({error})") from None
+    logging.getLogger().setLevel(logging.WARNING)
+    asyncio_run(run(args.data, args.dir, args.seconds, args.http_port, args.rate, args.json))
+
+
+def _train(args: argparse.Namespace) -> object:
+    from millstream.app.installation import Installation
+    from millstream.app.roles import train
+
+    with Installation.open(args.config) as installation:
+        version = train(installation)
+        return {"model": installation.model, "version": version}
+
+
+def _capacity(args: argparse.Namespace) -> object:
+    from millstream.ops.capacity import capacity
+    from millstream.ops.report import render
+
+    found = asyncio_run(
+        capacity(
+            args.path,
+            p99_ms=args.p99_ms,
+            model=args.model,
+            rows=args.rows,
+            connections=args.connections,
+            requests_per_day=args.requests_per_day,
+            machine_cost_per_hour=args.machine_cost,
+            peak_factor=args.peak_factor,
+            seconds=args.seconds,
+            progress=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+    )
+    return found if args.json else render(found)
+
+
+def _doctor(args: argparse.Namespace) -> object:
+    from millstream.ops.doctor import examine, warm
+
+    if args.warm:
+        return warm()
+    return examine(args.path)
