@@ -174,3 +174,13 @@ def pooled(path: Path, masked: bool = True) -> Path:
             ("nothing", np.array(0, np.float32)),
         ],
     )
+
+
+def logarithm(path: Path, width: int = 2) -> Path:
+    """y = log(x), element by element: NaN for what is below 0, minus infinity for 0."""
+    return graph(
+        path,
+        [helper.make_node("Log", ["x"], ["y"])],
+        [("x", TensorProto.FLOAT, ["rows", width])],
+        [("y", TensorProto.FLOAT, ["rows", width])],
+    )

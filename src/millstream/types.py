@@ -118,7 +118,8 @@ class Ran(msgspec.Struct):
 class Output(msgspec.Struct):
     """What a model answered: named arrays, rows first, and the exact `version@delta` that computed all of them.
 
-    `queue_s`: seconds it waited. `turn`: of a session, with its id, token and the step that this was.
+    `queue_s`: seconds it waited. `turn`: of a session, with its id, token and the step that this was. `cached`: the
+    version had computed it before, for a request with the same inputs.
     """
 
     outputs: dict[str, Array]
@@ -129,6 +130,7 @@ class Output(msgspec.Struct):
     queue_s: float = 0.0
     ran: Ran | None = None
     turn: Turn | None = None
+    cached: bool = False
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

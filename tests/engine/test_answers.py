@@ -444,3 +444,32 @@ def test_numbers_are_kept_by_version(tmp_path):
     for line in (f"requests_total{labels} 5", f"rows_total{labels} 10", f"failures_total{labels} 0"):
         assert f"millstream_{line}\n" in text
     assert f"millstream_queue_seconds_count{labels} 5\n" in text
+
+
+def test_nan_is_no_answer_and_takes_no_neighbour_along(tmp_path):
+    onnx_models.logarithm(tmp_path / "log" / "1" / "model.onnx")
+
+    async def main():
+        async with serving(tmp_path, EngineLimits(inline_us_max=0, instances=1)) as engine:
+            good, bad, nothing = (np.full((2, 2), value, np.float32) for value in (1.0, -1.0, 0.0))
+            futures = [engine.submit(ask("log", x)) for x in (good, bad, nothing, good)]
+            found = await asyncio.gather(*futures, return_exceptions=True)
+            assert isinstance(found[1], errors.Error) and found[1].status == 500
+            assert "answered NaN in 'y'" in str(found[1])
+            assert not found[0].outputs["y"].any() and not found[3].outputs["y"].any()
+            assert np.isneginf(found[2].outputs["y"]).all()
+
+    asyncio.run(main())
+
+
+def test_a_model_that_means_nan_may_say_so(tmp_path):
+    file = onnx_models.logarithm(tmp_path / "aside.onnx")
+    manifest = Manifest(format="onnx", file="model.onnx", non_finite="pass")
+    Repository(tmp_path / "models").put("log", manifest, {"model.onnx": file})
+
+    async def main():
+        async with serving(tmp_path / "models") as engine:
+            found = await engine.submit(ask("log", np.full((1, 2), -1, np.float32)))
+            assert np.isnan(found.outputs["y"]).all()
+
+    asyncio.run(main())

@@ -402,6 +402,38 @@ def test_a_call_that_answers_nonsense_is_not_stepped_twice(tmp_path):
             for one in await asyncio.gather(*asked, return_exceptions=True):
                 assert isinstance(one, errors.Error) and "answered without output 'y'" in str(one)
             assert sorted(slot for call in model.calls for slot in call) == sorted({*model.calls[0], *model.calls[-1]})
+            model.step = honest
+            with pytest.raises(errors.NotFound, match="begin it with sequence_start"):
+                await engine.submit(step(2, "a"))
+            assert await y(engine.submit(step(7, "a", start=True))) == [chained(0, 7)]
+
+    play(scene)
+
+
+class SometimesNan(Scripted):
+    """A Scripted that answers NaN to 13."""
+
+    outputs = (TensorSpec("y", "FP64", (-1,)),)
+
+    def step(self, inputs, slots):
+        found = super().step(inputs, slots)["y"].astype(np.float64)
+        found[inputs["x"] == 13] = np.nan
+        return {"y": found}
+
+
+def test_a_session_that_was_answered_nan_ends_and_its_neighbours_go_on(tmp_path):
+    Repository(tmp_path).put("s", Manifest(format="scripted", file="s", sessions=Sessions(slots=8)), {"s": b"-"})
+
+    async def scene():
+        async with serving(tmp_path, EngineLimits(inline_us_max=0), load=lambda *_: SometimesNan()) as engine:
+            await asyncio.gather(*(engine.submit(step(1, who, start=True)) for who in "ab"))
+            asked = [engine.submit(step(n, who)) for who, n in (("a", 13), ("b", 2))]
+            first, second = await asyncio.gather(*asked, return_exceptions=True)
+            assert isinstance(first, errors.Error) and "NaN" in str(first)
+            assert second.outputs["y"].tolist() == [chained(chained(0, 1), 2)]
+            with pytest.raises(errors.NotFound, match="begin it with sequence_start"):
+                await engine.submit(step(3, "a"))
+            assert await y(engine.submit(step(3, "b"))) == [chained(chained(chained(0, 1), 2), 3)]
 
     play(scene)
 

@@ -25,7 +25,7 @@ Result = dict[str, Array] | Exception
 class Answer(asyncio.Future[Output]):
     """The caller's future and, at the same time, the request's place in its lane: cancelling it gives the place up."""
 
-    __slots__ = ("arm", "at", "kind", "order", "request", "session")
+    __slots__ = ("arm", "at", "key", "kind", "order", "request", "session")
 
     request: Request
     arm: Arm
@@ -33,6 +33,7 @@ class Answer(asyncio.Future[Output]):
     at: float
     order: Order
     session: Session | None
+    key: bytes  # of its version's cache; empty where there is none
 
     def cancel(self, msg: object = None) -> bool:
         gone = super().cancel(msg)

@@ -47,6 +47,7 @@ class Check:
         self._fast = [(s.name, DTYPES[s.datatype], len(s.shape), s.shape[1:]) for s in inputs]
         self._exact = self.joins and not self.free
         self._floats = [s.name for s in inputs if s.datatype.startswith("FP")] if refuse_non_finite else []
+        self._given = [s.name for s in outputs if s.datatype.startswith("FP")] if refuse_non_finite else []
 
     def __call__(self, request: Request) -> Kind:
         """Refuse with BadInput, or give what must be equal for two requests to join (empty when nothing is free)."""
@@ -101,6 +102,15 @@ class Check:
         """The name of an input that holds NaN or infinity, or "" when none does (or this version takes them)."""
         for name in self._floats:
             if not _finite(inputs[name]):
+                return name
+        return ""
+
+    def nan(self, outputs: dict[str, Array]) -> str:
+        """The name of an output that holds NaN, or "" when none does (or this version takes and gives them). Infinity
+        may be meant: the logarithm of nothing."""
+        for name in self._given:
+            array = outputs[name]
+            if not _finite(array) and np.isnan(cast(NDArray[np.float64], array)).any():
                 return name
         return ""
 

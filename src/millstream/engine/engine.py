@@ -31,21 +31,23 @@ from millstream import errors
 from millstream.clock import Clock, Timer
 from millstream.engine import handover
 from millstream.engine.batch import Answer, Batch
+from millstream.engine.cache import key_of
 from millstream.engine.catalogue import Catalogue
 from millstream.engine.deadline import Deadlines
 from millstream.engine.lane import Lane
 from millstream.engine.queue import NOBODY_HURRIES, Queue
+from millstream.engine.route import Arm
 from millstream.engine.session import Sessions, only
 from millstream.engine.shadow import Shadows
 from millstream.engine.warm import warm
 from millstream.engine.watch import Watch
-from millstream.engine.worker import Workers, execute
+from millstream.engine.worker import Stepped, Workers, execute
 from millstream.machine import Gpus
 from millstream.meter import Meter
 from millstream.models.manifest import Batching, BatchLimits, Manifest
 from millstream.models.model import Model, load
 from millstream.models.repository import Repository
-from millstream.types import Delta, Output, Request, Shadow
+from millstream.types import Array, Delta, Output, Request, Shadow
 
 log = logging.getLogger(__name__)
 
@@ -186,6 +188,11 @@ class Engine(Catalogue):
         arm = route.live if route.plain and not request.version else route.choose(request)
         lane = arm.lane
         kind = lane.check(request)
+        key = b""
+        if lane.cache is not None:
+            key = key_of(request)
+            if (kept := lane.cache.get(lane.name, key, self._now())) is not None:
+                return self._again(request, arm, kept)
         if (
             lane.rows_waiting + lane.steps_waiting + request.rows > lane.batching.queue_rows_max
             or lane.goal
@@ -194,12 +201,21 @@ class Engine(Catalogue):
             self._admit_rows(lane, request)
         answer = Answer(loop=self._loop)
         answer.request, answer.arm, answer.kind, answer.at = request, arm, kind, self._now()
-        answer.order, answer.session = NOBODY_HURRIES, None
+        answer.order, answer.session, answer.key = NOBODY_HURRIES, None, key
         if request.priority or request.timeout_s or lane.batching.timeout_ms:
             self._hurry(answer)
         lane.add(answer)
         if not (lane.listed and self._scheduled):
             self._schedule(lane)
+        return answer
+
+    def _again(self, request: Request, arm: Arm, kept: dict[str, Array]) -> asyncio.Future[Output]:
+        """A request that its version has answered before."""
+        lane = arm.lane
+        lane.numbers.requests.add()
+        lane.numbers.hits.add()
+        answer: asyncio.Future[Output] = self._loop.create_future()
+        answer.set_result(Output(kept, lane.model, lane.name, arm.policy, arm.name, cached=True))
         return answer
 
     def _submit_step(self, request: Request) -> asyncio.Future[Output]:
@@ -226,7 +242,7 @@ class Engine(Catalogue):
         session = session or self._sessions.begin(request, arm, now)
         answer = Answer(loop=self._loop)
         answer.request, answer.arm, answer.kind, answer.at = request, arm, kind, now
-        answer.order, answer.session = NOBODY_HURRIES, session
+        answer.order, answer.session, answer.key = NOBODY_HURRIES, session, b""
         self._hurry(answer)
         self._sessions.step(session, answer, now)
         return answer
@@ -357,6 +373,8 @@ class Engine(Catalogue):
                 if not answer.done():
                     answer.set_exception(result)
                 if answer.session is not None:
+                    if isinstance(result, Stepped):
+                        self._sessions.close(answer.session, "its last step was nonsense, and so may be its state")
                     self._sessions.done(answer, None, ended)
                 continue
             answered += 1
@@ -369,7 +387,11 @@ class Engine(Catalogue):
                 self._sessions.done(answer, output, ended)
                 if answer.done():
                     continue
-            answer.set_result(only(output, request.outputs) if request.outputs else output)
+            if request.outputs:
+                output = only(output, request.outputs)
+            answer.set_result(output)
+            if answer.key and lane.cache is not None:
+                lane.cache.put(name, answer.key, output.outputs, ended)
             if arm.shadows and answer.session is None and not self._closing:
                 self._shadows.copy(request, arm.shadows)
         numbers.requests.add(len(batch.items) - gone)

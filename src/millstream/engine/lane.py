@@ -18,6 +18,7 @@ import numpy as np
 
 from millstream import errors
 from millstream.engine.batch import Answer, Copy
+from millstream.engine.cache import Cache
 from millstream.engine.check import Check, Kind
 from millstream.engine.goal import SHARE, Goal, Pace
 from millstream.engine.join import Join, check_length
@@ -67,6 +68,7 @@ class Lane:
         self.shared = length is not None and len(length.buckets) > 1 and self.instances > 1
         self.pace = Pace()
         self.goal = Goal(batching.p99_ms / 1e3, self.instances, self.pace) if batching.p99_ms else None
+        self.cache = Cache(manifest.cache) if manifest.cache is not None else None
         sessions = manifest.sessions
         self.slots = loaded.slots(sessions.slots) if isinstance(loaded, Stateful) else None
         self.slots_free = list(range(sessions.slots if self.slots else 0))

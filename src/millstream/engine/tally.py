@@ -29,6 +29,7 @@ class Numbers:
         self.dropped = meter.counter("millstream_cancelled_total", "Requests whose caller went away", labels)
         self.copies = meter.counter("millstream_shadow_total", "Requests computed again as a shadow", labels)
         self.lost = meter.counter("millstream_shadow_lost_total", "Shadow requests dropped or failed", labels)
+        self.hits = meter.counter("millstream_cache_hits_total", "Requests answered from a version's cache", labels)
         self.padding = meter.counter(
             "millstream_padding_rows_total", "Rows' worth of computing spent on padding", labels
         )

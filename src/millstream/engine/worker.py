@@ -3,6 +3,7 @@
 Rules of the room:
 - A batch is a step: the sessions in it move on together, each in its own slot; everything else is a session of length
   one. Slots move only when the whole call has succeeded.
+- NaN is no answer: the requests that got it are told so, the others of the batch are answered.
 - One request's fault is its own: when a joined call fails, requests with non-finite numbers are refused and the rest
   is computed again, and failing that each alone.
 - Whatever a model raises becomes a result; a worker thread never dies of it.
@@ -93,6 +94,8 @@ def answers(lane: Lane, items: Sequence[Item], ran: Ran) -> list[Result]:
         outputs = call(lane, inputs, ran.rows, _slots(lane, items))
         computed = clock()
         results: list[Result] = [*lane.join.apart(outputs, items)] if len(items) > 1 else [outputs]
+        if lane.check.nan(outputs):
+            results = [_sound(lane, result) for result in results]
         ran.copy_s, ran.compute_s, ran.split_s = joined - started, computed - joined, clock() - computed
         return results
     except Exception as error:
@@ -133,7 +136,8 @@ def call(lane: Lane, inputs: dict[str, Array], rows: int, slots: NDArray[np.intp
 
 
 class Stepped(errors.Error):
-    """The call has moved its slots and answered nonsense: computing any of it again would move them twice."""
+    """The call has moved its slots and answered nonsense: computing any of it again would move them twice, and the
+    sessions in it end."""
 
 
 def _fault(lane: Lane, outputs: dict[str, Array], rows: int) -> str:
@@ -164,6 +168,17 @@ def _in_pieces(lane: Lane, inputs: dict[str, Array], rows: int, slots: NDArray[n
         piece = {name: array[here] for name, array in inputs.items()}
         pieces.append(_step(lane, piece, None if slots is None else slots[here]))
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _sound(lane: Lane, result: Result) -> Result:
+    """A result, or what is said in its place when it holds NaN: no caller could tell it from an answer."""
+    name = lane.check.nan(result) if isinstance(result, dict) else ""
+    if not name:
+        return result
+    return (errors.Error if lane.slots is None else Stepped)(
+        f"{lane.label} answered NaN in {name!r} to finite numbers: the version is at fault; roll it back (a model "
+        "that means NaN says non_finite = 'pass' in its model.toml)"
+    )
 
 
 def _told(lane: Lane, error: BaseException) -> Exception:

@@ -14,9 +14,11 @@ HEADER = "Millstream-Explain"
 
 def explain(output: Output) -> str:
     """`version` of the weights, `queue_us` waited, and of the call it was computed in: how many other requests
-    (`mates`), `rows`, the share of `padding`, `copy_us` to join and `compute_us`."""
+    (`mates`), `rows`, the share of `padding`, `copy_us` to join and `compute_us`; or that it was `cached`."""
     version = "".join(c if " " <= c <= "~" and c not in '"\\' else "?" for c in output.version)
     text = f'version="{version}", queue_us={output.queue_s * 1e6:.0f}'
+    if output.cached:
+        text += ", cached"
     ran = output.ran
     if ran is None:
         return text
