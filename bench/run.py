@@ -30,10 +30,11 @@ PARTS: dict[str, tuple[str, list[str]]] = {
     "straggler": ("Short utterances among long ones", [sys.executable, "bench/serving/straggler.py"]),
     "overload": ("Twice what can be computed", [sys.executable, "bench/serving/overload.py"]),
     "reloads": ("A hundred reloads under load", [sys.executable, "bench/serving/reloads.py"]),
+    "formats": ("A model in a process of its own", [sys.executable, "bench/formats.py"]),
     "demo": ("The live demo, real time", [MILLSTREAM, "demo", "--seconds", "125", "--json", "--http-port", "0"]),
 }
 
-MARKDOWN = {"serving", "straggler", "overload", "reloads"}  # parts that print tables of markdown, not of text
+MARKDOWN = {"serving", "straggler", "overload", "reloads", "formats"}  # parts that print tables of markdown, not of text
 
 
 def processor() -> str:

@@ -184,3 +184,22 @@ def logarithm(path: Path, width: int = 2) -> Path:
         [("x", TensorProto.FLOAT, ["rows", width])],
         [("y", TensorProto.FLOAT, ["rows", width])],
     )
+
+
+def weighing(path: Path, number: float, size: int) -> Path:
+    """y = x + number + table[0], where the table is `size` bytes of zeros: float32 [rows, 4] to the same."""
+    return graph(
+        path,
+        [
+            helper.make_node("Gather", ["table", "first"], ["nothing"]),
+            helper.make_node("Add", ["x", "n"], ["moved"]),
+            helper.make_node("Add", ["moved", "nothing"], ["y"]),
+        ],
+        [("x", TensorProto.FLOAT, ["rows", 4])],
+        [("y", TensorProto.FLOAT, ["rows", 4])],
+        [
+            ("n", np.array(number, np.float32)),
+            ("table", np.zeros(size // 4, np.float32)),
+            ("first", np.array(0, np.int64)),
+        ],
+    )

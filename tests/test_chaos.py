@@ -6,10 +6,6 @@ import asyncio
 import os
 import random
 import re
-import signal
-import subprocess
-import sys
-import urllib.request
 from collections import Counter
 
 import numpy as np
@@ -20,6 +16,7 @@ import tritonclient.grpc.aio as triton
 import onnx_models
 from millstream.models.repository import Repository
 from millstream.models.traffic import promote
+from service import Served, column, document
 
 SCALES = {"1": 2.0, "2": 3.0}
 CONNECTIONS = ('millstream_connections{port="http"}', 'millstream_connections{port="grpc"}')
@@ -41,29 +38,6 @@ def models(root):
         'format = "onnx"\nfile = "model.onnx"\n[sessions]\nslots = 24\nidle_s = 3\n'
         'states = [{ input = "h", output = "h_out" }, { input = "c", output = "c_out" }]\n'
     )
-
-
-def started(root):
-    """A real `millstream serve`; (process, HTTP port, gRPC port)."""
-    command = [sys.executable, "-m", "millstream", "serve", str(root), "--http-port", "0", "--max-batch-size", "16"]
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    ports = {}
-    for line in child.stderr:
-        if found := re.search(r"serving (gRPC )?at (?:http://)?[\d.]+:(\d+)", line):
-            ports["grpc" if found[1] else "http"] = int(found[2])
-        if len(ports) == 2:
-            return child, ports["http"], ports["grpc"]
-    raise AssertionError(f"it ended with {child.wait()}")
-
-
-def document(array, name="x", **parameters):
-    tensor = {"name": name, "datatype": "FP32", "shape": array.shape, "data": array.ravel().tolist()}
-    return {"inputs": [tensor], "parameters": parameters}
-
-
-def column(answer, name="y"):
-    found = next(one for one in answer["outputs"] if one["name"] == name)
-    return np.array(found["data"], np.float32).reshape(found["shape"])
 
 
 class Books:
@@ -211,22 +185,16 @@ async def swapping(root, until):
         await asyncio.sleep(0.5)
 
 
-def metrics(port, *names):
-    """The sums over all labels, of one moment."""
-    lines = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode().splitlines()
-    return [sum(float(line.split()[-1]) for line in lines if re.match(rf"{name}[ {{]", line)) for name in names]
-
-
-async def rage(root, port, grpc_port, seconds, seed):
+async def rage(root, served, seconds, seed):
     books, until = Books(), asyncio.Event()
     callers = []
     tasks = [asyncio.ensure_future(swapping(root, until))]
     for at in range(16):
         dice = random.Random(f"{seed} {at}")
         kind = (echoes, echoes, sums, streams)[at % 4]
-        callers.append(Http(port, books, dice))
+        callers.append(Http(served.http, books, dice))
         tasks.append(asyncio.ensure_future(kind(callers[-1], until)))
-    tasks += [asyncio.ensure_future(calls(grpc_port, books, random.Random(at), until)) for at in range(4)]
+    tasks += [asyncio.ensure_future(calls(served.grpc, books, random.Random(at), until)) for at in range(4)]
     await asyncio.sleep(seconds)
     until.set()
     for task in tasks:
@@ -238,29 +206,26 @@ async def rage(root, port, grpc_port, seconds, seed):
 
 @pytest.mark.parametrize("seconds", [4, pytest.param(60, marks=pytest.mark.slow)])
 def test_the_books_balance_after_everything_at_once(tmp_path, seconds):
-    models(tmp_path)
-    child, port, grpc_port = started(tmp_path)
-    try:
-        books = asyncio.run(rage(tmp_path, port, grpc_port, seconds, seed=os.environ.get("SEED", "1")))
+    models(tmp_path / "models")
+    with Served(tmp_path / "models", tmp_path / "log", "--max-batch-size", "16") as served:
+        books = asyncio.run(rage(tmp_path / "models", served, seconds, seed=os.environ.get("SEED", "1")))
         assert books.wrong == []
         ended = sum(books.ended.values())
         assert books.sent == ended + books.left
         answered = books.ended[200] + books.ended["OK"]
         assert answered > 0.5 * books.sent
         for _ in range(100):  # what was hung up on may still be computed; idle sessions end after some seconds
-            left = metrics(port, "millstream_rows_waiting", "millstream_sessions", *CONNECTIONS)
+            left = served.metrics("millstream_rows_waiting", "millstream_sessions", *CONNECTIONS)
             if left[:3] == [0, 0, 1]:  # the connection that asks
                 break
             asyncio.run(asyncio.sleep(0.1))
         assert left[:3] == [0, 0, 1]
         assert left[3] <= 1  # all channels of grpcio share one connection, which may outlive the last of them
-        computed, failed, late, cancelled = metrics(
-            port, *(f"millstream_{name}_total" for name in ("requests", "failures", "late", "cancelled"))
+        computed, failed, late, cancelled = served.metrics(
+            *(f"millstream_{name}_total" for name in ("requests", "failures", "late", "cancelled"))
         )
         assert failed == 0
         assert answered <= computed <= answered + books.left + books.ended["DEADLINE_EXCEEDED"]
         assert late + cancelled >= books.ended[504]
         print(dict(books.ended), f"sent {books.sent}, left {books.left}")
-    finally:
-        child.send_signal(signal.SIGTERM)
-        assert child.wait(30) == 0
+        assert served.stop() == 0

@@ -16,6 +16,7 @@ import onnx_models
 from millstream.cli import main
 from millstream.clock import FakeClock
 from millstream.features import Column, Definition
+from millstream.meter import Meter
 from millstream.models.manifest import Manifest
 from millstream.models.online import Ftrl
 from millstream.models.online import Settings as FtrlSettings
@@ -23,12 +24,16 @@ from millstream.models.repository import Repository
 from millstream.stream import Log, encode
 from millstream.stream.audit import Acknowledged
 from millstream.types import Outcome
+from millstream.watch.guard import Guards
 
 VERBS = [
-    [], ["capacity"], ["demo"], ["serve"], ["up"], ["train"], ["models"], ["models", "list"], ["models", "verify"],
+    [], ["capacity"], ["demo"], ["serve"], ["up"], ["train"], ["models"],
+    *(["models", one] for one in ("list", "verify", "add", "show", "remove", "pack")),
     ["traffic"],
-    *(["traffic", one] for one in ("show", "promote", "rollback", "split", "canary", "shadow", "learning")),
+    *(["traffic", one] for one in ("show", "promote", "rollback", "split", "canary", "shadow", "learning",
+      "history", "comparison")),
     ["log"], *(["log", one] for one in ("list", "tail", "verify", "audit", "import")), ["doctor"],
+    ["backup"], ["restore"], ["keys"], *(["keys", one] for one in ("new", "list", "revoke")),
 ]  # fmt: skip
 TOML = """
 http_port = 0
@@ -113,7 +118,7 @@ def test_every_verb_has_help(call, verb):
 
 def test_every_verb_is_known_here(call):
     """A verb that is added belongs in VERBS."""
-    for group in ([], ["models"], ["traffic"], ["log"]):
+    for group in ([], ["models"], ["traffic"], ["log"], ["keys"]):
         listed = call(*group, "--help")[1].split("VERB", 1)[1].split("positional", 1)[-1]
         names = {line.split()[0] for line in listed.splitlines() if line.startswith("    ") and line[4] != " "}
         assert {verb[len(group)] for verb in VERBS if verb[: len(group)] == group and len(verb) == len(group) + 1} == {
@@ -281,6 +286,43 @@ def test_traffic_that_cannot_be_is_refused_and_changes_nothing(tmp_path, refused
     verb, *more = rest
     assert words in refused("traffic", verb, made.root, "ranker", *more)
     assert not (made.root / "ranker" / "policy.toml").exists()
+
+
+def test_a_guard_is_asked_for_by_itself_or_by_one_of_its_bounds(tmp_path, result, refused):
+    root = repository(tmp_path).root
+
+    def canary(*options):
+        return result("traffic", "canary", root, "ranker", "2", *options)["canary"].get("guard")
+
+    usual = {"errors": 0.005, "p99": 1.5, "drift": 0.1, "requests_min": 200, "requests": 10000, "promote": True}
+    assert canary() is None
+    assert canary("--guard") == usual
+    assert canary("--drift", "0", "--no-promote") == usual | {"drift": 0.0, "promote": False}
+    bounds = ("--errors", "0.02", "--p99", "2", "--requests-min", "50", "--requests", "500")
+    asked = {"errors": 0.02, "p99": 2.0, "requests_min": 50, "requests": 500}
+    assert canary("--guard", *bounds) == usual | asked
+    for wrong, words in ((("--p99", "0.5"), "from 1"), (("--errors", "2"), "errors"), (("--requests", "9"), "200")):
+        assert words in refused("traffic", "canary", root, "ranker", "2", *wrong)
+    assert result("traffic", "show", root, "ranker")["version"] == 4
+
+
+def test_a_change_decided_on_an_older_policy_is_refused_and_the_history_says_who_was_faster(tmp_path, result, refused):
+    root = repository(tmp_path).root
+    result("traffic", "promote", root, "ranker", "2", "--policy", "0", "--who", "ann", "--why", "it is better")
+    said = refused("traffic", "promote", root, "ranker", "3", "--policy", "0")
+    assert "the policy of ranker is 1 by now, not 0: ann was faster (it is better; live = 2)" in said
+    history = result("traffic", "history", root, "ranker")
+    assert [(one["version"], one["live"], one["who"]) for one in history] == [(1, "2", "ann")]
+
+
+def test_what_a_guard_said_is_shown_with_the_policy(tmp_path, result):
+    made = repository(tmp_path)
+    result("traffic", "canary", made.root, "ranker", "2", "--guard")
+    policies = {"ranker": made.policy("ranker")}
+    guards = Guards(made, Meter(), FakeClock(), lambda: policies)
+    guards.look(policies)
+    guards.close()
+    assert result("traffic", "show", made.root, "ranker")["guard"] == "canary 2: watched from now on"
 
 
 def test_traffic_of_what_is_not_there(tmp_path, refused):

@@ -130,6 +130,23 @@ def house() -> Iterator[House]:
     thread.join()
 
 
+# -- traffic ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_change_of_traffic_is_sent_once_also_when_no_answer_comes(house: House) -> None:
+    with Client(house.url) as client:
+        client.recommend("u", ["a"])  # leaves a kept connection, which nothing that changes traffic may use
+        house.commands.append("drop")
+        with pytest.raises(errors.Busy, match="cannot reach"):
+            client.promote("a model/1", "13", policy=6, why="better")
+        (path, _, body) = house.requests[-1]
+        assert path == "/v1/traffic/a%20model%2F1/promote" and len(house.requests) == 2
+        assert json.loads(body) == {"version": "13", "policy": 6, "why": "better"}
+        house.commands.append(409)
+        with pytest.raises(errors.Conflict, match="409: on command"):
+            client.roll_back("m")
+
+
 # -- predict and recommend --------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,8 @@
 """Counters in mapped pages: sums over real processes, pages that outlive a kill -9, text that Prometheus can read."""
 
+import errno
 import os
+import pathlib
 import re
 import signal
 import subprocess
@@ -131,9 +133,70 @@ def test_every_process_renders_the_sum_of_all(tmp_path):
     assert value(own, "seconds_count") == 2 == own.sum("seconds")
     assert own.quantile("seconds", 0.5) == pytest.approx(0.004)
     for meter in (own, Meter(tmp_path, "zzz")):
-        assert value(meter, "open") == 4, "the page that sorts last speaks for a gauge, whoever asks"
+        assert value(meter, "open") == 7, "gauges of processes that live are summed, whoever asks"
     for child in children:
         end(child)
+
+
+def test_of_a_process_that_was_killed_the_counters_stay_and_the_gauges_go(tmp_path):
+    children = [process(tmp_path, name, amount) for name, amount in (("one", 3), ("two", 4))]
+    os.kill(children[1].pid, signal.SIGKILL)
+    end(children[1])
+    own = Meter(tmp_path, "reader")
+    assert value(own, "hits_total", kind="a") == 7
+    assert value(own, "open") == 3
+    end(children[0])
+    assert "open" not in own.render()
+
+
+def test_a_gauge_can_be_the_largest_of_all_processes(tmp_path):
+    meters = [Meter(tmp_path, name) for name in "abc"]
+    for meter, until in zip(meters, (5, 9, 7), strict=True):
+        meter.gauge("until", "When it ends.", joined="max").set(until)
+    assert [value(meter, "until") for meter in meters] == [9, 9, 9]
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Writing text and getting room fail as they do on a full disk, until the returned function is called."""
+    full = True
+
+    def no_room(real):
+        def write(*args, **more):
+            if full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(args[0]))
+            return real(*args, **more)
+
+        return write
+
+    def free():
+        nonlocal full
+        full = False
+
+    monkeypatch.setattr(os, "posix_fallocate", no_room(os.posix_fallocate))
+    monkeypatch.setattr(pathlib.Path, "write_text", no_room(pathlib.Path.write_text))
+    return free
+
+
+def test_a_full_disk_costs_numbers_and_no_answer(tmp_path, full_disk, caplog):
+    meter = Meter(tmp_path, "one")
+    meter.counter("hits_total", "Hits.").add(3)
+    assert value(meter, "hits_total") == 3
+    assert "the counters of one are seen by no other process" in caplog.text
+
+
+def test_a_disk_that_fills_up_later_hides_new_series_until_it_has_room(tmp_path, request, caplog):
+    meter, other = Meter(tmp_path, "one"), Meter(tmp_path, "other")
+    meter.counter("hits_total", "Hits.").add(3)
+    free = request.getfixturevalue("full_disk")
+    for kind in "ab":
+        meter.counter("late_total", "Late.", {"kind": kind}).add()
+    assert value(meter, "late_total", kind="a") == 1
+    assert value(other, "hits_total") == 3 and "late_total" not in other.render()
+    assert caplog.text.count("No space left on device") == 1, "it is said once, not at every series"
+    free()
+    meter.counter("last_total", "Last.").add()
+    assert value(other, "late_total", kind="a") == 1
 
 
 def test_a_page_survives_kill_nine_and_its_process_goes_on_with_it(tmp_path):
@@ -197,3 +260,15 @@ def test_a_full_page_folds_new_labels_into_other_and_still_takes_new_names():
     assert meter.sum("hits_total") == SLOTS - RESERVE + 100
     meter.counter("late_total", "Late.").add()
     assert value(meter, "late_total") == 1
+
+
+def test_a_series_for_the_service_alone_is_summed_and_not_rendered(tmp_path):
+    one, other = Meter(tmp_path, "one"), Meter(tmp_path, "other")
+    labels = {"model": "m"}
+    for meter, value in ((one, 1.0), (other, 3.0), (other, 0.5)):
+        meter.histogram("_hidden_seconds", "Seen by nobody.", labels, (1.0, 2.0)).observe(value)
+    one.counter("shown_total", "Seen.", labels).add(2)
+    other.counter("shown_total", "Seen.", labels).add(3)
+    assert one.values("_hidden_seconds", labels) == other.values("_hidden_seconds", labels) == [2, 0, 1, 4.5]
+    assert one.values("shown_total", labels) == [5] and one.values("shown_total") == []
+    assert "hidden" not in one.render() and 'shown_total{model="m"} 5' in one.render()

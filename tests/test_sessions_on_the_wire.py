@@ -15,6 +15,7 @@ import tritonclient.http as http
 import onnx_models
 from millstream.app.borders import Borders
 from millstream.app.house import House
+from millstream.app.steering import Steering
 from millstream.clock import SystemClock
 from millstream.engine import Engine
 from millstream.flows.predict import Predict
@@ -22,6 +23,7 @@ from millstream.meter import Meter
 from millstream.models import Manifest, Repository
 from millstream.models.manifest import Sessions, State
 from millstream.models.traffic import promote
+from millstream.watch.shadow import Comparisons
 
 STATES = (State("h", "h_out"), State("c", "c_out"))
 
@@ -30,16 +32,17 @@ class Service:
     """A started house; `ask(kind)` gives a client's own way to make a step, for a thread."""
 
     def __init__(self, root):
-        self.engine = Engine(Repository(root), SystemClock(), meter := Meter())
-        house = House(self.engine, Predict(self.engine.submit, SystemClock()), meter, None)
+        repository, clock, meter = Repository(root), SystemClock(), Meter()
+        self.engine = Engine(repository, clock, meter)
+        steering = Steering(repository, self.engine, meter, Comparisons(clock))
+        house = House(self.engine, Predict(self.engine.submit, clock), meter, None, steering)
         self.borders = Borders(house, meter, SystemClock())
 
     async def __aenter__(self):
         self.thread = ThreadPoolExecutor(1)
         await self.engine.start()
         self.port = await self.borders.start("127.0.0.1", 0)
-        server = self.borders.grpc._server
-        assert server is not None
+        (server,) = self.borders.grpc._servers
         ports = {"http": self.port, "grpc": server.sockets[0].getsockname()[1]}
         self.clients = {
             kind: (library, await self.aside(library.InferenceServerClient, f"127.0.0.1:{ports[kind]}"))

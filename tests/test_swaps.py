@@ -8,6 +8,7 @@ import numpy as np
 import orjson
 
 from millstream.app.house import House
+from millstream.app.steering import Steering
 from millstream.clock import SystemClock
 from millstream.engine import Engine
 from millstream.flows.predict import Predict
@@ -18,6 +19,7 @@ from millstream.models.online import Ftrl, Settings
 from millstream.models.repository import Repository
 from millstream.models.traffic import promote
 from millstream.types import Delta
+from millstream.watch.shadow import Comparisons
 
 CONNECTIONS, SWAPS, ROWS, WIDTH = 64, 20, 5, 2
 SETTINGS = Settings(bits=10)
@@ -82,7 +84,8 @@ async def under_load(folder) -> list[tuple[int, bytes]]:
     repository.change_policy("ranker", promote("1"), who="test", why="first")
     engine = Engine(repository, clock, meter)
     await engine.start()
-    http = Http(House(engine, Predict(engine.submit, clock), meter, None), meter, clock)
+    steering = Steering(repository, engine, meter, Comparisons(clock))
+    http = Http(House(engine, Predict(engine.submit, clock), meter, None, steering), meter, clock)
     port = await http.start(port=0)
     stopping, answers = asyncio.Event(), []
     clients = [asyncio.create_task(client(port, stopping, answers)) for _ in range(CONNECTIONS)]

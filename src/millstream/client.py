@@ -8,8 +8,9 @@ Rules of the room:
 - Plain and blocking, safe to call from many threads; connections are kept, and there are at most `connections` of them.
 - An answer that is an error is raised as the class of `millstream.errors` that the server raised. No answer in time is
   `Late`; no server is `Busy`.
-- Every call may be sent twice without harm: predictions change nothing, rankings and outcomes carry an id made before
-  the first try. So a kept connection that turns out to be closed is replaced, once, without a word.
+- Predictions, rankings and outcomes may be sent twice without harm: the first change nothing, the others carry an id
+  made before the first try. So a kept connection that turns out to be closed is replaced, once, without a word. What
+  changes traffic is sent once, on a connection of its own.
 - Outcomes wait in a bounded buffer for one background thread, which sends what has gathered while it was busy. It tries
   again after anything that may pass; what cannot be delivered, or finds the buffer full, is counted and reported.
 - The buffer is memory: what waits there is lost with the process. `flush` says when it is safe. Make one client a
@@ -28,7 +29,8 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from email.message import Message
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict, Unpack
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -48,8 +50,20 @@ log = logging.getLogger(__name__)
 OnDrop = Callable[[list[Outcome], str], None]
 
 
+class Said(TypedDict, total=False):
+    """With a change of traffic: the number of the `policy` it was decided on, and what is recorded with it. Where there
+    are keys, `who` is the key's name."""
+
+    policy: int
+    who: str
+    why: str
+
+
 class Client:
     """One service at `url`. `timeout_s`: longest wait for the server's next byte, and for a free connection.
+
+    Over https, `ca` (PEM) is whom to trust in place of the system's authorities, and `certificate` with its
+    `private_key` is what this client shows.
 
     `buffer`: outcomes that may wait at most; `batch`: outcomes a message; `retry_s`: how long an outcome is tried for.
     `on_drop(outcomes, why)` hears of losses, also from the background thread; without it they are logged.
@@ -60,6 +74,9 @@ class Client:
         url: str,
         key: str = "",
         *,
+        ca: str | Path = "",
+        certificate: str | Path = "",
+        private_key: str | Path = "",
         timeout_s: float = 5.0,
         connections: int = 8,
         buffer: int = 10_000,
@@ -69,7 +86,7 @@ class Client:
         clock: Clock | None = None,
     ) -> None:
         self._clock = clock or SystemClock()
-        self._wire = _Wire(url, key, timeout_s, connections)
+        self._wire = _Wire(url, key, timeout_s, connections, _tls(url, ca, certificate, private_key))
         self._outbox = _Outbox(self._wire.post, self._clock, buffer, batch, retry_s, on_drop)
 
     def predict(self, model: str, inputs: Mapping[str, ArrayLike], version: str = "") -> dict[str, Array]:
@@ -96,6 +113,56 @@ class Client:
             return msgspec.json.decode(body, type=Ranked)
         except msgspec.MsgspecError as error:
             raise errors.Error(f"/v1/recommend: the answer cannot be read: {error}") from None
+
+    def traffic(self, model: str) -> dict[str, Any]:
+        """Who gets which version of a model, and how that came about. Wants the right to `control`, as all below do."""
+        return self._document(model, "")
+
+    def comparison(self, model: str) -> dict[str, Any]:
+        """What a model's shadow versions say beside what was answered."""
+        return self._document(model, "/comparison")
+
+    def promote(self, model: str, version: str, **said: Unpack[Said]) -> dict[str, Any]:
+        """Make a version live; the policy after it. With `policy`: Conflict when it was changed meanwhile."""
+        return self._move(model, "promote", {"version": version}, said)
+
+    def roll_back(self, model: str, to: str = "", **said: Unpack[Said]) -> dict[str, Any]:
+        """Make `to` live, or the version that was live before, and hold it there."""
+        return self._move(model, "rollback", {"to": to}, said)
+
+    def canary(
+        self,
+        model: str,
+        version: str,
+        share: float = 0.05,
+        guard: Mapping[str, float] | None = None,
+        **said: Unpack[Said],
+    ) -> dict[str, Any]:
+        """Give a version a share of the traffic; 0 ends it. `guard`: {} or its fields, to have it end by itself."""
+        move = {"version": version, "share": share}
+        return self._move(model, "canary", move if guard is None else move | {"guard": dict(guard)}, said)
+
+    def split(
+        self, model: str, shares: Mapping[str, float], sticky_by: str = "user", **said: Unpack[Said]
+    ) -> dict[str, Any]:
+        """Share traffic between versions by weight, sticky on the user or drawn by request; none ends it."""
+        return self._move(model, "split", {"shares": dict(shares), "sticky_by": sticky_by}, said)
+
+    def shadow(self, model: str, versions: Sequence[str], **said: Unpack[Said]) -> dict[str, Any]:
+        """Have versions compute copies of the traffic, whose answers nobody gets; none ends it."""
+        return self._move(model, "shadow", {"versions": list(versions)}, said)
+
+    def learning(self, model: str, state: str, **said: Unpack[Said]) -> dict[str, Any]:
+        """`paused` or `run`."""
+        return self._move(model, "learning", {"state": state}, said)
+
+    def _document(self, model: str, below: str) -> dict[str, Any]:
+        path = f"/v1/traffic/{quote(model, safe='')}{below}"
+        return _object(path, self._wire.get(path)[1])
+
+    def _move(self, model: str, verb: str, move: Mapping[str, object], said: Said) -> dict[str, Any]:
+        path = f"/v1/traffic/{quote(model, safe='')}/{verb}"
+        return _object(path, self._wire.post(path, _json({**move, **said}, verb), _JSON, once=True)[1])
 
     def outcome(
         self,
@@ -163,27 +230,37 @@ _CLASSES |= {408: errors.Late, 429: errors.Busy, 431: errors.TooLarge, 502: erro
 class _Wire:
     """At most `connections` kept connections to one server, each with one exchange at a time."""
 
-    def __init__(self, url: str, key: str, timeout_s: float, connections: int) -> None:
+    def __init__(self, url: str, key: str, timeout_s: float, connections: int, tls: ssl.SSLContext | None) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise errors.Misconfigured(f"the URL of a service looks like http://127.0.0.1:8000, got {url!r}")
         self._url, self._host, self._port = url, parts.hostname, parts.port
         self._prefix = parts.path.rstrip("/")
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._tls = tls
         self._always = {"Authorization": f"Bearer {key}"} if key else {}
         self._timeout_s, self._most = timeout_s, connections
         self._free = threading.BoundedSemaphore(connections)
         self._kept: deque[http.client.HTTPConnection] = deque()
         self._closed = False
 
-    def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[Message, bytes]:
-        """(headers, body) of a good answer. Raises `millstream.errors`."""
+    def post(self, path: str, body: bytes, headers: Mapping[str, str], once: bool = False) -> tuple[Message, bytes]:
+        """(headers, body) of a good answer. `once`: never sent a second time. Raises `millstream.errors`."""
+        return self._call("POST", path, body, headers, once)
+
+    def get(self, path: str) -> tuple[Message, bytes]:
+        """The same, of a GET."""
+        return self._call("GET", path, None, {}, False)
+
+    def _call(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], once: bool
+    ) -> tuple[Message, bytes]:
         if self._closed:
             raise RuntimeError("this client is closed")
         if not self._free.acquire(timeout=self._timeout_s):
             raise errors.Busy(f"{path}: all {self._most} connections stayed busy for {self._timeout_s} s; allow more")
         try:
-            answer, content = self._exchange(self._prefix + path, body, {**self._always, **headers})
+            asked = method, self._prefix + path, body, {**self._always, **headers}
+            answer, content = self._ask(self._connect(), *asked) if once else self._exchange(*asked)
         except TimeoutError:
             raise errors.Late(f"{path}: no answer from {self._url} within {self._timeout_s} s") from None
         except (OSError, http.client.HTTPException) as error:
@@ -200,15 +277,17 @@ class _Wire:
         while self._kept:
             self._kept.pop().close()
 
-    def _exchange(self, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[http.client.HTTPResponse, bytes]:
+    def _exchange(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> tuple[http.client.HTTPResponse, bytes]:
         try:
             kept = self._kept.pop()
         except IndexError:
-            return self._ask(self._connect(), path, body, headers)
+            return self._ask(self._connect(), method, path, body, headers)
         try:
-            return self._ask(kept, path, body, headers)
+            return self._ask(kept, method, path, body, headers)
         except (ConnectionError, http.client.BadStatusLine):  # the server had hung up meanwhile
-            return self._ask(self._connect(), path, body, headers)
+            return self._ask(self._connect(), method, path, body, headers)
 
     def _connect(self) -> http.client.HTTPConnection:
         if self._tls is None:
@@ -216,10 +295,15 @@ class _Wire:
         return http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout_s, context=self._tls)
 
     def _ask(
-        self, connection: http.client.HTTPConnection, path: str, body: bytes, headers: Mapping[str, str]
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: Mapping[str, str],
     ) -> tuple[http.client.HTTPResponse, bytes]:
         try:
-            connection.request("POST", path, body, dict(headers))
+            connection.request(method, path, body, dict(headers))
             answer = connection.getresponse()
             content = answer.read(ANSWER_BYTES_MAX + 1)
         except BaseException:
@@ -232,6 +316,29 @@ class _Wire:
         if len(content) > ANSWER_BYTES_MAX:
             raise errors.TooLarge(f"{path}: the answer is over {ANSWER_BYTES_MAX} bytes; ask for fewer rows")
         return answer, content
+
+
+def _tls(url: str, ca: str | Path, certificate: str | Path, private_key: str | Path) -> ssl.SSLContext | None:
+    """What to meet an https service with; None for http. Misconfigured."""
+    if not url.startswith("https:"):
+        if ca or certificate or private_key:
+            raise errors.Misconfigured(f"certificates belong to an https:// URL, got {url!r}")
+        return None
+    try:
+        made = ssl.create_default_context(cafile=ca or None)
+        if certificate:
+            made.load_cert_chain(certificate, private_key or None)
+    except OSError as error:
+        files = ", ".join(str(one) for one in (ca, certificate, private_key) if one)
+        raise errors.Misconfigured(f"{files}: {error}; each wants PEM, a certificate that can be read") from None
+    return made
+
+
+def _object(path: str, content: bytes) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(content, type=dict[str, Any])
+    except msgspec.MsgspecError as error:
+        raise errors.Error(f"{path}: the answer cannot be read: {error}") from None
 
 
 def _refusal(path: str, answer: http.client.HTTPResponse, content: bytes) -> errors.Error:

@@ -67,6 +67,10 @@ class Busy(Error):
         self.retry_after_s = retry_after_s
 
 
+class Lost(Busy):
+    """What computed this has ended in the middle of it, or is starting: nobody computes it again but the caller."""
+
+
 class Overloaded(Busy):
     """This caller's model has as much work waiting as its bound allows; other models may have room."""
 
@@ -100,6 +104,16 @@ class Misconfigured(Error):
 
     status = 503
     code = "FAILED_PRECONDITION"
+
+
+class Later(Misconfigured):
+    """A file that a later Millstream wrote: nothing of it is guessed at, and nothing is written into it."""
+
+    def __init__(self, where: object, said: object, known: int) -> None:
+        super().__init__(
+            f"{where}: format version {said}, and this Millstream reads up to {known}: written by a later Millstream; "
+            "upgrade this one, or restore a backup"
+        )
 
 
 class Missing(Error):

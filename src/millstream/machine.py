@@ -25,6 +25,7 @@ EVERY_S = 1.0
 PROC = Path("/proc")
 _ARENA_MAX = -8  # M_ARENA_MAX of malloc.h
 LINUX = sys.platform == "linux"
+CGROUPS = Path("/sys/fs/cgroup")
 POWERCAP = Path("/sys/class/powercap")
 NVML = "libnvidia-ml.so.1"
 
@@ -162,6 +163,38 @@ def memory(proc: Path = PROC) -> tuple[int, int] | None:
     return (found["MemAvailable"], found["MemTotal"]) if {"MemAvailable", "MemTotal"} <= found.keys() else None
 
 
+def memory_limit(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
+    """Bytes that the processes here may have together: the lowest limit of this process's control groups, else the
+    machine's RAM; None where it is not told."""
+    found = [told[1]] if (told := memory(proc)) else []
+    with suppress(OSError):
+        for line in (proc / "self" / "cgroup").read_text().splitlines():
+            number, kinds, name = line.split(":", 2)
+            if number == "0":
+                file, top = "memory.max", cgroups
+            elif "memory" in kinds.split(","):
+                file, top = "memory.limit_in_bytes", cgroups / "memory"
+            else:
+                continue
+            folder = top / name.lstrip("/")
+            for one in (folder, *folder.parents):  # a limit above binds too; in a container the root is its own
+                with suppress(OSError, ValueError):
+                    found.append(int((one / file).read_text()))
+                if one == top:
+                    break
+    return min(found, default=None)
+
+
+def offspring(proc: Path = PROC) -> dict[int, list[int]]:
+    """Process -> the processes that it started and that still run. Empty where it is not told."""
+    children: dict[int, list[int]] = {}
+    for folder in proc.glob("[0-9]*"):
+        with suppress(OSError, ValueError, IndexError):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(folder.name))
+    return children
+
+
 def resident(pid: int | str = "self", proc: Path = PROC) -> int | None:
     """Bytes of memory that a process has in RAM; None where it is not told."""
     with suppress(OSError, ValueError, IndexError):
@@ -212,8 +245,7 @@ class Gauges:
         self._write(self._read())
 
     async def keep(self, clock: Clock) -> None:
-        """Sample now and every second until cancelled; then this process's gauges say 0. A kill leaves them as they
-        were, until the process is back."""
+        """Sample now and every second until cancelled; then this process's gauges say 0."""
         try:
             while True:
                 self._write(await asyncio.to_thread(self._read))

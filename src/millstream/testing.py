@@ -287,8 +287,14 @@ class CrashingRepository(Repository):
         super().__init__(root)
         self._fuse = fuse
 
-    def put(self, model: str, manifest: Manifest, files: Mapping[str, bytes | Path]) -> str:
-        return self._fuse.around(lambda: super(CrashingRepository, self).put(model, manifest, files))
+    def put(
+        self,
+        model: str,
+        manifest: Manifest,
+        files: Mapping[str, bytes | Path],
+        check: Callable[[Path, Manifest], None] | None = None,
+    ) -> str:
+        return self._fuse.around(lambda: super(CrashingRepository, self).put(model, manifest, files, check))
 
     def change_policy(self, model: str, change: Callable[[Policy], Policy], who: str, why: str) -> Policy:
         return self._fuse.around(lambda: super(CrashingRepository, self).change_policy(model, change, who, why))

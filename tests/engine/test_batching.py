@@ -572,7 +572,7 @@ def test_a_goal_is_kept_by_refusing_what_cannot_be_answered_in_time(tmp_path):
             async with asyncio.TaskGroup() as group:
                 for n in range(600):
                     try:
-                        engine._admit_rows(engine.lane("m"), one(n))
+                        engine._admit_rows(engine._route("m").live, one(n))
                     except errors.Overloaded as error:
                         assert "would miss the goal of 150 ms" in str(error)
                         refused += 1

@@ -579,7 +579,7 @@ def test_open_sessions_finish_on_the_version_they_began_with(tmp_path):
 
 def test_a_split_is_sticky_by_session(tmp_path):
     load, _ = scripted(tmp_path, versions=2)
-    Repository(tmp_path).change_policy("s", split(["1=0.5", "2=0.5"], "request"), who="test", why="split")
+    Repository(tmp_path).change_policy("s", split({"1": 0.5, "2": 0.5}, "request"), who="test", why="split")
 
     async def scene():
         async with serving(tmp_path, load=load) as engine:

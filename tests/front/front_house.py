@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 import uvloop
+from msgspec.structs import replace
 
 from millstream import errors
 from millstream.clock import Clock, SystemClock
@@ -19,6 +20,8 @@ from millstream.front import Http, HttpLimits
 from millstream.front.door import Answer, Call
 from millstream.guard import auth
 from millstream.meter import Meter
+from millstream.models.policy import Policy
+from millstream.models.traffic import Move, only_on
 from millstream.types import (
     DTYPES,
     BatchStatistics,
@@ -68,6 +71,8 @@ class House:
     def __init__(self, meter: Meter) -> None:
         self.served = models()
         self.known = dict(self.served)
+        self.policies = {model: Policy(live="1") for model in self.known}
+        self.moves: list[tuple[str, str, Move, str]] = []
         self.sessions: dict[tuple[str, str], int] = {}
         self.done: dict[tuple[str, str], list[int]] = {}  # rows of each request, by model and version
         self.meter = meter
@@ -230,6 +235,41 @@ class House:
             else:
                 self.served.pop(model, None)
             asyncio.get_running_loop().call_soon(lambda: future.done() or future.set_result(None))
+        return future
+
+    def traffic(self, model: str, principal: Principal) -> asyncio.Future[Any]:
+        self.admit(principal, model, "control")
+        self.describe(model)
+        shown = {
+            "model": model,
+            "policy": self.policies[model],
+            "process": 1,
+            "following": 1,
+            "versions": {"1@0": "live"},
+        }
+        return self._soon({**shown, "problems": {}, "guard": None, "history": []})
+
+    def comparison(self, model: str, principal: Principal) -> asyncio.Future[Any]:
+        self.admit(principal, model, "control")
+        self.describe(model)
+        return self._soon({"model": model, "live": "1", "process": 1, "shadows": []})
+
+    def move(self, model: str, verb: str, move: Move, principal: Principal) -> asyncio.Future[Policy]:
+        self.admit(principal, model, "control")
+        self.describe(model)
+        self.moves.append((model, verb, move, principal.name))
+        before = self.policies[model]
+        change = replace(before, version=before.version + 1, live=str(getattr(move, "version", before.live)))
+        if move.policy is not None:
+            only_on(move.policy, model, lambda policy: policy)(before)
+        if change.live not in self.served[model].versions:
+            raise errors.Misconfigured(f"live names version {change.live}, which does not exist (there are: 1, 2)")
+        self.policies[model] = change
+        return self._soon(change)
+
+    def _soon(self, result: Any) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(lambda: future.done() or future.set_result(result))
         return future
 
     def describe_step(self, model: str, turn: Turn, principal: Principal) -> Description:

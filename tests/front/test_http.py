@@ -650,3 +650,35 @@ def test_connections_leave_nothing_behind() -> None:
         assert after - before <= 2
 
     with_server(test)
+
+
+def test_unread_answers_of_all_are_bounded_and_who_has_not_read_for_longest_goes() -> None:
+    size = 20_000_000  # beyond what the sockets' own buffers take
+
+    def large() -> bytes:
+        raw = bytes(size)
+        inputs = [tensor("v", "FP32", [1, size // 4], parameters={"binary_data_size": size})]
+        return infer("echo-FP32", inputs, raw, parameters={"binary_data_output": True})
+
+    async def test(served: Served) -> None:
+        readers = []
+        cut = served.meter.counter("millstream_timeouts_total", "", {"port": "http"})
+        for at in range(3):
+            client = await served.connect()
+            client.writer.transport.pause_reading()
+            client.send(large())
+            await until(lambda at=at: len(served.http.unread) == at + 1 or cut.value)
+            readers.append(client)
+        first, *others = readers
+        assert cut.value == 1 and len(served.http.unread) == 2
+        assert served.http._unread_bytes <= 2 * size
+        first.writer.transport.resume_reading()
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
+            await first.read()
+        for client in others:
+            client.writer.transport.resume_reading()
+            assert len((await client.read()).body) > size
+            client.close()
+        assert not served.http.unread and served.http._unread_bytes == 0
+
+    with_server(test, HttpLimits(unread_bytes_max=2 * size))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from millstream import errors
 from millstream.clock import FakeClock
 from millstream.guard.auth import ANYBODY, DATA_VERBS, Keys, allowed, check, new_key
+from millstream.meter import Meter
 from millstream.types import Principal
 
 
@@ -118,3 +119,89 @@ def test_a_broken_file_at_the_start_is_refused_with_the_place(tmp_path: Path, te
         Keys.load(path)
     with pytest.raises(errors.Misconfigured, match="No such file"):
         Keys.load(tmp_path / "none.toml")
+
+
+def limited(tmp_path: Path, clock: FakeClock, text: str, processes: int = 1) -> tuple[Keys, Meter]:
+    path, meter = tmp_path / "keys.toml", Meter()
+    path.write_text(text)
+    return Keys.load(path, clock, meter, processes), meter
+
+
+def spent(keys: Keys, name: str = "shop", most: int = 1000) -> int:
+    """How many requests go through at this moment."""
+    for at in range(most):
+        try:
+            keys.spend(Principal(name))
+        except errors.Overloaded:
+            return at
+    return most
+
+
+def test_a_rate_gives_a_burst_and_then_so_many_a_second(tmp_path: Path) -> None:
+    clock = FakeClock()
+    keys, meter = limited(tmp_path, clock, new_key("shop", rate=10.0, burst=25.0)[1] + new_key("free")[1])
+    assert spent(keys) == 25 and spent(keys, "free") == 1000
+    for _ in range(3):
+        clock.advance(1.0)
+        assert spent(keys) == 10
+    clock.advance(3600.0)
+    assert spent(keys) == 25
+    with pytest.raises(errors.Overloaded, match="'shop' may send 10 requests a second") as refused:
+        keys.spend(Principal("shop"))
+    assert (refused.value.status, refused.value.code) == (429, "RESOURCE_EXHAUSTED")
+    assert refused.value.retry_after_s == pytest.approx(0.1)
+    assert meter.counter("millstream_rate_limited_total", "", {"key": "shop"}).value == 6
+
+
+def test_processes_share_a_rate_and_the_burst_is_as_much_as_in_a_second(tmp_path: Path) -> None:
+    clock = FakeClock()
+    keys, _ = limited(tmp_path, clock, new_key("shop", rate=40.0)[1], processes=4)
+    assert spent(keys) == 10
+    clock.advance(1.0)
+    assert spent(keys) == 10
+    few, _ = limited(tmp_path, clock, new_key("shop", rate=1.0)[1], processes=4)
+    assert spent(few) == 1
+    clock.advance(4.0)
+    assert spent(few) == 1
+
+
+def test_a_file_that_is_read_again_gives_no_new_burst(tmp_path: Path) -> None:
+    clock = FakeClock()
+    key, entry = new_key("shop", rate=5.0, burst=100.0)
+    keys, _ = limited(tmp_path, clock, entry)
+    assert spent(keys) == 100
+    (tmp_path / "keys.toml").write_text(entry.replace("rate = 5.0", "rate = 8.0"))
+    clock.advance(1.0)
+    keys.principal(key, loopback=True)
+    assert spent(keys) == 5
+    clock.advance(1.0)
+    assert spent(keys) == 8
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("rate = -1.0", "rate wants requests a second"),
+        ("burst = 5.0", "burst goes with it"),
+        ("rate = inf", "rate wants requests a second"),
+        ('rate = "fast"', "each .*key.* has name"),
+    ],
+)
+def test_a_rate_that_is_none_is_refused(tmp_path: Path, more: str, says: str) -> None:
+    with pytest.raises(errors.Misconfigured, match=says):
+        limited(tmp_path, FakeClock(), new_key("shop")[1] + more)
+
+
+def test_keys_of_one_name_share_one_rate(tmp_path: Path) -> None:
+    old, new = new_key("shop", rate=5.0)[1], new_key("shop", rate=5.0)[1]
+    keys, _ = limited(tmp_path, FakeClock(), old + new)
+    assert spent(keys) == 5
+    with pytest.raises(errors.Misconfigured, match="share one rate"):
+        limited(tmp_path, FakeClock(), old + new_key("shop", rate=6.0)[1])
+
+
+def test_who_may_infer_may_describe_and_not_the_other_way_round() -> None:
+    assert allowed(Principal("p", ("ranker:infer",)), "ranker", "describe")
+    assert not allowed(Principal("p", ("ranker:infer",)), "speech", "describe")
+    assert not allowed(Principal("p", ("ranker:describe",)), "ranker", "infer")
+    assert not allowed(Principal("p", ("ranker:control", "*:outcomes")), "ranker", "describe")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import onnx_models
 from millstream import errors
-from millstream.models import Batching, Canary, Manifest, Policy, Repository, manifest, policy
+from millstream.models import Batching, Canary, Guard, Manifest, Policy, Repository, manifest, policy
 from millstream.models.traffic import previous, promote
 from millstream.types import TensorSpec
 
@@ -211,6 +211,9 @@ def test_a_person_may_write_numbers_or_text(disk):
         ("live = 9", "live names version 9, which does not exist .there are: 1, 2, 3"),
         ("live = 1\nshadow = [9]", "shadow names version 9"),
         ("live = 1\ncanary = {version = 9, share = 0.5}", "canary names version 9"),
+        ("live = 1\ncanary = {version = 2, share = 0.5, guard = {p99 = 0.5}}", "wants `p99` from 1"),
+        ("live = 1\ncanary = {version = 2, share = 0.5, guard = {error = 0.5}}", "unknown field `error`"),
+        ("live = 1\n[canary]\nversion = 2\nshare = 0.5\n[canary.guard]\nrequests = 9", "`requests` of 200 or more"),
         ("live = 1\npin = 2", "pinned to 2; clear the pin first"),
         ("canary = {version = 2, share = 0.5}", "missing required field `live`"),
         ("live = true", "live = true"),
@@ -238,11 +241,20 @@ def test_a_change_counts_says_who_and_leaves_the_file_when_it_is_not_valid(disk)
 
 
 versions = st.sampled_from(["1", "2", "3"])
+guards = st.builds(
+    Guard,
+    errors=st.floats(0, 0.99),
+    p99=st.just(0.0) | st.floats(1, 1000),
+    drift=st.floats(0, 0.99),
+    requests_min=st.integers(1, 1000),
+    requests=st.integers(1000, 10**9),
+    promote=st.booleans(),
+)
 
 
 @given(
     live=versions,
-    canary=st.none() | st.builds(Canary, versions, st.floats(0, 1, exclude_min=True)),
+    canary=st.none() | st.builds(Canary, versions, st.floats(0, 1, exclude_min=True), st.none() | guards),
     split=st.dictionaries(versions, st.floats(1e-6, 1e6)),
     shadow=st.lists(versions, max_size=3).map(tuple),
     learning=st.sampled_from(["run", "paused"]),

@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
 from millstream.clock import SystemClock
-from millstream.ops import Supervisor
+from millstream.ops import Launch, Supervisor
 from millstream.ops.supervise import PAUSE_S_MAX
 
 LIVES = "import time; time.sleep(600)"
@@ -49,7 +50,7 @@ async def until(condition, seconds=20.0):
 
 @contextlib.asynccontextmanager
 async def supervised(grace_s=10.0, **codes):
-    made = Supervisor({role: python(code) for role, code in codes.items()}, SystemClock(), grace_s)
+    made = Supervisor({role: partial(Launch, python(code)) for role, code in codes.items()}, SystemClock(), grace_s)
     await made.start()
     try:
         yield made
@@ -118,7 +119,7 @@ def test_a_command_that_cannot_be_started_is_tried_again(tmp_path, caplog):
 
     async def run():
         install()
-        supervisor = Supervisor({"a": [str(program)]}, SystemClock())
+        supervisor = Supervisor({"a": partial(Launch, [str(program)])}, SystemClock())
         await supervisor.start()
         program.unlink()
         os.kill(supervisor.pid("a"), signal.SIGKILL)

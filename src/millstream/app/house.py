@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from msgspec.structs import replace
 
+from millstream.app.steering import Comparison, Steering, Traffic
 from millstream.engine import Engine
 from millstream.errors import Error, NotFound
 from millstream.flows.predict import Predict
@@ -14,9 +15,12 @@ from millstream.front.door import Answer, Call
 from millstream.guard import auth
 from millstream.guard.auth import Keys
 from millstream.meter import Meter
+from millstream.models.policy import Policy
+from millstream.models.traffic import Move
 from millstream.types import Description, Principal, Rank, Request, Turn
 
 if TYPE_CHECKING:  # serving models alone imports neither the log nor the compiler of feature rows
+    from millstream.app.place import Peers
     from millstream.flows.collect import Collect
     from millstream.flows.recommend import Recommend
 
@@ -30,11 +34,14 @@ class House:
         predict: Predict,
         meter: Meter,
         keys: Keys | None,
+        steering: Steering,
         recommend: Recommend | None = None,
         collect: Collect | None = None,
+        peers: Peers | None = None,
     ) -> None:
         self._engine, self._predict, self._recommend, self._collect = engine, predict, recommend, collect
-        self._keys = keys
+        self._keys, self._steering = keys, steering
+        self._verbs = peers.verbs if peers else {"load": engine.load, "unload": engine.unload}
         self.describe, self.config, self.statistics = engine.describe, engine.config, engine.statistics
         self.index = engine.index
         self.metrics = meter.render
@@ -43,6 +50,7 @@ class House:
         """Authorise, then start the flow that the request belongs to. NotFound where this process has no such flow."""
         if isinstance(request, Request):
             self.admit(principal, request.model, "infer")
+            self._spend(principal)
             if request.turn is not None:
                 request.turn.owner = principal.name
             return self._predict.call(request)
@@ -52,8 +60,10 @@ class House:
             if self._recommend is None:
                 raise NotFound("this installation ranks nothing: its millstream.toml has no [features] table")
             self.admit(principal, request.model or self._recommend.model, "recommend")
+            self._spend(principal)
             return self._recommend.call(request)
         self.admit(principal, "*", "outcomes")
+        self._spend(principal)
         return self._collect.call(request)
 
     def models(self) -> list[Description]:
@@ -70,9 +80,26 @@ class House:
             return False
 
     def control(self, verb: Literal["load", "unload"], model: str, principal: Principal) -> asyncio.Future[None]:
-        """Load or unload a model here. Forbidden without the right, and without a keys file from another machine."""
+        """Load or unload a model, in all processes at this address. Forbidden without the right, and without a keys
+        file from another machine."""
         auth.check(principal, model, "control")
-        return asyncio.ensure_future(self._engine.load(model) if verb == "load" else self._engine.unload(model))
+        return asyncio.ensure_future(self._verbs[verb](model))
+
+    def traffic(self, model: str, principal: Principal) -> asyncio.Future[Traffic]:
+        """Who gets which version of a model. Forbidden as `control` is."""
+        auth.check(principal, model, "control")
+        return self._steering.traffic(model)
+
+    def comparison(self, model: str, principal: Principal) -> asyncio.Future[Comparison]:
+        """What a model's shadows say; samples of requests are in it. Forbidden as `control` is."""
+        auth.check(principal, model, "control")
+        return self._steering.comparison(model)
+
+    def move(self, model: str, verb: str, move: Move, principal: Principal) -> asyncio.Future[Policy]:
+        """Change who gets which version; recorded under the name of the key, where there are keys."""
+        auth.check(principal, model, "control")
+        who = principal.name if self._keys is not None else move.who or "control API"
+        return self._steering.move(model, verb, replace(move, who=who))
 
     def session(self, model: str, token: str, principal: Principal) -> Turn:
         """Where the session of a token stands."""
@@ -90,6 +117,11 @@ class House:
         if self._keys is None:
             return auth.ANYBODY_HERE if here else auth.ANYBODY
         return self._keys.principal(key, here)
+
+    def _spend(self, principal: Principal) -> None:
+        """Overloaded where the principal's key has sent as many requests as its rate allows."""
+        if self._keys is not None:
+            self._keys.spend(principal)
 
     def admit(self, principal: Principal, model: str, verb: str) -> None:
         """Forbidden where a keys file does not open `verb` of `model` to the principal."""

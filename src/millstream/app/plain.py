@@ -6,27 +6,34 @@ import asyncio
 import signal
 from pathlib import Path
 
+from millstream.app.place import Place
 from millstream.app.service import ServeSettings, Service
 from millstream.clock import SystemClock
 from millstream.errors import Misconfigured
 from millstream.machine import few_arenas
 from millstream.meter import Meter
-from millstream.models.repository import Repository
+from millstream.models.source import open_source
 
 
-async def serve_path(path: Path, settings: ServeSettings, sessions: Path | None = None) -> None:
-    """Serve the repository at `path` until SIGTERM or SIGINT. No model there that can answer: Misconfigured.
+async def serve_path(
+    where: str, settings: ServeSettings, sessions: Path | None = None, place: Place | None = None
+) -> None:
+    """Serve the repository that `where` names (see models/source.py) until SIGTERM or SIGINT. No model there that can
+    answer: Misconfigured.
 
-    `sessions`: a file for those that are open at the end, and from which the next process takes them over.
+    `sessions`: a file for those that are open at the end, and from which the next process takes them over. `place`: of
+    one of several processes.
     """
     few_arenas()
     asked = until_asked()
-    service = Service(Repository.open(path), settings, Path.cwd(), SystemClock(), Meter())
+    meter = Meter(place.meters, place.page_name) if place else Meter()
+    service = Service(open_source(where), settings, Path.cwd(), SystemClock(), meter, place=place)
     await service.load(sessions)
-    if not service.engine.models():
+    if not service.engine.models() and (place is None or place.first):  # a later one waits for what the others answer
         await service.close()
         raise Misconfigured("; ".join(why for view in service.engine.views() for why in view.problems.values()))
     service.furnish()
+    alone = asyncio.ensure_future(place.alone(asked)) if place else None
     try:
         await service.listen()
     except BaseException:
@@ -34,6 +41,8 @@ async def serve_path(path: Path, settings: ServeSettings, sessions: Path | None 
         raise
     await asked.wait()
     await service.stop(sessions)
+    if alone is not None:
+        alone.cancel()
 
 
 def until_asked() -> asyncio.Event:

@@ -9,13 +9,16 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from millstream.app.installation import Installation, Known
+from millstream.app.place import Place
 from millstream.app.plain import until_asked
 from millstream.app.service import Service
+from millstream.app.workers import Workers
 from millstream.clock import Clock, SystemClock
 from millstream.config import orphaned
 from millstream.engine.follow import Follow
@@ -31,23 +34,28 @@ from millstream.machine import Gauges
 from millstream.meter import Counter, Meter
 from millstream.models.manifest import Manifest
 from millstream.models.policy import render
-from millstream.ops import Supervisor
+from millstream.ops import Launch, Supervisor
 from millstream.stream import LenientReader, Writer, encode
 from millstream.stream.event import Event
 from millstream.types import Example, PolicyChange, SetAside, Shadow
 
+TAKE_S = 1.0  # between two tries to be the one that logs the policies' changes
 logger = logging.getLogger("millstream")
 
 
 class Serve:
     """The role that answers: front, flows, engine. Writes `served`, `outcomes`, `shadow`, `policy`; reads `users`,
-    `items`, `deltas` and the repository."""
+    `items`, `deltas` and the repository. `place`: of one of several such processes; each writes partitions of its own,
+    and the first to get the one of `policy` logs the changes for all."""
 
-    def __init__(self, installation: Installation) -> None:
+    def __init__(self, installation: Installation, place: Place | None = None) -> None:
         at, self.installation = installation, installation
-        self.meter = at.meter("serve")
+        self.meter = at.meter(place.page_name if place else "serve")
+        self._partition = place.page if place else 0
         self._unlogged = self.meter.counter("millstream_unlogged_total", "Shadow scores and policy changes not logged.")
-        self._shadow, self._policy = self._writer("shadow"), self._writer("policy")
+        self._shadow, self._policy = self._writer("shadow", self._partition), None
+        self._logged_policy: dict[str, int] | None = None  # by this process; None: another one logs the changes
+        self._try_at = at.clock.monotonic()
         self._follow = Follow(at.repository, at.log, at.clock, self.meter)
         self.service = Service(
             at.repository,
@@ -59,21 +67,22 @@ class Serve:
             shadow=self._on_shadow,
             on_load=self._follow.on_load,
             on_first_answer=self._follow.on_first_answer,
+            place=place,
         )
         self.engine = self.service.engine
         self._follow.attach(self.engine)
         self.known = Known(Entities(at.definition), at.log, self.meter) if at.settings.features else None
-        served, submit = ServedLog(at.log.writer("served"), self.meter), self.engine.submit
+        served, submit = ServedLog(at.log.writer("served", self._partition), self.meter), self.engine.submit
         self._recommend = (
             Recommend(submit, self.known.entities, at.clock, served, at.settings.recommend) if self.known else None
         )
         self.service.furnish(
-            served, self._recommend, Collect(at.log.writer("outcomes"), at.clock, self.meter, at.settings.outcomes)
+            served,
+            self._recommend,
+            Collect(at.log.writer("outcomes", self._partition), at.clock, self.meter, at.settings.outcomes),
         )
         self.door = self.service.door
-        self._handed = at.folder / "state" / "sessions"
-        changes = (event for _, event in LenientReader(at.log.reader("policy"), self.meter).events(0, 0))
-        self._logged_policy = {change.model: change.version for change in changes if isinstance(change, PolicyChange)}
+        self._handed = None if place else at.folder / "state" / "sessions"
         self._deleted = _unread_deleted(self.meter)
 
     async def start(self) -> int:
@@ -84,7 +93,7 @@ class Serve:
         if self._recommend is not None:
             served = at.log.reader("served")
             try:
-                self._recommend.recall(served, 0)
+                self._recommend.recall(served, self._partition)
             except (Corrupt, NotFound) as error:  # a retried id may be answered, and logged, a second time
                 LenientReader(served, self.meter).lose(error)
         return await self.service.listen()
@@ -123,10 +132,10 @@ class Serve:
                 "with the [features] it was trained on, or train it again"
             )
 
-    def _writer(self, topic: str) -> Writer | None:
+    def _writer(self, topic: str, partition: int = 0) -> Writer | None:
         """The writer of a topic that answers can do without; None where its newest segment is damaged."""
         try:
-            return self.installation.log.writer(topic)
+            return self.installation.log.writer(topic, partition)
         except Corrupt as error:
             logger.error("the service goes on without logging to topic %s: %s", topic, error)
             return None
@@ -144,23 +153,39 @@ class Serve:
             self._say_unlogged(error)
 
     def _log_policies(self) -> None:
-        for view in self.engine.views():
-            if view.policy > self._logged_policy.get(view.model, 0):
+        if self._logged_policy is None:
+            self._logged_policy = self._take_policy()
+        logged = self._logged_policy
+        for view in self.engine.views() if logged is not None else ():
+            if logged is not None and view.policy > logged.get(view.model, 0):
                 try:
-                    self._log_policy(view.model)
+                    self._log_policy(view.model, logged)
                 except Error as error:  # a full disk, a file that is broken by now: answers go on
                     self._say_unlogged(error)
 
-    def _log_policy(self, model: str) -> None:
+    def _take_policy(self) -> dict[str, int] | None:
+        """Be the process that logs the policies' changes, if no other is; the last one logged of each model."""
+        now = self.installation.clock.monotonic()
+        if now < self._try_at:
+            return None
+        self._try_at = now + TAKE_S
+        try:
+            self._policy = self._writer("policy")
+        except Conflict:
+            return None
+        changes = (event for _, event in LenientReader(self.installation.log.reader("policy"), self.meter).events(0, 0))
+        return {change.model: change.version for change in changes if isinstance(change, PolicyChange)}
+
+    def _log_policy(self, model: str, logged: dict[str, int]) -> None:
         """Every change since the last one logged; a file edited by hand has no history, and speaks for itself."""
-        repository, logged = self.installation.repository, self._logged_policy.get(model, 0)
-        changes = [policy for policy in repository.history(model) if policy.version > logged]
+        repository = self.installation.repository
+        changes = [policy for policy in repository.history(model) if policy.version > logged.get(model, 0)]
         for policy in changes or [repository.policy(model)]:
             # Before it is rendered: TOML's escapes would put letters between a number and the gate of the log.
             told = msgspec.structs.replace(policy, who=pseudonym(policy.who), why=redact(policy.why))
             event = PolicyChange(model=model, version=policy.version, who=told.who, why=told.why, text=render(told))
             self._append(self._policy, model, event)
-            self._logged_policy[model] = policy.version
+            logged[model] = policy.version
 
     def _say_unlogged(self, error: Error) -> None:
         if not self._unlogged.value:
@@ -233,11 +258,11 @@ def import_history(installation: Installation, file: Path, topic: str, entries: 
     )
 
 
-async def run_role(file: Path, role: str) -> None:
-    """One role in this process, until SIGTERM or SIGINT."""
+async def run_role(file: Path, role: str, place: Place | None = None) -> None:
+    """One role in this process, until SIGTERM or SIGINT. `place`: of one of several that serve."""
     with Installation.open(file) as installation:
         if role == "serve":
-            await _run_serve(Serve(installation), installation)
+            await _run_serve(Serve(installation, place), installation)
         else:
             await _run_learn(Learn(installation), installation)
 
@@ -274,6 +299,12 @@ async def _until_asked(step: Callable[[], None], pause_s: Callable[[], float], c
 async def supervise(file: Path) -> None:
     """Every role of an installation as a process of its own, kept running until SIGTERM or SIGINT."""
     installation = Installation.open(file)
+    command = [sys.executable, "-m", "millstream", "up", "-c", str(file), "--role"]
+    learn, clock, meter = partial(Launch, [*command, "learn"]), SystemClock(), installation.meter("supervisor")
     with installation.alone():
-        command = [sys.executable, "-m", "millstream", "up", "-c", str(file), "--role"]
-        await Supervisor({role: [*command, role] for role in ("serve", "learn")}, SystemClock()).run()
+        if installation.settings.workers == 1:
+            serve = partial(Launch, [*command, "serve"])
+            return await Supervisor({"serve": serve, "learn": learn}, clock, meter=meter).run()
+        with Workers([*command, "serve"], installation.settings, installation.folder / "state" / "run") as workers:
+            roles = workers.roles | {"learn": learn}
+            return await workers.keep(Supervisor(roles, clock, workers.grace_s, meter), meter, clock)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,18 +14,30 @@ import msgspec
 
 from millstream.app.borders import Borders
 from millstream.app.house import House
+from millstream.app.place import Peers, Place
+from millstream.app.steering import Steering
 from millstream.clock import Clock
 from millstream.engine import Engine, EngineLimits
 from millstream.flows.predict import Predict
 from millstream.front import HttpLimits
+from millstream.front.access import AccessLog, AccessSettings
 from millstream.front.grpc import GrpcLimits
+from millstream.front.record import Observer, Sink
+from millstream.front.trace import Ids, Traces, TraceSettings
 from millstream.guard.auth import Keys
+from millstream.guard.tls import Tls, TlsSettings
 from millstream.machine import Gauges
 from millstream.meter import Meter
+from millstream.models import environment
+from millstream.models.apart import Programs
 from millstream.models.manifest import Manifest
 from millstream.models.model import load
+from millstream.models.recorded import Recorder, RecordSettings
 from millstream.models.repository import Repository
+from millstream.ops.memory import Watchdog
 from millstream.types import Shadow
+from millstream.watch.guard import Guards
+from millstream.watch.shadow import Comparisons
 
 if TYPE_CHECKING:  # serving models alone imports neither the log nor the compiler of feature rows
     from millstream.flows.collect import Collect
@@ -49,10 +62,24 @@ class ServeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         bool,
         msgspec.Meta(description="serve models that are programs (pickle, torch, keras, Python), each in its process"),
     ] = False
+    workers: Annotated[
+        int, msgspec.Meta(ge=1, le=256, description="processes that answer at the same ports; 1: no other process")
+    ] = 1
+    resident_bytes_max: Annotated[
+        int, msgspec.Meta(ge=0, description="memory of all processes together; 0: the control group's, else the RAM")
+    ] = 0
+    resident_share_max: Annotated[
+        float,
+        msgspec.Meta(gt=0, le=1, description="share of it above which the largest of several workers is replaced"),
+    ] = 0.85
     keys: Annotated[str, msgspec.Meta(description="keys file; empty: everybody may use the data plane")] = ""
+    tls: TlsSettings = TlsSettings()
+    access_log: AccessSettings = AccessSettings()
+    trace: TraceSettings = TraceSettings()
     http: HttpLimits = HttpLimits()
     grpc: GrpcLimits = GrpcLimits()
     engine: EngineLimits = EngineLimits()
+    record: RecordSettings = RecordSettings()
 
 
 class Service:
@@ -70,8 +97,11 @@ class Service:
         shadow: Callable[[Shadow], None] | None = None,
         on_load: Callable[[str, str], None] | None = None,
         on_first_answer: Callable[[str, str, int], None] | None = None,
+        place: Place | None = None,
     ) -> None:
         self.repository, self.settings, self.clock, self.meter = repository, settings, clock, meter
+        self._programs = Programs(meter, settings.engine.instances or 1) if settings.allow_code else None
+        comparisons = Comparisons(clock)
         self.engine = Engine(
             repository,
             clock,
@@ -81,11 +111,21 @@ class Service:
             shadow=shadow,
             on_load=on_load,
             on_first_answer=on_first_answer,
-            load=partial(load, device=settings.device),
+            load=partial(load, device=settings.device, programs=self._programs),
+            compare=comparisons,
+            furnish=partial(environment.furnish, repository) if settings.allow_code else None,
         )
-        self._keys = Keys.load(folder / settings.keys, clock) if settings.keys else None
-        self._gauges = Gauges(meter)
-        self._measuring: asyncio.Task[None] | None = None
+        self._steering = Steering(repository, self.engine, meter, comparisons)
+        self._guards = Guards(repository, meter, clock, self.engine.policies)
+        self._recorder = Recorder(repository, settings.record, clock, self.engine.submit)
+        processes = settings.workers if place else 1
+        self._keys = Keys.load(folder / settings.keys, clock, meter, processes) if settings.keys else None
+        self._tls = Tls(settings.tls, folder, clock, meter) if settings.tls.certificate else None
+        self._observer = _observer(settings, folder, clock, meter)
+        self._gauges = Gauges(meter, place.name if place else "serve", whole=place is None)
+        self._place = place
+        self._peers = Peers(place, self.engine, meter, clock) if place else None
+        self._measuring: list[asyncio.Task[None]] = []
 
     def furnish(
         self,
@@ -94,21 +134,35 @@ class Service:
         collect: Collect | None = None,
     ) -> None:
         """Make the Door and the borders in front of it; a process with a log also ranks and takes outcomes."""
-        predict = Predict(self.engine.submit, self.clock, served)
-        self.door = House(self.engine, predict, self.meter, self._keys, recommend, collect)
-        self.borders = Borders(self.door, self.meter, self.clock, self.settings.http, self.settings.grpc)
+        submit = self._recorder.submit if self.settings.record.share else self.engine.submit
+        predict = Predict(submit, self.clock, served)
+        self.door = House(self.engine, predict, self.meter, self._keys, self._steering, recommend, collect, self._peers)
+        of = self.settings
+        self.borders = Borders(self.door, self.meter, self.clock, of.http, of.grpc, self._tls, self._observer)
 
     async def load(self, sessions: Path | None = None) -> None:
         """Load and warm what the policies name, and go on with the sessions that the process before this one left."""
-        self._measuring = asyncio.ensure_future(self._gauges.keep(self.clock))
+        self._measuring = [asyncio.ensure_future(self._gauges.keep(self.clock))]
+        if self._place is None:
+            limits = self.settings.resident_bytes_max, self.settings.resident_share_max
+            watchdog = Watchdog(lambda: {"serve": os.getpid()}, self.clock, self.meter, *limits)
+            self._measuring.append(asyncio.ensure_future(watchdog.keep()))
         await self.engine.start()
+        self._measuring.append(asyncio.ensure_future(self._guards.keep()))
+        if self.settings.record.share:
+            self._measuring.append(asyncio.ensure_future(self._recorder.keep()))
         for view in self.engine.views():
             logger.info("%s: %s", view.model, view.live or "; ".join(view.problems.values()))
         if sessions is not None:
             self.engine.take_over(sessions)
 
     async def listen(self) -> int:
-        """Open the ports; the one of HTTP."""
+        """Open the ports, or share those of the place; the one of HTTP."""
+        if self._place is not None and self._peers is not None:
+            await self._peers.join()
+            port = await self.borders.share(*self._place.sockets())
+            self._peers.listens()
+            return port
         return await self.borders.start(self.settings.host, self.settings.http_port, self.settings.grpc_port)
 
     async def stop(self, sessions: Path | None = None) -> None:
@@ -121,5 +175,23 @@ class Service:
     async def close(self, sessions: Path | None = None) -> None:
         """Let go of what `load` made, where nothing was listened to or nothing is any more."""
         await self.engine.stop(sessions)
-        if self._measuring is not None:
-            self._measuring.cancel()
+        if self._programs is not None:
+            await asyncio.to_thread(self._programs.close)
+        for task in self._measuring:
+            task.cancel()
+        await asyncio.to_thread(self._guards.close)
+        await asyncio.to_thread(self._recorder.write)
+        if self._peers is not None:
+            self._peers.stop()
+
+
+def _observer(settings: ServeSettings, folder: Path, clock: Clock, meter: Meter) -> Observer | None:
+    """Who gets a record of each request; None where nobody wants one. Misconfigured, Missing."""
+    sinks: list[Sink] = []
+    if settings.trace.endpoint:
+        sinks.append(Traces(settings.trace, clock, meter, "https" if settings.tls.certificate else "http"))
+    if settings.access_log.file:
+        if not sinks:
+            sinks.append(Ids())
+        sinks.append(AccessLog(settings.access_log, folder, meter))  # the last: lines name their trace
+    return Observer(clock, sinks) if sinks else None

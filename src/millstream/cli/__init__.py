@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import msgspec
 
 from millstream import __version__
-from millstream.cli import log, models, serve, traffic
+from millstream.cli import backup, keys, log, models, serve, traffic
 from millstream.cli.verbs import Verbs
 from millstream.errors import Error
 
@@ -24,8 +24,11 @@ from millstream.errors import Error
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the command `millstream`."""
     args = parser().parse_args(argv)
+    args.line = sys.argv[1:] if argv is None else [*argv]
     level = logging.DEBUG if args.verbose else logging.INFO
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    who = f" {args.place.name}" if getattr(args, "place", None) else ""  # several processes share this stderr
+    format = f"%(asctime)s{who} %(name)s %(levelname)s %(message)s"
+    logging.basicConfig(level=level, stream=sys.stderr, format=format)
     try:
         result = args.run(args)
         built = msgspec.to_builtins(result)
@@ -59,6 +62,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=f"millstream {__version__}")
     made.set_defaults(json=False, verbose=False)
     verbs = Verbs(made)
-    for group in (serve, models, traffic, log):
+    for group in (serve, models, traffic, log, keys, backup):
         group.add(verbs)
     return made

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from millstream.cli.verbs import (
     Verbs,
     asyncio_run,
@@ -20,7 +22,7 @@ from millstream.cli.verbs import (
     positive,
     rows,
 )
-from millstream.errors import Missing
+from millstream.errors import Misconfigured, Missing
 
 
 def add(verbs: Verbs) -> None:
@@ -44,7 +46,11 @@ def _add_demo(verbs: Verbs) -> None:
 
 def _add_roles(verbs: Verbs) -> None:
     serve = verbs.add("serve", _serve, "serve a model folder or a single .onnx file over HTTP and gRPC")
-    serve.add_argument("path", type=Path, help="FILE.onnx, or a folder with NAME/VERSION/model.onnx")
+    serve.add_argument(
+        "path",
+        help="FILE.onnx, a folder with NAME/VERSION/model.onnx, FILE.zip of `models pack`, or one of these elsewhere: "
+        "s3://BUCKET/models, models:/NAME/VERSION of MLflow (fetched once, at the start)",
+    )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     serve.add_argument("--http-port", type=port, default=8000, help="0 picks a free one (default: 8000)")
     serve.add_argument("--grpc-port", type=port, default=-1, help="0 picks a free one (default: the one after HTTP's)")
@@ -72,14 +78,42 @@ def _add_roles(verbs: Verbs) -> None:
         "--p99-ms", type=positive, metavar="MS", help="the goal that the batcher pursues (default: none)"
     )
     serve.add_argument(
+        "--memory-mb",
+        type=positive,
+        metavar="MB",
+        help="of all models; over it the one asked least recently is unloaded",
+    )
+    serve.add_argument(
         "--device", default="cpu", help="cpu, cuda:0 or tensorrt:0, for models that do not say themselves"
     )
     serve.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="serve models that are programs too (pickle, torch, keras, Python), each in its own process",
+    )
+    serve.add_argument("--tls-cert", metavar="FILE", help="speak TLS with this certificate (PEM), also when it changes")
+    serve.add_argument("--tls-key", metavar="FILE", help="its private key (default: in the same file)")
+    serve.add_argument("--tls-client-ca", metavar="FILE", help="clients must show a certificate that this one signed")
+    serve.add_argument("--keys", metavar="FILE", help="let in who has one of these keys; see `keys`")
+    serve.add_argument("--access-log", metavar="FILE", help="a line of JSON for every request; -: to stdout")
+    serve.add_argument("--trace", metavar="URL", help="send traces to this collector (OTLP over HTTP)")
+    serve.add_argument(
         "--sessions", type=Path, metavar="FILE", help="hand open sessions over to the next start in FILE"
+    )
+    serve.add_argument(
+        "--workers", type=instances, metavar="N", help="processes that answer at the same ports (default: 1)"
+    )
+    serve.add_argument(
+        "--resident-mb",
+        type=positive,
+        metavar="MB",
+        help="of all processes; near it the largest of several workers is replaced (default: what the machine allows)",
     )
     up = verbs.add("up", _up, "run every role of an installation, supervised")
     up.add_argument("--role", choices=("serve", "learn"), help="run one role alone, in this process")
     train = verbs.add("train", _train, "fold the examples of the log into a new version")
+    for one in (serve, up):
+        one.add_argument("--place", type=_place, help=argparse.SUPPRESS)  # what a supervisor tells its workers
     for one in (up, train):
         one.add_argument("-c", "--config", type=Path, required=True, help="millstream.toml of the installation")
 
@@ -109,7 +143,11 @@ def _add_capacity(verbs: Verbs) -> None:
 def _serve(args: argparse.Namespace) -> None:
     from millstream.app.plain import serve_path
     from millstream.app.service import ServeSettings
+    from millstream.app.workers import serve_workers
     from millstream.engine import EngineLimits
+    from millstream.front.access import AccessSettings
+    from millstream.front.trace import TraceSettings
+    from millstream.guard.tls import TlsSettings
 
     batching = _said(
         rows_max=args.max_batch_size,
@@ -117,12 +155,29 @@ def _serve(args: argparse.Namespace) -> None:
         instances=args.instances,
         timeout_ms=args.timeout,
         p99_ms=args.p99_ms,
+        memory_bytes_max=None if args.memory_mb is None else int(args.memory_mb * 2**20),
     )
     settings = ServeSettings(
         engine=EngineLimits(**batching),
+        allow_code=args.allow_code,
         **_said(host=args.host, http_port=args.http_port, grpc_port=args.grpc_port, device=args.device),
+        **_said(workers=args.workers, keys=args.keys),
+        resident_bytes_max=int((args.resident_mb or 0) * 1e6),
+        tls=TlsSettings(**_said(certificate=args.tls_cert, key=args.tls_key, client_ca=args.tls_client_ca)),
+        access_log=AccessSettings(**_said(file=args.access_log)),
+        trace=TraceSettings(**_said(endpoint=args.trace)),
     )
-    asyncio_run(serve_path(args.path, settings, args.sessions))
+    if settings.workers > 1 and args.place is None:
+        if args.sessions is not None:
+            raise Misconfigured("--sessions hands sessions over to one process: leave it out, or serve with one worker")
+        return asyncio_run(serve_workers(args.path, settings, args.line))
+    return asyncio_run(serve_path(args.path, settings, args.sessions, args.place))
+
+
+def _place(text: str) -> object:
+    from millstream.app.place import Place
+
+    return msgspec.json.decode(text, type=Place)
 
 
 def _said(**options: Any) -> dict[str, Any]:
@@ -133,7 +188,7 @@ def _said(**options: Any) -> dict[str, Any]:
 def _up(args: argparse.Namespace) -> None:
     from millstream.app import roles
 
-    asyncio_run(roles.run_role(args.config, args.role) if args.role else roles.supervise(args.config))
+    asyncio_run(roles.run_role(args.config, args.role, args.place) if args.role else roles.supervise(args.config))
 
 
 def _demo(args: argparse.Namespace) -> None:

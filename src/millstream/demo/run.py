@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -33,7 +34,7 @@ from millstream.errors import Misconfigured
 from millstream.learn.history import Field, import_entities, import_outcomes
 from millstream.learn.quality import auc
 from millstream.meter import Meter
-from millstream.ops import Supervisor
+from millstream.ops import Launch, Supervisor
 from millstream.stream import Log, decode
 from millstream.stream.audit import Audit, audit, read_ledger
 from millstream.types import Shadow
@@ -77,7 +78,8 @@ class Demo:
         self._history, future = data.shown[:split], data.shown[split:]
         self.replay = Replay(future, self.ledger, "127.0.0.1", port, self.clock, rate)
         command = [sys.executable, "-m", "millstream", "up", "-c", str(self.file), "--role"]
-        self.supervisor = Supervisor({role: [*command, role] for role in ("serve", "learn")}, self.clock)
+        roles = {role: partial(Launch, [*command, role]) for role in ("serve", "learn")}
+        self.supervisor = Supervisor(roles, self.clock)
         self._frozen = _Frozen(Log(folder / "log", self.clock))
         self._audit: Audit | None = None
         self._mark = b""

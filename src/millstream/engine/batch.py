@@ -50,13 +50,15 @@ class Answer(asyncio.Future[Output]):
 
 
 class Copy:
-    """A request that a shadow version computes again; nobody waits for it."""
+    """A request that a shadow version computes again; nobody waits for it. `live`: what was answered;
+    `differs`: whether the shadow says otherwise, None: not compared."""
 
-    __slots__ = ("kind", "request", "session")
+    __slots__ = ("differs", "kind", "live", "request", "session")
 
-    def __init__(self, request: Request, kind: Kind) -> None:
-        self.request, self.kind = request, kind
+    def __init__(self, request: Request, kind: Kind, live: Output | None = None) -> None:
+        self.request, self.kind, self.live = request, kind, live
         self.session: Session | None = None
+        self.differs: bool | None = None
 
 
 ItemT = TypeVar("ItemT", Answer, Copy)

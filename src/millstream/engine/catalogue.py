@@ -7,6 +7,7 @@ from millstream.engine.lane import Lane
 from millstream.engine.route import Route
 from millstream.engine.session import Sessions
 from millstream.engine.watch import ModelView, Served, Watch
+from millstream.models.policy import Policy
 from millstream.types import Config, Description, Listed, Statistics, Turn
 
 
@@ -20,15 +21,18 @@ class Catalogue:
 
     def models(self) -> tuple[str, ...]:
         """Models that answer."""
-        return tuple(sorted(name for name, served in self._served.items() if served.route))
+        return tuple(sorted(name for name, served in self._served.items() if served.route or served.asleep))
 
     def ready(self) -> bool:
         """Whether every model of the repository that was not unloaded answers, and at least one does."""
         wanted = [served for served in self._served.values() if not served.unloaded]
-        return bool(wanted) and all(served.route for served in wanted) and not self._sessions.closing
+        return bool(wanted) and all(served.route or served.asleep for served in wanted) and not self._sessions.closing
 
     def describe(self, model: str, version: str = "") -> Description:
         """Inputs and outputs of a model's live version, or of `version`; NotFound says what there is."""
+        served = self._served.get(model)
+        if served is not None and version in served.asleep:
+            return served.asleep[version]
         route = self._route(model)
         known = route.described.get(version)
         if known is None:
@@ -88,6 +92,10 @@ class Catalogue:
         """The state of every model, problems included."""
         return [served.view() for _, served in sorted(self._served.items())]
 
+    def policies(self) -> dict[str, Policy]:
+        """The policy that each model that answers follows now."""
+        return {name: served.route.policy for name, served in self._served.items() if served.route}
+
     def not_here(self, model: str) -> errors.Error:
         """Why a model does not answer now."""
         if self._closing:
@@ -97,6 +105,8 @@ class Catalogue:
             return errors.NotFound(f"no model {model[:80]!r} here; there are: {', '.join(self.models()) or 'none yet'}")
         if served.unloaded:
             return errors.NotFound(f"{model} was unloaded here; load it again")
+        if served.asleep:
+            return errors.Busy(f"{model} gave way to others; its next inference request loads it again")
         if served.loading:
             return errors.Busy(f"{model} is still loading; try again")
         why = "; ".join(served.problems().values())

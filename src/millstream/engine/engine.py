@@ -17,10 +17,12 @@ sessions on, copy to shadows; 4 step again if any wait.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +33,7 @@ from millstream import errors
 from millstream.clock import Clock, Timer
 from millstream.engine import handover
 from millstream.engine.batch import Answer, Batch
+from millstream.engine.budget import Budget, taken
 from millstream.engine.cache import key_of
 from millstream.engine.catalogue import Catalogue
 from millstream.engine.deadline import Deadlines
@@ -38,14 +41,16 @@ from millstream.engine.lane import Lane
 from millstream.engine.queue import NOBODY_HURRIES, Queue
 from millstream.engine.route import Arm
 from millstream.engine.session import Sessions, only
-from millstream.engine.shadow import Shadows
-from millstream.engine.warm import warm
-from millstream.engine.watch import Watch
+from millstream.engine.shadow import Compare, Shadows
+from millstream.engine.warm import try_recorded, warm
+from millstream.engine.watch import Served, Watch
 from millstream.engine.worker import Stepped, Workers, execute
 from millstream.machine import Gpus
 from millstream.meter import Meter
+from millstream.models import recorded
+from millstream.models.chain import Chain
 from millstream.models.manifest import Batching, BatchLimits, Manifest
-from millstream.models.model import Model, load
+from millstream.models.model import Closing, Model, load
 from millstream.models.repository import Repository
 from millstream.types import Array, Delta, Output, Request, Shadow
 
@@ -69,6 +74,14 @@ class EngineLimits(BatchLimits, frozen=True, forbid_unknown_fields=True):
     inline_us_max: Annotated[
         int, msgspec.Meta(ge=0, le=10_000, description="models with quicker batches run on the loop, microseconds")
     ] = 150
+    memory_bytes_max: Annotated[
+        int,
+        msgspec.Meta(
+            ge=0,
+            description="memory of all loaded versions; over it the model asked least recently is unloaded until it is "
+            "asked again; 0: no bound",
+        ),
+    ] = 0
     poll_s: Annotated[
         float, msgspec.Meta(ge=0.001, le=60, description="between two looks at policies and versions, seconds")
     ] = 0.2
@@ -85,11 +98,13 @@ class EngineLimits(BatchLimits, frozen=True, forbid_unknown_fields=True):
 class Engine(Catalogue):
     """Serves every model of a repository. Use from one event loop, between `start` and `stop`.
 
-    `admit(model, manifest)` refuses a version by raising. `shadow` gets what a shadow version answered.
+    `admit(model, manifest)` refuses a version by raising. `shadow` gets what a shadow version answered, `compare` what
+    both versions did (see shadow.py; it runs in the shadows' thread).
     `on_load(model, version)` comes before a version's first request: the moment to apply the deltas it has missed.
     `on_first_answer(model, version, sequence)` follows the first answer computed after a delta (the last, when several
-    were applied in between). `load` makes a version from its files. `admit` and `load` run in the loader's thread, the
-    others on the loop.
+    were applied in between). `load` makes a version from its files; what it needs from elsewhere, however long
+    that takes, `furnish(model, version)` gets first. `admit` and `load` run in the loader's thread, the others on the
+    loop.
     """
 
     def __init__(
@@ -103,10 +118,12 @@ class Engine(Catalogue):
         on_load: Callable[[str, str], None] | None = None,
         on_first_answer: Callable[[str, str, int], None] | None = None,
         load: Callable[[Repository, str, str], Model] = load,
+        compare: Compare | None = None,
+        furnish: Callable[[str, str], Awaitable[None]] | None = None,
     ) -> None:
         self._repository, self._clock = repository, clock
         self._limits = limits or EngineLimits()
-        self._admit, self._shadow = admit, shadow
+        self._admit, self._shadow, self._compare = admit, shadow, compare
         self._on_first_answer, self._load_model = on_first_answer, load
         self._inline_s = self._limits.inline_us_max / 1e6
         self._ready: deque[Lane] = deque()
@@ -122,13 +139,14 @@ class Engine(Catalogue):
         self._workers: dict[Lane, Workers[Answer]] = {}
         self._retired: set[Lane] = set()
         self._sessions = Sessions(self._queue, self._freed)
-        self._watch = Watch(repository, meter, self._prepare, self, on_load)
+        self._budget = Budget(self._limits.memory_bytes_max)
+        self._watch = Watch(repository, meter, self._prepare, self, on_load, self._budget, furnish)
         self._served = self._watch.served
 
     async def start(self) -> None:
         """Load and warm what the policies name, then watch. A bad model stops no other: see `ready` and `views`."""
         self._loop = asyncio.get_running_loop()
-        self._shadows = Shadows(self._loop, self._now, self._shadow, self._shadowed)
+        self._shadows = Shadows(self._loop, self._now, self._shadow, self._shadowed, self._compare)
         await self.refresh()
         self._watching = asyncio.create_task(self._keep_watching())
 
@@ -164,6 +182,9 @@ class Engine(Catalogue):
         self._shadows.stop()
         for join in (*[workers.join for workers in self._workers.values()], self._shadows.join):
             await self._loop.run_in_executor(None, join)
+        for loaded in [lane.loaded for lane in self._workers]:
+            if isinstance(loaded, Closing):
+                await self._loop.run_in_executor(None, loaded.close)
 
     def take_over(self, path: Path) -> int:
         """Go on with the sessions that a process before this one wrote at its end; how many. Those whose version does
@@ -181,8 +202,48 @@ class Engine(Catalogue):
         """
         if request.turn is not None:
             return self._submit_step(request)
+        if self._closing:
+            raise self.not_here(request.model)
+        return self._take(request)
+
+    def ask(self, chain: str, request: Request) -> concurrent.futures.Future[Output]:
+        """`submit` for the threads of a chain, also while a stop waits for what is under way. Cancelling what it gives
+        gives the request up."""
+        done: concurrent.futures.Future[Output] = concurrent.futures.Future()
+
+        def begin() -> None:
+            try:
+                self._check_part(chain, request.model)
+                answer = self._take(request)
+            except Exception as error:
+                if done.set_running_or_notify_cancel():
+                    done.set_exception(error)
+                return
+            done.add_done_callback(lambda _: done.cancelled() and self._loop.call_soon_threadsafe(answer.cancel))
+            answer.add_done_callback(lambda _: _pass_on(answer, done))
+
+        self._loop.call_soon_threadsafe(begin)
+        return done
+
+    def _check_part(self, chain: str, part: str) -> None:
+        """Refuse a chain that would wait for itself: Misconfigured. All its threads would, for ever."""
+        seen, look = {part}, [part]
+        while look:
+            at = look.pop()
+            if at == chain:
+                raise errors.Misconfigured(f"chain {chain} asks {part}, which asks {chain} again: it would never end")
+            served = self._served.get(at)
+            loaded = served.route.live.lane.loaded if served and served.route else None
+            if isinstance(loaded, Chain):
+                look += loaded.asked - seen
+                seen |= loaded.asked
+
+    def _take(self, request: Request) -> asyncio.Future[Output]:
+        """Route, check, let wait."""
         served = self._served.get(request.model)
-        if served is None or served.route is None or self._closing:
+        if served is None or served.route is None:
+            if served is not None and served.asleep:
+                return self._wake_for(served, request)
             raise self.not_here(request.model)
         route = served.route
         arm = route.live if route.plain and not request.version else route.choose(request)
@@ -198,7 +259,7 @@ class Engine(Catalogue):
             or lane.goal
             or len(lane.queues) > KINDS_MAX
         ):
-            self._admit_rows(lane, request)
+            self._admit_rows(arm, request)
         answer = Answer(loop=self._loop)
         answer.request, answer.arm, answer.kind, answer.at = request, arm, kind, self._now()
         answer.order, answer.session, answer.key = NOBODY_HURRIES, None, key
@@ -223,6 +284,8 @@ class Engine(Catalogue):
         now = self._now()
         session = self._sessions.find(request)
         served = self._served.get(request.model)
+        if session is None and served is not None and served.asleep and not self._closing:
+            return self._wake_for(served, request)
         if self._closing or (session is None and (served is None or served.route is None)):
             raise self.not_here(request.model)
         if session is not None:
@@ -238,7 +301,7 @@ class Engine(Catalogue):
                 request = replace(request, key=request.turn.id)
             arm = served.route.choose(request)
         kind = arm.lane.check(request)
-        self._admit_rows(arm.lane, request)
+        self._admit_rows(arm, request)
         session = session or self._sessions.begin(request, arm, now)
         answer = Answer(loop=self._loop)
         answer.request, answer.arm, answer.kind, answer.at = request, arm, kind, now
@@ -246,6 +309,20 @@ class Engine(Catalogue):
         self._hurry(answer)
         self._sessions.step(session, answer, now)
         return answer
+
+    def _wake_for(self, served: Served, request: Request) -> asyncio.Future[Output]:
+        """A request for a model that gave way to others: it is loaded, and the request waits for that. Overloaded."""
+        if served.callers >= self._limits.queue_rows_max:
+            raise errors.Overloaded(f"{served.name}: {served.callers} requests wait for it to be loaded; try again")
+        return asyncio.ensure_future(self._woken(served, request))
+
+    async def _woken(self, served: Served, request: Request) -> Output:
+        served.callers += 1
+        try:
+            await self._watch.wake(served)
+        finally:
+            served.callers -= 1
+        return await (self._take(request) if request.turn is None else self._submit_step(request))
 
     def _queue(self, answer: Answer) -> None:
         """Let a request wait in its lane."""
@@ -354,7 +431,7 @@ class Engine(Catalogue):
         """Give every caller its rows."""
         lane, started, name, ran = batch.lane, batch.started, batch.name, batch.ran
         numbers, goal = lane.numbers, lane.goal
-        observe = numbers.queue.observe
+        observe, observe_whole = numbers.queue.observe, numbers.answer.observe
         ended = started + batch.wall
         answered = gone = 0
         queued = total = 0.0
@@ -364,11 +441,14 @@ class Engine(Catalogue):
             queued += waited
             total += ended - answer.at
             observe(waited)
+            observe_whole(ended - answer.at)
             if answer.done():  # given up, or late, while it was computed
                 gone += 1
             if not isinstance(result, dict):
                 if getattr(result, "status", 500) >= 500:
                     numbers.failures.add()
+                    if arm.watched is not None and not answer.done():
+                        arm.watched.failed()
                 self._failed(lane, result)
                 if not answer.done():
                     answer.set_exception(result)
@@ -378,6 +458,8 @@ class Engine(Catalogue):
                     self._sessions.done(answer, None, ended)
                 continue
             answered += 1
+            if arm.watched is not None and (not answer.done() or answer.cancelled()):  # else it was late, and counted
+                arm.watched.answered(ended - answer.at, result)
             if goal is not None:
                 goal.answered(ended - answer.at)
             if answer.session is None and answer.done():
@@ -393,7 +475,7 @@ class Engine(Catalogue):
             if answer.key and lane.cache is not None:
                 lane.cache.put(name, answer.key, output.outputs, ended)
             if arm.shadows and answer.session is None and not self._closing:
-                self._shadows.copy(request, arm.shadows)
+                self._shadows.copy(request, output, arm.shadows)
         numbers.requests.add(len(batch.items) - gone)
         self._account(batch, answered, queued, total)
         lane.ran(ran.rows, batch.wall)
@@ -411,6 +493,8 @@ class Engine(Catalogue):
         numbers.rows.add(ran.rows)
         numbers.batches.add()
         numbers.compute.observe(batch.wall)
+        numbers.join.observe(ran.copy_s)
+        numbers.split.observe(ran.split_s)
         if ran.padding:
             numbers.padding.add(ran.padding * ran.rows)
         tally.ran(ran)
@@ -427,8 +511,8 @@ class Engine(Catalogue):
         lane.fastest = min(lane.fastest, batch.wall)
 
     def _failed(self, lane: Lane, error: Exception) -> None:
-        """Remember, and log once, what is not a caller's mistake."""
-        if isinstance(error, errors.Error) and error.status < 500:
+        """Remember, and log once, what is not a caller's mistake; of a lost process its keeper has told more."""
+        if isinstance(error, errors.Error) and (error.status < 500 or isinstance(error, errors.Lost)):
             return
         if str(error) != lane.last_error:
             lane.last_error = str(error)
@@ -448,21 +532,22 @@ class Engine(Catalogue):
             raise errors.NotFound(f"delta {delta.sequence}: {delta.model} {delta.base} is not loaded here")
         return lane.accept(delta)
 
-    def _admit_rows(self, lane: Lane, request: Request) -> None:
+    def _admit_rows(self, arm: Arm, request: Request) -> None:
         """Refuse a request that would wait over a bound: TooLarge, Overloaded."""
+        lane = arm.lane
         bound = lane.batching.queue_rows_max
         if request.rows > bound:
             raise errors.TooLarge(
                 f"{lane.label}: {request.rows} rows in one request, at most {bound} are taken; split it"
             )
         if lane.rows_waiting + lane.steps_waiting + request.rows > bound or len(lane.queues) > KINDS_MAX:
-            lane.numbers.refused.add()
+            arm.refused()
             raise errors.Overloaded(
                 f"{lane.label}: {lane.rows_waiting + lane.steps_waiting} rows wait already, at most {bound} may, of at "
                 f"most {KINDS_MAX} sizes; try again"
             )
         if lane.goal is not None and not lane.goal.takes(*lane.ahead(request.rows)):
-            lane.numbers.refused.add()
+            arm.refused()
             raise errors.Overloaded(
                 f"{lane.label}: {lane.rows_waiting} rows wait already; another would miss the goal of "
                 f"{lane.batching.p99_ms:g} ms; try again"
@@ -473,11 +558,29 @@ class Engine(Catalogue):
         manifest = self._repository.manifest(model, version)
         if self._admit:
             self._admit(model, manifest)
-        before = self._gpus.used()  # versions load one at a time, so what is taken meanwhile is nearly all of this one
+        weight = sum(size for _, _, size in self._repository.stamp(model, version))
+        self._watch.make_room(model, weight)
+        # Versions load one at a time, so what is taken meanwhile is nearly all of this one.
+        memory, before = taken(), self._gpus.used()
         loaded = self._load_model(self._repository, model, version)
-        lane = Lane(model, version, manifest, loaded, self._limits.over(manifest.batching), self._cores)
-        warm(lane)
-        lane.inline = self._quick(lane.cost)
+        try:
+            if isinstance(loaded, Chain):
+                loaded.attach(partial(self.ask, model))
+            instances = getattr(loaded, "instances", self._cores)
+            lane = Lane(model, version, manifest, loaded, self._limits.over(manifest.batching), instances)
+            warm(lane)
+            served = self._served.get(model)
+            answers = served is not None and served.route is not None
+            try_recorded(lane, recorded.read(self._repository, model), refuse=answers)
+            lane.memory_bytes = max(weight, taken(("self", *getattr(loaded, "pids", list)())) - memory)
+            self._budget.check(lane.label, lane.memory_bytes)
+            if self._closing:
+                raise errors.Busy(f"{lane.label}: this process is stopping")
+        except BaseException:
+            if isinstance(loaded, Closing):
+                loaded.close()
+            raise
+        lane.inline = self._quick(lane, lane.cost)
         lane.device_bytes = max(0.0, self._gpus.used() - before)
         return lane
 
@@ -486,6 +589,8 @@ class Engine(Catalogue):
     def begin(self, lane: Lane) -> None:
         """A version was loaded: give it its threads."""
         lane.numbers.device.set(lane.device_bytes)
+        lane.numbers.memory.set(lane.memory_bytes)
+        lane.loaded_s = self._clock.now()
         name = f"millstream-{lane.label}"
         self._workers[lane] = Workers(lane.instances, name, self._loop, self._now, self._finished)
 
@@ -508,6 +613,9 @@ class Engine(Catalogue):
             self._retired.discard(lane)
             self._workers.pop(lane).stop()
             lane.numbers.waiting.set(0)
+            lane.numbers.memory.set(0)
+            if isinstance(lane.loaded, Closing):
+                self._loop.run_in_executor(None, lane.loaded.close)
 
     # Time passing.
 
@@ -534,14 +642,25 @@ class Engine(Catalogue):
         for lanes in (self._retired, *(served.lanes.values() for served in self._served.values())):
             for lane in lanes:
                 wall = 0.0 if lane.fastest == float("inf") else lane.fastest
-                lane.inline = self._quick(max(lane.cost, wall))
+                lane.inline = self._quick(lane, max(lane.cost, wall))
                 lane.fastest = float("inf")
                 lane.numbers.waiting.set(lane.rows_waiting)
                 if lane.goal is not None:
                     lane.goal.correct()
 
-    def _quick(self, seconds: float) -> bool:
-        return seconds <= self._inline_s and self._inline_s > 0
+    def _quick(self, lane: Lane, seconds: float) -> bool:
+        return seconds <= self._inline_s and self._inline_s > 0 and not lane.off_loop
+
+
+def _pass_on(answer: asyncio.Future[Output], done: concurrent.futures.Future[Output]) -> None:
+    if not done.set_running_or_notify_cancel():
+        return
+    if answer.cancelled():
+        done.set_exception(errors.Busy("the request was given up"))
+    elif (error := answer.exception()) is not None:
+        done.set_exception(error)
+    else:
+        done.set_result(answer.result())
 
 
 def _cores() -> int:

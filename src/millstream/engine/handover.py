@@ -27,6 +27,10 @@ from millstream.types import Array, Output, Turn
 log = logging.getLogger(__name__)
 
 
+FORMAT = 2
+"""1 was a bare list of sessions."""
+
+
 class _Tensor(msgspec.Struct):
     dtype: str
     shape: tuple[int, ...]
@@ -47,6 +51,15 @@ class _Handed(msgspec.Struct, kw_only=True):
     state: dict[str, _Tensor] = {}
 
 
+class _HandOver(msgspec.Struct):
+    format: int
+    sessions: list[_Handed]
+
+
+class _AnyHandOver(msgspec.Struct):
+    format: int
+
+
 def write(path: Path, sessions: Sessions) -> None:
     """Write every open session; none: no file. A disk that cannot take it loses the sessions, which is said."""
     handed = [_handed(session) for session in sessions]
@@ -56,7 +69,7 @@ def write(path: Path, sessions: Sessions) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # it holds tokens
-            file.write(msgspec.msgpack.encode(handed))
+            file.write(msgspec.msgpack.encode(_HandOver(FORMAT, handed)))
             file.flush()
             os.fsync(file.fileno())
         aside.rename(path)
@@ -71,14 +84,14 @@ def write(path: Path, sessions: Sessions) -> None:
 def read(path: Path, sessions: Sessions, lane: Callable[[str, str], Lane], now: float) -> int:
     """Open the sessions of a file again; how many."""
     try:
-        found = msgspec.msgpack.decode(path.read_bytes(), type=list[_Handed])
+        found = _handed_over(path)
     except FileNotFoundError:
         return 0
     except OSError as error:
         raise errors.Misconfigured(
             f"{path}: {error.strerror}; name a file that sessions may be handed over in"
         ) from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, errors.Later) as error:
         log.error("%s: the sessions in it are lost: %s", path, error)
         path.rename(path.with_suffix(".unreadable"))
         return 0
@@ -92,6 +105,15 @@ def read(path: Path, sessions: Sessions, lane: Callable[[str, str], Lane], now: 
             log.warning("session %s of %s is lost: %s", handed.key[2], handed.key[0], error)
     log.info("%d of %d sessions go on from %s", taken, len(found), path)
     return taken
+
+
+def _handed_over(path: Path) -> list[_Handed]:
+    said = msgspec.msgpack.decode(data := path.read_bytes(), type=_AnyHandOver | list[msgspec.Raw])
+    if isinstance(said, list):
+        return msgspec.msgpack.decode(data, type=list[_Handed])
+    if said.format > FORMAT:
+        raise errors.Later(path, said.format, FORMAT)
+    return msgspec.msgpack.decode(data, type=_HandOver).sessions
 
 
 def _handed(session: Session) -> _Handed:

@@ -68,6 +68,7 @@ class Lane:
         self.shared = length is not None and len(length.buckets) > 1 and self.instances > 1
         self.pace = Pace()
         self.goal = Goal(batching.p99_ms / 1e3, self.instances, self.pace) if batching.p99_ms else None
+        self.off_loop = getattr(loaded, "off_loop", False)
         self.cache = Cache(manifest.cache) if manifest.cache is not None else None
         sessions = manifest.sessions
         self.slots = loaded.slots(sessions.slots) if isinstance(loaded, Stateful) else None
@@ -88,6 +89,8 @@ class Lane:
         self.fastest = float("inf")  # wall seconds of the quickest batch since the last decision
         self.inline = False
         self.last_error = ""
+        self.loaded_s = 0.0  # unix seconds
+        self.memory_bytes = 0.0  # taken by loading and warming it, in its own processes too
         self.device_bytes = 0.0  # taken on GPUs by loading and warming it
         self.tally = Tally()
         self.held: list[Delta] = []  # deltas that wait for running batches to end

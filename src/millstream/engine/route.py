@@ -13,30 +13,52 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from itertools import accumulate
 
 from millstream.engine.lane import Lane
+from millstream.engine.tally import Watched
 from millstream.errors import NotFound
 from millstream.models.policy import Policy
 from millstream.types import Description, Request
 
 
 class Arm:
-    """A lane with the name and policy number that its answers carry, and the lanes that shadow it."""
+    """A lane with the name and policy number that its answers carry, the lanes that shadow it, and where its share of a
+    guarded canary is counted."""
 
-    __slots__ = ("lane", "name", "policy", "shadows")
+    __slots__ = ("lane", "name", "policy", "shadows", "watched")
 
-    def __init__(self, lane: Lane, name: str, policy: int, shadows: tuple[Lane, ...] = ()) -> None:
-        self.lane, self.name, self.policy, self.shadows = lane, name, policy, shadows
+    def __init__(
+        self, lane: Lane, name: str, policy: int, shadows: tuple[Lane, ...] = (), watched: Watched | None = None
+    ) -> None:
+        self.lane, self.name, self.policy, self.shadows, self.watched = lane, name, policy, shadows, watched
+
+    def refused(self) -> None:
+        """A request found no room."""
+        self.lane.numbers.refused.add()
+        if self.watched is not None:
+            self.watched.failed()
+
+    def late(self) -> None:
+        """A request's time was over."""
+        self.lane.numbers.late.add()
+        if self.watched is not None:
+            self.watched.failed()
 
 
 class Route:
     """`live` answers what nothing else claims; `plain` says that it answers everything. The policy's live version must
-    be in `lanes`."""
+    be in `lanes`. `watch(lane, arm)` is asked where to count the two arms of a guarded canary."""
 
-    def __init__(self, model: str, policy: Policy, lanes: Mapping[str, Lane]) -> None:
+    def __init__(
+        self,
+        model: str,
+        policy: Policy,
+        lanes: Mapping[str, Lane],
+        watch: Callable[[Lane, str], Watched] | None = None,
+    ) -> None:
         self.policy = policy
         self.described: dict[str, Description] = {}  # by the version asked for; the same object until the route changes
         self._model = model
@@ -50,9 +72,13 @@ class Route:
         ]
         shadows = tuple(lanes[v] for v in policy.shadow if v in lanes and v != policy.live)
 
+        tried = policy.canary.version if policy.canary and policy.canary.guard else ""
+        counted = {policy.live: "live", tried: "canary"} if tried in lanes and tried not in self.unlike else {}
+
         def arm(version: str, name: str) -> Arm:
             lane = lanes[version]
-            return Arm(lane, name, policy.version, tuple(shadow for shadow in shadows if shadow is not lane))
+            watched = watch(lane, counted[version]) if watch and version in counted else None
+            return Arm(lane, name, policy.version, tuple(one for one in shadows if one is not lane), watched)
 
         self.live = arm(policy.live, "live")
         self._explicit = {version: Arm(lane, "explicit", policy.version) for version, lane in lanes.items()}

@@ -3,6 +3,7 @@
 Rules of the room:
 - One thread for all shadows, behind everything that somebody waits for; what does not fit is dropped and counted.
 - A caller's answer never waits for a copy of it. Steps of sessions are not copied: a shadow has not their state.
+- Both answers are compared in the shadows' thread: what that costs slows shadows, so that copies are dropped.
 """
 
 from __future__ import annotations
@@ -11,15 +12,34 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+import msgspec
+
 from millstream import errors
 from millstream.engine.batch import Batch, Copy
 from millstream.engine.lane import Lane
 from millstream.engine.worker import Workers
-from millstream.types import Array, Request, Shadow
+from millstream.types import Array, Output, Ran, Request, Shadow
+
+
+class Pair(msgspec.Struct):
+    """A request, what was answered to it, and what a shadow version made of it: `outputs` and the call that it was
+    `ran` in, or `why` there are none."""
+
+    request: Request
+    live: Output
+    version: str
+    outputs: dict[str, Array] | None = None
+    ran: Ran | None = None
+    why: str = ""
+
+
+Compare = Callable[[Pair], bool | None]
+"""Told of every pair in the shadows' thread, and on the loop of copies that could not even be tried. Gives whether the
+answers differ; None: not compared."""
 
 
 class Shadows:
-    """`tell` gets what a shadow answered; `ended(lane)` follows every batch of copies."""
+    """`tell` gets what a shadow answered, `compare` both answers; `ended(lane)` follows every batch of copies."""
 
     def __init__(
         self,
@@ -27,14 +47,15 @@ class Shadows:
         now: Callable[[], float],
         tell: Callable[[Shadow], None] | None,
         ended: Callable[[Lane], None],
+        compare: Compare | None = None,
     ) -> None:
-        self._loop, self._tell, self._ended = loop, tell, ended
+        self._loop, self._tell, self._ended, self._compare = loop, tell, ended, compare
         self._lanes: deque[Lane] = deque()
-        self._worker: Workers[Copy] = Workers(1, "millstream-shadow", loop, now, self._done)
+        self._worker: Workers[Copy] = Workers(1, "millstream-shadow", loop, now, self._done, self._look)
         self.running = False
         self.stop, self.join = self._worker.stop, self._worker.join
 
-    def copy(self, request: Request, shadows: tuple[Lane, ...]) -> None:
+    def copy(self, request: Request, live: Output, shadows: tuple[Lane, ...]) -> None:
         """Have these versions compute an answered request again, some time."""
         for lane in shadows:
             if lane.copy_rows + request.rows > lane.batching.queue_rows_max:
@@ -42,12 +63,14 @@ class Shadows:
                 continue
             try:
                 kind = lane.check(request)
-            except errors.Error:  # the shadow takes other inputs than the version that answered
+            except errors.Error as error:  # the shadow takes other inputs than the version that answered
                 lane.numbers.lost.add()
+                if self._compare is not None:
+                    self._compare(Pair(request, live, lane.name, why=str(error)))
                 continue
             if not lane.copies:
                 self._lanes.append(lane)
-            lane.copies.append(Copy(request, kind))
+            lane.copies.append(Copy(request, kind, live if self._compare is not None else None))
             lane.copy_rows += request.rows
 
     def start(self) -> None:
@@ -72,11 +95,27 @@ class Shadows:
             lane.copies.clear()
         self._lanes.clear()
 
+    def _look(self, batch: Batch[Copy]) -> None:
+        """Compare what was answered with what a shadow says; in the shadows' thread."""
+        if self._compare is None:
+            return
+        for copy, result in zip(batch.items, batch.results, strict=True):
+            assert copy.live is not None
+            pair = Pair(copy.request, copy.live, batch.name, ran=batch.ran)
+            if isinstance(result, dict):
+                pair.outputs = result
+            else:
+                pair.why = str(result)
+            copy.differs = self._compare(pair)
+
     def _done(self, batch: Batch[Copy]) -> None:
         lane = batch.lane
         self.running = False
         lane.running -= 1
         for copy, result in zip(batch.items, batch.results, strict=True):
+            if copy.differs is not None:
+                lane.numbers.compared.add()
+                lane.numbers.differs.add(copy.differs)
             scores = _scores(result) if isinstance(result, dict) else None
             if scores is None:
                 lane.numbers.lost.add()

@@ -3,10 +3,18 @@ who want whole nanoseconds of this process by phase and batch size."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from millstream.meter import Meter
-from millstream.types import BatchStatistics, Ran, Spent, Statistics
+from millstream.types import Array, BatchStatistics, Ran, Spent, Statistics, TensorSpec
 
 SIZES_MAX = 256
+SHORT = (0.00001, 0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.1)  # seconds of phases that a good batch does not feel
+# Edges of what is kept of a guarded canary and of the live version beside it: times from 61 us to 64 s and scores
+# of either sign from 1.5e-5 to 65536, in steps of 4.4 %. Fixed, so that processes sum.
+TIMES = tuple(2.0 ** (step / 16) for step in range(-14 * 16, 6 * 16 + 1))
+_UP = tuple(2.0 ** (step / 16) for step in range(-16 * 16, 16 * 16 + 1))
+SCORES = (*(-edge for edge in reversed(_UP)), *_UP)
 
 
 class Numbers:
@@ -29,17 +37,56 @@ class Numbers:
         self.dropped = meter.counter("millstream_cancelled_total", "Requests whose caller went away", labels)
         self.copies = meter.counter("millstream_shadow_total", "Requests computed again as a shadow", labels)
         self.lost = meter.counter("millstream_shadow_lost_total", "Shadow requests dropped or failed", labels)
+        self.compared = meter.counter(
+            "millstream_shadow_compared_total", "Shadow requests compared with the live answer", labels
+        )
+        self.differs = meter.counter(
+            "millstream_shadow_differs_total", "Compared shadow requests that differ from the live answer", labels
+        )
         self.hits = meter.counter("millstream_cache_hits_total", "Requests answered from a version's cache", labels)
         self.padding = meter.counter(
             "millstream_padding_rows_total", "Rows' worth of computing spent on padding", labels
         )
         self.sessions = meter.gauge("millstream_sessions", "Sessions open on a version", labels)
+        self.memory = meter.gauge("millstream_memory_bytes", "Memory that loading and warming a version took", labels)
         self.device = meter.gauge(
             "millstream_device_bytes", "GPU memory that loading and warming a version took", labels
         )
         self.waiting = meter.gauge("millstream_rows_waiting", "Rows that wait for a version", labels)
         self.queue = meter.histogram("millstream_queue_seconds", "From submit to the start of the batch", labels)
         self.compute = meter.histogram("millstream_compute_seconds", "Of a batch: join, model, split", labels)
+        self.answer = meter.histogram("millstream_answer_seconds", "From submit to the end of the batch", labels)
+        self.join = meter.histogram("millstream_join_seconds", "Of a batch: its rows into one array", labels, SHORT)
+        self.split = meter.histogram("millstream_split_seconds", "Of a batch: its rows to their callers", labels, SHORT)
+
+
+class Watched:
+    """What one arm ("live" or "canary") of a guarded canary did by policy, in series that watch/guard.py reads.
+
+    A request's score is the first element of the first numeric output: one number a request, as rows of one request
+    are not independent. NaN and infinity are no scores.
+    """
+
+    def __init__(self, meter: Meter, model: str, arm: str, outputs: Iterable[TensorSpec]) -> None:
+        labels = {"model": model, "arm": arm}
+        with meter.together():
+            self._seconds = meter.histogram("_guard_seconds", "From submit to the answer", labels, TIMES)
+            self._scores = meter.histogram("_guard_scores", "One a request", labels, SCORES)
+            self._failures = meter.counter("_guard_failures", "Failed, late or refused for want of room", labels)
+        self._output = next((spec.name for spec in outputs if spec.datatype not in ("BYTES", "BF16")), "")
+
+    def failed(self) -> None:
+        """A request got an error that is not its own mistake, or no answer in time."""
+        self._failures.add()
+
+    def answered(self, seconds: float, outputs: dict[str, Array]) -> None:
+        """A request was answered after so long."""
+        self._seconds.observe(seconds)
+        array = outputs.get(self._output)
+        if array is not None and array.size:
+            score = float(array.item(0))
+            if score - score == 0.0:
+                self._scores.observe(score)
 
 
 class Tally:

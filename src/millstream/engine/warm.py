@@ -3,12 +3,15 @@
 Rules of the room:
 - What a version says of itself is tried here, and one that says wrong is refused: Misconfigured.
 - Without an example zeros are only a guess: when they fail nothing is concluded, but that it is not called quick.
+- Recorded requests were answered once: a version that fails on more than FAILING of those that fit its inputs is
+  refused. Where no other version answers it is served all the same, which is said: a restart must not end a service.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -19,6 +22,11 @@ from millstream.engine.worker import answers, call
 from millstream.models.manifest import Length, example_arrays
 from millstream.types import Array, Ran, Request
 
+log = logging.getLogger(__name__)
+
+FAILING = 0.01
+TRIED_S = 10.0  # recorded requests are not run for longer
+
 
 def warm(lane: Lane) -> None:
     """Run the version on its example, time it, and try what its manifest says."""
@@ -26,6 +34,10 @@ def warm(lane: Lane) -> None:
     try:
         outputs = _try(lane, example)
     except Exception as error:
+        if isinstance(error, errors.Busy) and not isinstance(
+            error, errors.Lost
+        ):  # a chain whose parts are not there yet
+            raise
         if lane.manifest.example:
             raise errors.Misconfigured(f"{lane.label} fails on its own example: {error}; it is not served") from error
     else:
@@ -36,6 +48,37 @@ def warm(lane: Lane) -> None:
         _time(lane, example)
     if lane.batching.length:
         _try_padding(lane, example, lane.batching.length)
+
+
+def try_recorded(lane: Lane, recorded: Sequence[dict[str, Array]], refuse: bool) -> None:
+    """Run the version on recorded requests, before it answers any other. Misconfigured names the first that it fails
+    on, when it fails on too many; without `refuse` that is logged instead."""
+    until = time.perf_counter() + TRIED_S
+    tried, failures = 0, []
+    for number, inputs in enumerate(recorded, 1):
+        if time.perf_counter() > until:
+            break
+        request = Request(lane.model, inputs, next((len(array) for array in inputs.values() if array.ndim), 1))
+        try:
+            kind = lane.check(request)
+        except errors.BadInput:  # recorded of a version with other inputs
+            continue
+        tried += 1
+        (result,) = answers(lane, [Copy(request, kind)], Ran(1, 0))
+        if isinstance(result, Exception):
+            failures.append((number, result))
+    if tried:
+        log.info("%s: ran %d recorded requests before it answers, %d failed", lane.label, tried, len(failures))
+    if len(failures) <= FAILING * tried:
+        return
+    number, error = failures[0]
+    said = (
+        f"{lane.label} fails on {len(failures)} of {tried} recorded requests, at most {FAILING:.0%} may; the first is "
+        f"number {number} (line {number} of watch/recorded.jsonl): {error}"
+    )
+    if refuse:
+        raise errors.Misconfigured(f"{said}; it is not served")
+    log.error("%s; it is served all the same, as no other version answers", said)
 
 
 def _time(lane: Lane, example: dict[str, Array]) -> None:

@@ -14,23 +14,30 @@ Rules of the room:
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import msgspec
 
 from millstream import errors
+from millstream.engine.budget import Budget, Tenant
 from millstream.engine.lane import Lane
 from millstream.engine.route import Route
-from millstream.engine.tally import Numbers
+from millstream.engine.tally import Numbers, Watched
 from millstream.meter import Meter
 from millstream.models.policy import Policy
 from millstream.models.repository import Repository, Stamp
-from millstream.types import Listed
+from millstream.types import Description, Listed
 
 log = logging.getLogger(__name__)
+
+
+UNREADY: Stamp = ()
+"""The stamp of a version that was refused for what is not there yet: no files have it."""
 
 
 class ModelView(msgspec.Struct, frozen=True):
@@ -57,6 +64,10 @@ class Served:
         self.lanes: dict[str, Lane] = {}
         self.loading: dict[str, asyncio.Task[None]] = {}
         self.refused: dict[str, tuple[Stamp, str]] = {}
+        self.said: dict[str, str] = {}  # version -> why it is not served, as it was logged last
+        self.asleep: dict[str, Description] = {}  # of a model that gave way: a version, or "", as it was described
+        self.waking = False
+        self.callers = 0  # that wait for it to wake
         self.unloaded = False  # an operator wants it not served here, until it is loaded or the process starts again
 
     def problems(self) -> dict[str, str]:
@@ -80,7 +91,9 @@ class Served:
         if version in self.loading:
             return Listed(self.name, version, "LOADING")
         refused = self.refused.get(version)
-        why = refused[1] if refused else "unloaded" if self.unloaded else "its policy does not name it"
+        why = refused[1] if refused else "its policy does not name it"
+        if self.asleep or self.unloaded:
+            why = "unloaded" if self.unloaded else "it gave way to others; its next request loads it"
         return Listed(self.name, version, "UNAVAILABLE", self.policy_problem or why)
 
     def view(self) -> ModelView:
@@ -111,7 +124,8 @@ class Lanes(Protocol):
 
 class Watch:
     """Keeps `served` in step with the repository. `prepare(model, version)` makes a lane, or raises why not, in the
-    loader's thread; `loaded(model, version)` is called on the loop before that version gets its first request."""
+    loader's thread, once `furnish(model, version)` has what it needs from elsewhere; `loaded(model, version)` is called
+    on the loop before that version gets its first request."""
 
     def __init__(
         self,
@@ -120,12 +134,16 @@ class Watch:
         prepare: Callable[[str, str], Lane],
         lanes: Lanes,
         loaded: Callable[[str, str], None] | None,
+        budget: Budget,
+        furnish: Callable[[str, str], Awaitable[None]] | None,
     ) -> None:
-        self._repository, self._meter = repository, meter
+        self._repository, self._meter, self._furnish = repository, meter, furnish
         self._prepare, self._lanes, self._loaded = prepare, lanes, loaded
         self._bad = meter.counter("millstream_refused_total", "Policies and versions that could not be used")
         self._loader = ThreadPoolExecutor(1, "millstream-load")
+        self._budget = budget
         self._closing = False
+        self._arrived = 0  # versions that were loaded so far
         self.served: dict[str, Served] = {}
 
     def stop(self) -> None:
@@ -138,6 +156,7 @@ class Watch:
 
     async def refresh(self) -> None:
         """Look now, and return when nothing is loading any more."""
+        self._loop = asyncio.get_running_loop()
         self.look()
         while tasks := [task for served in self.served.values() for task in served.loading.values()]:
             await asyncio.wait(tasks)
@@ -176,6 +195,50 @@ class Watch:
         lanes, served.lanes = served.lanes, {}
         for lane in lanes.values():
             self._lanes.retire(lane)
+
+    async def wake(self, served: Served) -> None:
+        """Load a model that gave way, and return when it answers or does not."""
+        served.waking = True
+        self._advance(served)
+        while served.loading:
+            await asyncio.wait(served.loading.values())
+        served.waking = False
+        if served.route is None:
+            served.asleep = {}  # what keeps it from answering is told from now on
+
+    def make_room(self, name: str, size: float) -> None:
+        """Have others give way to a version of this model that is about to be loaded; from the loader's thread."""
+        if self._budget.bytes_max:
+            gone = concurrent.futures.Future[None]()
+
+            def give_way() -> None:
+                self._give_way(name, size)
+                gone.set_result(None)
+
+            self._loop.call_soon_threadsafe(give_way)
+            with contextlib.suppress(TimeoutError):  # a loop that stops has no use for room
+                gone.result(1.0)
+
+    def _give_way(self, coming: str, size: float = 0.0) -> None:
+        tenants = [
+            Tenant(
+                served.name,
+                sum(lane.memory_bytes for lane in served.lanes.values()),
+                max((max(lane.tally.last_s, lane.loaded_s) for lane in served.lanes.values()), default=0.0),
+                served.route is not None and not served.loading and all(lane.idle() for lane in served.lanes.values()),
+            )
+            for served in self.served.values()
+        ]
+        for name in self._budget.leave(tenants, coming, size):
+            served = self.served[name]
+            log.info("%s gives way to %s and is unloaded; its next request loads it again", name, coming)
+            versions = tuple(sorted(served.lanes, key=int))
+            served.asleep = {version: lane.describe(versions) for version, lane in served.lanes.items()}
+            assert served.route is not None
+            served.asleep[""] = served.asleep[served.route.policy.live]
+            lanes, served.lanes, served.route = served.lanes, {}, None
+            for lane in lanes.values():
+                self._lanes.retire(lane)
 
     def index(self) -> list[Listed]:
         """Every version of the repository, by model and version."""
@@ -238,7 +301,7 @@ class Watch:
     def _advance(self, served: Served) -> None:
         """Start loading what the policy names and is not there; when its live version is, route by it."""
         policy = served.policy
-        if policy is None or self._closing or served.unloaded:
+        if policy is None or self._closing or served.unloaded or (served.asleep and not served.waking):
             return
         named = policy.named()
         for version in named:
@@ -251,29 +314,67 @@ class Watch:
                 served.loading[version] = asyncio.create_task(self._load(served, version))
         if policy.live not in served.lanes:
             return
+        served.asleep = {}
         before, served.lanes = served.lanes, {v: lane for v, lane in served.lanes.items() if v in named}
-        served.route = Route(served.name, policy, served.lanes)
+        served.route = Route(served.name, policy, served.lanes, self._watched)
         for version, lane in before.items():
             if version not in named:
                 self._lanes.retire(lane)
 
+    def _watched(self, lane: Lane, arm: str) -> Watched:
+        return Watched(self._meter, lane.model, arm, lane.loaded.outputs)
+
     async def _load(self, served: Served, version: str) -> None:
-        stamp = self._repository.stamp(served.name, version)
+        stamp, arrived = self._repository.stamp(served.name, version), self._arrived
         try:
-            lane = await asyncio.get_running_loop().run_in_executor(self._loader, self._prepare, served.name, version)
+            if self._furnish is not None:
+                await self._furnish(served.name, version)
+            lane = await asyncio.get_running_loop().run_in_executor(self._loader, self._made, served.name, version)
             lane.stamp = stamp
-            if not served.unloaded and served.policy and version in served.policy.named():  # still wanted
-                lane.numbers = Numbers(self._meter, served.name, version)
-                self._lanes.begin(lane)
+            lane.numbers = Numbers(self._meter, served.name, version)
+            self._lanes.begin(lane)
+            if served.unloaded or not served.policy or version not in served.policy.named():  # no longer wanted
+                self._lanes.retire(lane)
+            else:
                 served.lanes[version] = lane
+                served.said.pop(version, None)
+                self._arrived += 1
                 self._tell(served.name, version)
+        except errors.Busy as error:  # nothing is wrong with its files: it is tried again at every look
+            self._refuse(served, version, UNREADY, str(error))
         except Exception as error:  # a model may raise anything while it loads
-            served.refused[version] = stamp, str(error) or repr(error)
-            self._bad.add()
-            log.error("%s %s is not served: %s", served.name, version, error)
+            self._refuse(served, version, stamp, str(error) or repr(error))
         finally:
             del served.loading[version]
         self._advance(served)
+        self._give_way(served.name)
+        if self._arrived != arrived:
+            self._try_the_unready()
+
+    def _made(self, model: str, version: str) -> Lane:
+        """A lane, in the loader's thread, which a model that ends its program must not end."""
+        try:
+            return self._prepare(model, version)
+        except Exception:
+            raise
+        except BaseException as error:
+            raise errors.Misconfigured(f"{model} {version} raises {error!r} while it loads") from error
+
+    def _refuse(self, served: Served, version: str, stamp: Stamp, why: str) -> None:
+        served.refused[version] = stamp, why
+        if served.said.get(version) != why:
+            served.said[version] = why
+            self._bad.add()
+            log.error("%s %s is not served: %s", served.name, version, why)
+
+    def _try_the_unready(self) -> None:
+        """Versions have come: one may be what others waited for."""
+        for served in self.served.values():
+            unready = [version for version, (stamp, _) in served.refused.items() if stamp is UNREADY]
+            for version in unready:
+                del served.refused[version]
+            if unready:
+                self._advance(served)
 
     def _tell(self, model: str, version: str) -> None:
         if self._loaded:

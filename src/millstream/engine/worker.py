@@ -5,7 +5,7 @@ Rules of the room:
   one. Slots move only when the whole call has succeeded.
 - NaN is no answer: the requests that got it are told so, the others of the batch are answered.
 - One request's fault is its own: when a joined call fails, requests with non-finite numbers are refused and the rest
-  is computed again, and failing that each alone.
+  is computed again, and failing that each alone. A model that is busy, or whose process died of it, is spared that.
 - Whatever a model raises becomes a result; a worker thread never dies of it.
 """
 
@@ -39,7 +39,7 @@ def execute(batch: Batch[ItemT], now: Callable[[], float]) -> None:
 
 
 class Workers(Generic[ItemT]):
-    """`count` threads that execute batches; `done(batch)` is called on the loop after each."""
+    """`count` threads that execute batches; `after(batch)` follows each in its thread, `done(batch)` on the loop."""
 
     def __init__(
         self,
@@ -48,8 +48,10 @@ class Workers(Generic[ItemT]):
         loop: asyncio.AbstractEventLoop,
         now: Callable[[], float],
         done: Callable[[Batch[ItemT]], None],
+        after: Callable[[Batch[ItemT]], None] | None = None,
     ) -> None:
         self._loop, self._now = loop, now
+        self._after: Callable[[Batch[ItemT]], None] | None = after
         self._done: Callable[[Batch[ItemT]], None] = done
         self._batches: queue.SimpleQueue[Batch[ItemT] | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._work, name=f"{name}-{i}", daemon=True) for i in range(count)]
@@ -73,6 +75,8 @@ class Workers(Generic[ItemT]):
         while (batch := self._batches.get()) is not None:
             try:
                 execute(batch, self._now)
+                if self._after is not None:
+                    self._after(batch)
             except BaseException as error:  # a model may call sys.exit; its callers and this thread go on
                 batch.results = [_told(batch.lane, error) for _ in batch.items]
             self._loop.call_soon_threadsafe(self._done, batch)
@@ -99,7 +103,7 @@ def answers(lane: Lane, items: Sequence[Item], ran: Ran) -> list[Result]:
         ran.copy_s, ran.compute_s, ran.split_s = joined - started, computed - joined, clock() - computed
         return results
     except Exception as error:
-        if len(items) == 1 or isinstance(error, Stepped):
+        if len(items) == 1 or isinstance(error, Stepped | errors.Busy):
             return [_told(lane, error) for _ in items]
     sound = [item for item in items if not lane.check.finite(item.request.inputs)]
     if not sound or len(sound) == len(items):

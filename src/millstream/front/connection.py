@@ -18,6 +18,8 @@ import httptools
 from millstream import errors
 from millstream.front import answer, encoding
 from millstream.front.exchange import Exchange
+from millstream.front.port import FRESH_S
+from millstream.front.record import GONE
 
 if TYPE_CHECKING:
     from millstream.front.http import Http
@@ -37,6 +39,7 @@ _NOTICED = {
     b"content-encoding": _OTHER,
     b"expect": _OTHER,
     b"millstream-explain": _OTHER,
+    b"traceparent": _OTHER,
     b"accept-encoding": _ACCEPTS,
     b"accept-language": _NOTHING,
     b"host": _NOTHING,
@@ -77,7 +80,6 @@ class Connection(asyncio.Protocol):
         "_size",
         "_started",
         "_transport",
-        "_unpacker",
         "_upgrades",
         "_waiting",
     )
@@ -89,7 +91,6 @@ class Connection(asyncio.Protocol):
         self._pending: deque[Exchange] = deque()
         self._waiting: deque[Exchange] = deque()
         self._exchange: Exchange | None = None  # being read
-        self._unpacker: encoding.Unpacker | None = None  # of its body
         self._rest = memoryview(b"")  # read from the socket, not yet given to the parser
         self._in_body = self._expects = self._upgrades = self._feeding = self._paused = self._over = False
         self._reading = True
@@ -115,6 +116,10 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel what nobody can hear the answer of any more, and give its memory back."""
         self._over = True
+        if (observer := self._routes.observer) is not None:
+            for exchange in self._pending:
+                if exchange.status != 100:
+                    observer.http(exchange, 0, GONE)
         for exchange in (*self._pending, *self._waiting):
             self._server.held_bytes -= exchange.held
             if exchange.future is not None:
@@ -122,11 +127,12 @@ class Connection(asyncio.Protocol):
                 exchange.future.cancel()
         self._server.held_bytes -= self._held
         self._held = 0
+        self._server.reads(self)
         self._server.under_way -= len(self._pending)
         self._pending.clear()
         self._waiting.clear()
         self._rest = memoryview(b"")
-        self._exchange = self._unpacker = None
+        self._exchange = None
         self._parser = self._flush = None  # type: ignore[assignment]  # breaks the reference cycles
         self._server.closed(self)
 
@@ -159,13 +165,15 @@ class Connection(asyncio.Protocol):
         """The client does not read its answers: take no more from it, and give it `unread_s`."""
         self._paused = True
         self._due = self._server.monotonic() + self._server.limits.unread_s
-        if self._reading:
+        self._server.left_unread(self, self._transport.get_write_buffer_size())
+        if self._reading and not self._transport.is_closing():
             self._reading = False
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         """It reads again: go on."""
         self._paused = False
+        self._server.reads(self)
         self.flush()
 
     # The parser's side. An error raised here leaves `feed_data` as the context of a HttpParserCallbackError.
@@ -228,12 +236,10 @@ class Connection(asyncio.Protocol):
         exchange, limits = self._exchange, self._server.limits
         assert exchange is not None
         self._quiet = 0
-        if self._unpacker is not None:
-            piece = self._unpacker.feed(piece)
         self._size += len(piece)
         if self._size > limits.body_bytes_max:
             raise errors.TooLarge(f"the body is over {limits.body_bytes_max} bytes: split it")
-        if not exchange.body and self._unpacker is None:
+        if not exchange.body:
             exchange.body = piece
             return
         # One growing buffer: a list of one-byte chunks would hold fifty times what was sent.
@@ -250,9 +256,6 @@ class Connection(asyncio.Protocol):
         exchange = self._exchange
         assert exchange is not None
         exchange.method = self._parser.get_method()
-        if self._unpacker is not None:
-            self._unpacker.end()
-            self._unpacker = None
         if self._held:
             exchange.held, self._held = self._held, 0
         self._exchange, self._in_body, self._quiet = None, False, 0
@@ -269,9 +272,50 @@ class Connection(asyncio.Protocol):
             return
         pending.append(exchange)
         server.under_way += 1
-        self._routes.begin(exchange)
+        if exchange.coding is None:
+            self._routes.begin(exchange)
+        else:
+            self._unpack(exchange, exchange.coding)
         if exchange.answer is not None:
             self.flush()
+
+    def _unpack(self, exchange: Exchange, coding: bytes) -> None:
+        """Begin a request whose body is packed; a large one is unpacked beside the event loop first."""
+        unpacker = encoding.Unpacker(coding, exchange.body, self._server.limits.body_bytes_max)
+        try:
+            plain = unpacker.here()
+        except errors.Error as error:
+            exchange.refuse(error)
+            return
+        if plain is not None:
+            self._unpacked(exchange, plain)
+            return
+
+        def settle(future: asyncio.Future[bytearray]) -> None:
+            exchange.future = None
+            if future.cancelled():
+                return  # nobody is there to be answered
+            error = future.exception()
+            if error is None:
+                self._unpacked(exchange, future.result())
+            else:
+                exchange.refuse(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+            if exchange.answer is not None:
+                exchange.flush()
+
+        exchange.future = asyncio.get_running_loop().run_in_executor(None, unpacker.beside)
+        exchange.future.add_done_callback(settle)
+
+    def _unpacked(self, exchange: Exchange, plain: bytearray) -> None:
+        server = self._server
+        more = len(plain) - exchange.held
+        if server.held_bytes + more > server.limits.held_bytes_max:
+            exchange.refuse(errors.Busy(f"bodies of {server.limits.held_bytes_max} bytes are held already: try again"))
+            return
+        server.held_bytes += more
+        exchange.held += more
+        exchange.body = plain
+        self._routes.begin(exchange)
 
     def _notice(self, name: bytes, value: bytes) -> None:
         exchange = self._exchange
@@ -288,14 +332,16 @@ class Connection(asyncio.Protocol):
             self._upgrades = True
             exchange.close = True  # not spoken here: answered as HTTP/1.1, and nothing read after it
         elif name == b"content-encoding" and value.lower() != b"identity":
-            if value.lower() not in encoding.CODINGS or self._unpacker is not None:
+            if value.lower() not in encoding.CODINGS or exchange.coding is not None:
                 raise answer.Unsupported(
                     f"Content-Encoding {ascii(value[:40])[1:]} is not read here: send gzip or deflate, once, or "
                     "send it plain"
                 )
-            self._unpacker = encoding.Unpacker(value.lower(), self._server.limits.body_bytes_max)
+            exchange.coding = value.lower()
         elif name == b"millstream-explain":
             exchange.explain = value.lower() in (b"1", b"?1", b"true")
+        elif name == b"traceparent":
+            exchange.traceparent = value
         elif name == b"expect" and value.lower() == b"100-continue":
             self._expects = True
 
@@ -369,8 +415,10 @@ class Connection(asyncio.Protocol):
             exchange = waiting.popleft()
             pending.append(exchange)
             server.under_way += 1
-            if exchange.answer is None:
+            if exchange.answer is None and exchange.coding is None:
                 self._routes.begin(exchange)
+            elif exchange.answer is None and exchange.coding is not None:
+                self._unpack(exchange, exchange.coding)
         if not self._reading and not self._feeding:
             self._pump()
 
@@ -386,7 +434,11 @@ class Connection(asyncio.Protocol):
                 whole = answer.closing(whole)
             elif exchange.keep:
                 whole = answer.with_header(whole, b"Connection: keep-alive")
+            if self._routes.observer is not None:
+                self._routes.observer.http(exchange, len(whole))
         self._transport.write(whole)
+        if self._paused:
+            self._server.left_unread(self, self._transport.get_write_buffer_size())
         if exchange.held:
             self._server.held_bytes -= exchange.held
             exchange.held = 0
@@ -454,6 +506,11 @@ class Connection(asyncio.Protocol):
     def idle_s(self, now: float) -> float:
         """How long nobody has asked anything; 0 while somebody does."""
         return now - self._started if self._is_idle() else 0.0
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it was made, or asked something, a moment ago."""
+        return self._server.monotonic() - self._started < FRESH_S
 
     def drain(self) -> None:
         """Close now if nothing is under way; otherwise the last answer closes."""

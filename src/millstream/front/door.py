@@ -8,8 +8,11 @@ Rules of the room:
 from __future__ import annotations
 
 import asyncio
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
+from millstream import errors
+from millstream.models.policy import Policy
+from millstream.models.traffic import Move
 from millstream.types import (
     Config,
     Description,
@@ -64,6 +67,19 @@ class Door(Protocol):
         Authorised as verb "control". NotFound: no such model; Misconfigured: why it cannot be loaded.
         """
 
+    def traffic(self, model: str, principal: Principal) -> asyncio.Future[Any]:
+        """Who gets which version of a model, as a struct. Authorised as verb "control"; NotFound."""
+
+    def comparison(self, model: str, principal: Principal) -> asyncio.Future[Any]:
+        """What its shadows say beside what was answered, as a struct. Authorised as verb "control"; NotFound."""
+
+    def move(self, model: str, verb: str, move: Move, principal: Principal) -> asyncio.Future[Policy]:
+        """Change who gets which version; the policy after it. Authorised as verb "control".
+
+        NotFound; Conflict: the policy is not the one that it was decided on; Misconfigured: it asks for what is not
+        there.
+        """
+
     def session(self, model: str, token: str, principal: Principal) -> Turn:
         """Where the session that `token` belongs to stands: its id and the last step applied, or errors.NotFound."""
 
@@ -75,3 +91,12 @@ class Door(Protocol):
 
     def principal(self, key: str | None, peer: str) -> Principal:
         """Who presents `key` from the address `peer`, or errors.Unauthenticated."""
+
+
+def may_describe(door: Door, principal: Principal, model: str) -> bool:
+    """Whether the principal may know of a model: lists leave out the others."""
+    try:
+        door.admit(principal, model, "describe")
+    except errors.Forbidden:
+        return False
+    return True

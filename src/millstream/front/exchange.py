@@ -19,11 +19,12 @@ import orjson
 from millstream import errors
 from millstream.front import answer, encoding
 from millstream.front.codec import Layout, Plan
+from millstream.front.record import Record
 
 log = logging.getLogger(__name__)
 
-LABELS = ("infer", "recommend", "outcomes", "models", "repository", "health", "metrics", "other")
-INFER, RECOMMEND, OUTCOMES, MODELS, REPOSITORY, HEALTH, METRICS, OTHER = range(len(LABELS))
+LABELS = ("infer", "recommend", "outcomes", "models", "repository", "health", "metrics", "other", "traffic")
+INFER, RECOMMEND, OUTCOMES, MODELS, REPOSITORY, HEALTH, METRICS, OTHER, TRAFFIC = range(len(LABELS))
 READ = (b"GET", b"HEAD")
 WRITE = (b"POST",)
 PACKED_HERE_BYTES_MAX = 64 << 10
@@ -40,6 +41,7 @@ class Exchange:
         "authorization",
         "body",
         "close",
+        "coding",
         "encode",
         "explain",
         "flush",
@@ -55,9 +57,11 @@ class Exchange:
         "origin",
         "peer",
         "plan",
+        "record",
         "request_id",
         "started",
         "status",
+        "traceparent",
         "url",
     )
     # What `encode` needs of an infer request.
@@ -77,6 +81,9 @@ class Exchange:
         self.request_id: bytes | None = None
         self.origin: bytes | None = None  # of a web page
         self.accepts: bytes | None = None  # Accept-Encoding
+        self.coding: bytes | None = None  # that the body still has
+        self.traceparent: bytes | None = None
+        self.record: Record | None = None  # where somebody observes
         self.answer: bytes | None = None
         self.future: asyncio.Future[Any] | None = None
         self.label = OTHER
@@ -118,7 +125,7 @@ class Exchange:
 
     def refuse(self, error: Exception) -> None:
         """Answer with what went wrong; a bug of ours is logged and says nothing more."""
-        if isinstance(error, errors.Misconfigured) and self.label == REPOSITORY:
+        if isinstance(error, errors.Misconfigured) and self.label in (REPOSITORY, TRAFFIC):
             error = answer.Unloadable(str(error))
         if not isinstance(error, errors.Error) or type(error) is errors.Error:
             log.error("%s %s failed", self.method.decode(), ascii(self.url)[2:-1], exc_info=error)

@@ -37,6 +37,8 @@ class Infer:
             principal = self._door.principal(None, exchange.peer)
         else:
             principal = routes.principal(exchange)
+        if exchange.record is not None:
+            exchange.record.model = self._model
         self._door.admit(principal, self._model, "infer")  # before what a mistake in the body would tell of the model
         head = None if exchange.inference_header is None else _header_length(exchange.inference_header)
         try:
@@ -78,6 +80,8 @@ class Infer:
         exchange.plan, exchange.layout = plan, layout
         exchange.ident = ident.encode() if ident.isalnum() else orjson.dumps(ident)[1:-1]
         wants = exchange.explain or layout.explain
+        if exchange.record is not None:
+            exchange.record.asks(self._model, layout.rows, ident, routes.monotonic())
         exchange.wait(self._door.call(request, principal), _explained if wants else _inferred)
 
     def _of_session(self, turn: Turn, principal: Principal) -> Description | None:
@@ -100,6 +104,8 @@ def _turn(body: bytes | bytearray, head: int | None) -> Turn | None:
 
 
 def _inferred(exchange: Exchange, output: Any) -> bytes:
+    if exchange.record is not None:
+        exchange.record.answered(output)
     return exchange.plan.write(exchange.layout, exchange.ident, output)
 
 

@@ -32,6 +32,9 @@ class HttpLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     unsent_bytes_max: Annotated[Count, Meta(description="unread answers of one connection before reading stops")] = (
         1 << 20
     )
+    unread_bytes_max: Annotated[
+        Count, Meta(description="unread answers of all connections; over it who has not read for longest is cut off")
+    ] = 512 << 20
     outcomes_max: Annotated[Count, Meta(description="outcomes of one request")] = 10_000
     head_s: Annotated[Seconds, Meta(description="to send the headers of a request")] = 10.0
     body_s: Annotated[Seconds, Meta(description="to send a whole request")] = 60.0

@@ -10,9 +10,11 @@ from __future__ import annotations
 import msgspec
 
 import millstream
+from millstream.front import traffic
 from millstream.front.explain import HEADER
 from millstream.front.parameters import TEXT_CHARS_MAX
 from millstream.front.schemas import SCHEMAS, Schema, ref, words
+from millstream.models.traffic import MOVES
 
 JSON, BYTES, PROMETHEUS = "application/json", "application/octet-stream", "text/plain"
 VERSIONED = "/versions/{version}"
@@ -78,6 +80,14 @@ PATHS: tuple[Path, ...] = (
     Path("/v1/recommend", "Candidates in rank order", "Ranked", (*_CALL, 507), "RankRequest"),
     Path("/v1/outcomes", "What people did", "Accepted", (403, 404, 429, 504, 507), "Outcomes"),
 )
+PATHS += (
+    Path("/v1/traffic/{model}", "Who gets which version", "Traffic", (403, 404)),
+    Path("/v1/traffic/{model}/comparison", "What its shadows say", "Comparison", (403, 404)),
+    *(
+        Path(f"/v1/traffic/{{model}}/{verb}", str(move.__doc__), "Policy", (403, 404, 409, 507), move.__name__)
+        for verb, move in MOVES.items()
+    ),
+)
 for _memory in ("systemsharedmemory", "cudasharedmemory"):
     for _region in ("", "/region/{region}"):
         PATHS += (
@@ -87,7 +97,7 @@ for _memory in ("systemsharedmemory", "cudasharedmemory"):
     PATHS += (Path(f"/v2/{_memory}/region/{{region}}/register", "Not shared here", "", (501,), "Anything", True),)
 for _url in ("/v2/trace/setting", "/v2/models/{model}/trace/setting", "/v2/logging"):
     PATHS += (Path(_url, "Not set here", "", (501,)), Path(_url, "Not set here", "", (501,), "Anything", True))
-_SCHEMAS = SCHEMAS | {"Document": {"type": "object", "required": ["openapi", "info", "paths"]}}
+_SCHEMAS = SCHEMAS | traffic.SCHEMAS | {"Document": {"type": "object", "required": ["openapi", "info", "paths"]}}
 _PARAMETERS: dict[str, tuple[str, Schema, str]] = {
     "model": ("path", words(minLength=1), "its name in the repository"),
     "version": ("path", words(minLength=1), "asked for by name: policy does not choose"),

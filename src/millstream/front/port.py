@@ -2,22 +2,33 @@
 
 Rules of the room:
 - One sweep a second looks after the deadlines of all connections; a request costs no timer.
-- A stop accepts nothing more, lets what is in flight end, and cuts off what is left after `drain_s`.
+- A stop accepts nothing more, lets what is in flight end, and cuts off what is left after `drain_s`. Who has just
+  connected, or asks all the time, knows nothing of it: the next answer tells him to go.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from socket import socket
 from typing import Protocol
 
 from millstream.clock import Clock
+from millstream.front.tls import Context, Listener, bind
 from millstream.meter import Meter
 
+BACKLOG = 1024
+FRESH_S = 0.5  # who asked so lately that his next request may be on its way
 IDLE_S = 1.0  # a connection that has just been made, or answered, is not idle yet
 
 
 class Connection(Protocol):
     """What a port asks of its connections."""
+
+    @property
+    def fresh(self) -> bool:
+        """Whether a request may be on its way that knows nothing of a stop."""
 
     def sweep(self, now: float) -> None:
         """Enforce its deadlines."""
@@ -34,9 +45,19 @@ class Connection(Protocol):
 
 class Port:
     """Listens, and keeps its `connections` within bounds. `protocol` ("http", "grpc") labels its metrics; `connect`
-    makes a connection."""
+    makes a connection; `tls` gives the context that is in force, asked for with every connection."""
 
-    def __init__(self, protocol: str, meter: Meter, clock: Clock, connections_max: int, drain_s: float) -> None:
+    def __init__(
+        self,
+        protocol: str,
+        meter: Meter,
+        clock: Clock,
+        connections_max: int,
+        drain_s: float,
+        head_s: float,
+        linger_s: float,
+        tls: Context | None = None,
+    ) -> None:
         labels = {"port": protocol}
         self.monotonic = clock.monotonic
         self.draining = False
@@ -46,7 +67,9 @@ class Port:
         self._open = meter.gauge("millstream_connections", "Open connections", labels)
         self._refused = meter.counter("millstream_connections_refused_total", "Connections over the bound", labels)
         self._clock, self._connections_max, self._drain_s = clock, connections_max, drain_s
-        self._server: asyncio.Server | None = None
+        self.unshaken = meter.counter("millstream_handshakes_failed_total", "TLS handshakes that failed", labels)
+        self._tls, self._head_s, self._linger_s = tls, head_s, linger_s
+        self._servers: list[asyncio.Server | Listener] = []
         self._sweeper: asyncio.Task[None] | None = None
         self._empty: asyncio.Event = asyncio.Event()
 
@@ -54,20 +77,26 @@ class Port:
         """A connection that has just been made."""
         raise NotImplementedError
 
-    async def start(self, host: str = "127.0.0.1", port: int = 0, reuse_port: bool = False) -> int:
-        """Bind and serve. `port` 0 takes a free one; `reuse_port` lets several processes share it."""
+    async def start(self, host: str = "127.0.0.1", port: int = 0, sockets: Sequence[socket] = ()) -> int:
+        """Serve, and return the port; 0 takes a free one. `sockets`: bound already by who shares a port out to several
+        processes, in place of `host` and `port`."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self.connect, host, port, backlog=1024, reuse_port=reuse_port or None)
+        if self._tls is not None:
+            sockets = sockets or await bind(host, port)
+            self._servers = [Listener(self, one, self._tls, self._head_s, self._linger_s) for one in sockets]
+        elif sockets:
+            self._servers = [await loop.create_server(self.connect, sock=one, backlog=BACKLOG) for one in sockets]
+        else:
+            self._servers = [await loop.create_server(self.connect, host, port, backlog=BACKLOG)]
         self._sweeper = loop.create_task(self._sweep())
-        return int(self._server.sockets[0].getsockname()[1])
+        return int(self._servers[0].sockets[0].getsockname()[1])
 
     async def stop(self) -> None:
         """Accept no more, finish what is in flight within `drain_s`, then cut off the rest."""
         self.draining = True
-        if self._server is not None:
-            self._server.close()
-        for connection in tuple(self.connections):
-            connection.drain()
+        await self._close_listeners()
+        await asyncio.sleep(0)  # what the loop has accepted is a connection by the next turn
+        letting_go = asyncio.ensure_future(self._let_go())
         deadline = asyncio.ensure_future(self._clock.sleep(self._drain_s))
         emptied = asyncio.ensure_future(self._emptied())
         await asyncio.wait({deadline, emptied}, return_when=asyncio.FIRST_COMPLETED)
@@ -75,12 +104,13 @@ class Port:
             connection.abort()
         await emptied
         deadline.cancel()
+        letting_go.cancel()
         if self._sweeper is not None:
             self._sweeper.cancel()
 
     def opened(self, connection: Connection) -> bool:
-        """Count a connection in; False when there are too many that do something, or the port is closing."""
-        if self.draining or (len(self.connections) >= self._connections_max and not self._make_room()):
+        """Count a connection in; False when there are too many that do something."""
+        if len(self.connections) >= self._connections_max and not self._make_room():
             self._refused.add()
             return False
         self.connections.add(connection)
@@ -103,6 +133,34 @@ class Port:
         self.closed(longest)
         longest.abort()
         return True
+
+    async def _close_listeners(self) -> None:
+        """Listen no more. What was connected by then is taken in: a socket that closes resets whatever waits in it."""
+        loop = asyncio.get_running_loop()
+        plain = (server for server in self._servers if not isinstance(server, Listener))
+        last = [one.dup() for server in plain for one in server.sockets]
+        for server in self._servers:
+            server.close()
+        await asyncio.sleep(0)
+        accepted: list[socket] = []
+        for listening in last:
+            listening.setblocking(False)
+            with suppress(OSError):
+                while len(accepted) < BACKLOG:
+                    accepted.append(listening.accept()[0])
+            listening.close()
+        for one in accepted:
+            with suppress(OSError):
+                await loop.connect_accepted_socket(self.connect, one)
+
+    async def _let_go(self) -> None:
+        """Ask every connection to close, those last that may be about to ask."""
+        for connection in tuple(self.connections):
+            if not connection.fresh:
+                connection.drain()
+        await self._clock.sleep(FRESH_S)
+        for connection in tuple(self.connections):
+            connection.drain()
 
     async def _emptied(self) -> None:
         while self.connections:

@@ -24,8 +24,11 @@ from millstream.front.exchange import LABELS, METRICS, OTHER, OUTCOMES, READ, RE
 from millstream.front.infer import Infer
 from millstream.front.limits import HttpLimits
 from millstream.front.parameters import TEXT_CHARS_MAX
+from millstream.front.record import Observer, Record
+from millstream.front.traffic import Traffic
 from millstream.front.v2 import V2
 from millstream.meter import Meter
+from millstream.models.traffic import MOVES
 from millstream.types import Principal
 
 ROUTES_MAX = 1024
@@ -40,6 +43,8 @@ ROUTES = {
     "repository": "POST /v2/repository/index, /v2/repository/models/MODEL/load, /v2/repository/models/MODEL/unload",
     "recommend": "POST /v1/recommend",
     "outcomes": "POST /v1/outcomes",
+    "traffic": "GET /v1/traffic/MODEL, /v1/traffic/MODEL/comparison",
+    "moves": "POST " + ", ".join(f"/v1/traffic/MODEL/{verb}" for verb in MOVES),
     "metrics": "GET /metrics",
     "openapi": "GET /openapi.json",
 }
@@ -48,8 +53,10 @@ ROUTES = {
 class Routes:
     """The table. `begin` starts an exchange; `count` meters it once its answer is on its way."""
 
-    def __init__(self, door: Door, meter: Meter, clock: Clock, limits: HttpLimits) -> None:
-        self._door, self._limits, self._monotonic = door, limits, clock.monotonic
+    def __init__(
+        self, door: Door, meter: Meter, clock: Clock, limits: HttpLimits, observer: Observer | None = None
+    ) -> None:
+        self._door, self._limits, self.monotonic, self.observer = door, limits, clock.monotonic, observer
         self._fixed = {
             b"/": Route(OTHER, READ, self._root),
             b"/v1/recommend": Route(RECOMMEND, WRITE, self._recommend),
@@ -57,7 +64,7 @@ class Routes:
             b"/metrics": Route(METRICS, READ, self._metrics),
             b"/openapi.json": Route(OTHER, READ, self._openapi),
         }
-        self._v2 = V2(door, self.principal)
+        self._v2, self._traffic = V2(door, self.principal), Traffic(door, self.principal)
         self._known = dict(self._fixed)
         help_answers, help_seconds = "Answers by route and status", "From the first byte of a request to its answer"
         self._counted = [
@@ -78,6 +85,8 @@ class Routes:
 
     def begin(self, exchange: Exchange) -> None:
         """Route, check and start. Afterwards the exchange has its answer, or a future that will bring it."""
+        if self.observer is not None:
+            exchange.record = Record(exchange.started)
         try:
             route = self._known.get(exchange.url) or self._find(exchange.url)
             exchange.label = route.label
@@ -95,7 +104,7 @@ class Routes:
         """Meter an answer that is on its way: its status, and the seconds since its request began."""
         answers, seconds = self._counted[exchange.label]
         answers[exchange.status].add()
-        seconds.observe(self._monotonic() - exchange.started)
+        seconds.observe(self.monotonic() - exchange.started)
 
     def principal(self, exchange: Exchange) -> Principal:
         """Who asks: `Authorization: Bearer KEY`, or nobody. Raises Unauthenticated."""
@@ -105,7 +114,10 @@ class Routes:
         scheme, _, key = given.partition(b" ")
         if scheme.lower() != b"bearer" or not key.strip():
             raise errors.Unauthenticated("Authorization: expected 'Bearer KEY'")
-        return self._door.principal(key.strip().decode("latin-1"), exchange.peer)
+        principal = self._door.principal(key.strip().decode("latin-1"), exchange.peer)
+        if exchange.record is not None:
+            exchange.record.key = principal.name
+        return principal
 
     def new_id(self, exchange: Exchange) -> str:
         """The X-Request-Id of the client, or the next id of this process."""
@@ -134,6 +146,9 @@ class Routes:
                 return Infer(self, self._door, model, "").route
             case ["", "v2", "models", model, "versions", version, "infer"] if model and version:
                 return Infer(self, self._door, model, version).route
+            case ["", "v1", "traffic", *rest]:
+                if (found := self._traffic.find(rest)) is not None:
+                    return found
             case ["", "v2", *rest]:
                 if (found := self._v2.find(rest)) is not None:
                     return found
@@ -154,6 +169,8 @@ class Routes:
     def _recommend(self, exchange: Exchange) -> None:
         principal = self.principal(exchange)
         rank = recommend.read_rank(exchange.body, self.new_id(exchange))
+        if exchange.record is not None:
+            exchange.record.asks(rank.model, len(rank.candidates), rank.id, self.monotonic())
         exchange.wait(self._door.call(rank, principal), _ranked)
 
     def _outcomes(self, exchange: Exchange) -> None:
@@ -170,6 +187,8 @@ def _openapi() -> bytes:
 
 
 def _ranked(exchange: Exchange, ranked: Any) -> bytes:
+    if exchange.record is not None:
+        exchange.record.model, exchange.record.version = ranked.model, ranked.version
     return answer.answer(recommend.write_ranked(ranked))
 
 

@@ -3,6 +3,7 @@
 Rules of the room:
 - Paths and documents are those that Triton's clients send and read, so that they work unchanged.
 - What does not exist here is said with a sentence (501), and only then: a client's clean-up calls do no harm.
+- Who may not describe a model learns nothing of it: asked for it is refused, and lists leave it out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import orjson
 import millstream
 from millstream import errors
 from millstream.front import model_config, parameters
-from millstream.front.door import Door
+from millstream.front.door import Door, may_describe
 from millstream.front.exchange import HEALTH, MODELS, OTHER, READ, REPOSITORY, WRITE, Exchange, Route, no_page
 from millstream.front.tensor import shown
 from millstream.types import Description, Listed, Principal, TensorSpec
@@ -54,9 +55,9 @@ class V2:
             case ["health", "ready"]:
                 return Route(HEALTH, READ, self._ready)
             case ["models"]:
-                return self._read(MODELS, self._models)
+                return Route(MODELS, READ, self._models)
             case ["models", "stats"]:
-                return self._read(MODELS, lambda: model_config.statistics(self._door.statistics()))
+                return Route(MODELS, READ, self._statistics)
             case ["models", model, "sequences", token] if model and token:
                 return Route(MODELS, READ, lambda exchange: self._sequence(exchange, model, token))
             case ["models", model, *rest] if model:
@@ -73,16 +74,15 @@ class V2:
         version = ""
         if len(rest) >= 2 and rest[0] == "versions" and rest[1]:
             version, rest = rest[1], rest[2:]
-        match rest:
-            case []:
-                return self._read(MODELS, lambda: _metadata(self._door.describe(model, version)))
-            case ["ready"]:
-                return self._read(MODELS, lambda: self._model_ready(model, version))
-            case ["config"]:
-                return self._read(MODELS, lambda: model_config.config(self._door.config(model, version)))
-            case ["stats"]:
-                return self._read(MODELS, lambda: model_config.statistics(self._door.statistics(model, version)))
-        return None
+        door = self._door
+        documents: dict[tuple[str, ...], Callable[[], object]] = {
+            (): lambda: _metadata(door.describe(model, version)),
+            ("ready",): lambda: self._model_ready(model, version),
+            ("config",): lambda: model_config.config(door.config(model, version)),
+            ("stats",): lambda: model_config.statistics(door.statistics(model, version)),
+        }
+        make = documents.get(tuple(rest))
+        return make and self._read(MODELS, make, model)
 
     def _elsewhere(self, parts: list[str]) -> Route | None:
         """What other servers have: shared memory, of which there is never any, and settings that are none here."""
@@ -108,12 +108,14 @@ class V2:
 
         return Route(OTHER, methods, run)
 
-    def _read(self, label: int, make: Callable[[], object]) -> Route:
-        """A route that answers anyone who is known with a document."""
-        return Route(label, READ, lambda exchange: self._answer(exchange, make))
+    def _read(self, label: int, make: Callable[[], object], model: str = "") -> Route:
+        """A route that answers anyone who is known, and may describe the model if it is of one, with a document."""
+        return Route(label, READ, lambda exchange: self._answer(exchange, make, model))
 
-    def _answer(self, exchange: Exchange, make: Callable[[], object]) -> None:
-        self._principal(exchange)
+    def _answer(self, exchange: Exchange, make: Callable[[], object], model: str = "") -> None:
+        principal = self._principal(exchange)
+        if model:
+            self._door.admit(principal, model, "describe")
         exchange.reply(make())
 
     def _server(self) -> object:
@@ -124,8 +126,15 @@ class V2:
             raise errors.Busy("the service is not ready: it is starting, stopping, or its models do not answer")
         exchange.reply({"ready": True})
 
-    def _models(self) -> object:
-        return {"models": [_metadata(description) for description in self._door.models()]}
+    def _models(self, exchange: Exchange) -> None:
+        principal = self._principal(exchange)
+        known = [one for one in self._door.models() if may_describe(self._door, principal, one.model)]
+        exchange.reply({"models": [_metadata(description) for description in known]})
+
+    def _statistics(self, exchange: Exchange) -> None:
+        principal = self._principal(exchange)
+        known = [one for one in self._door.statistics() if may_describe(self._door, principal, one.model)]
+        exchange.reply(model_config.statistics(known))
 
     def _model_ready(self, model: str, version: str) -> object:
         if not self._door.ready(model, version):
@@ -138,9 +147,10 @@ class V2:
         exchange.reply({"model_name": model} | parameters.standing(session))
 
     def _index(self, exchange: Exchange) -> None:
-        self._principal(exchange)
+        principal = self._principal(exchange)
         ready = parameters.flag(_document(exchange.body), "ready", "ready")
-        exchange.reply([_listed(one) for one in self._door.index() if not ready or one.state == "READY"])
+        known = [one for one in self._door.index() if may_describe(self._door, principal, one.model)]
+        exchange.reply([_listed(one) for one in known if not ready or one.state == "READY"])
 
     def _control(self, exchange: Exchange, model: str, verb: Literal["load", "unload"]) -> None:
         no_page(exchange)

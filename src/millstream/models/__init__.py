@@ -2,7 +2,7 @@
 
 from millstream.models.manifest import Batching, Manifest
 from millstream.models.model import Learner, Model, load
-from millstream.models.policy import Canary, Policy
+from millstream.models.policy import Canary, Guard, Policy
 from millstream.models.repository import Repository
 
-__all__ = ["Batching", "Canary", "Learner", "Manifest", "Model", "Policy", "Repository", "load"]
+__all__ = ["Batching", "Canary", "Guard", "Learner", "Manifest", "Model", "Policy", "Repository", "load"]

@@ -160,6 +160,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     lineage: dict[str, object] = {}
 
 
+SCHEMA = 1
+"""What a field `schema` may say in the file; it is left out while it is 1."""
+
+
 def read(path: Path) -> Manifest:
     """The manifest in `path`. Anything unknown, missing or of the wrong type: Misconfigured naming the field."""
     return parse(path.read_text(encoding="utf-8", errors="replace"), str(path))
@@ -168,7 +172,11 @@ def read(path: Path) -> Manifest:
 def parse(text: str, where: str) -> Manifest:
     """The manifest that `text` holds; `where` is what the message of a Misconfigured calls it."""
     try:
-        manifest = msgspec.convert(_by_other_names(tomllib.loads(text)), Manifest)
+        table = tomllib.loads(text)
+        if isinstance(said := table.get("schema"), int) and said > SCHEMA:
+            raise errors.Later(where, said, SCHEMA)
+        table.pop("schema", None)
+        manifest = msgspec.convert(_by_other_names(table), Manifest)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, ValueError) as error:
         raise errors.Misconfigured(f"{where}: {error}; put the version again with a manifest that holds") from error
     for name in (manifest.file, *manifest.digests, *manifest.code, *filter(None, [manifest.requirements])):
@@ -204,6 +212,49 @@ def check_file_name(name: str, where: str) -> None:
 def render(manifest: Manifest) -> bytes:
     """The text of `model.toml`; `read` gives the same manifest back."""
     return msgspec.toml.encode(manifest)
+
+
+def fitting(spec: TensorSpec, value: Any) -> Array:
+    """`value` as an array of the spec's datatype: a list or a wider float will do; what would change its meaning will
+    not (Error)."""
+    dtype = DTYPES[spec.datatype]
+    array: Array = value if isinstance(value, np.ndarray) else np.asarray(value)
+    if array.dtype == dtype:
+        return array
+    if dtype.kind == "O":
+        return array if array.dtype.kind in "US" else array.astype(str).astype(object)
+    if not np.can_cast(array.dtype, dtype, "same_kind"):
+        raise errors.Error(f"output {spec.name!r} is {array.dtype}, where {spec.datatype} was promised")
+    return array.astype(dtype)
+
+
+_SPEC = re.compile(r"\s*([A-Z0-9]+)\s*(?:\[([^\]]*)\])?\s*")
+
+
+def parse_spec(name: str, text: str) -> TensorSpec:
+    """The tensor that `text` says: "FP32[-1,4]", -1 for a free dimension, rows first. Misconfigured."""
+    found = _SPEC.fullmatch(text)
+    sizes = (found[2] or "").split(",") if found else []
+    sizes = [size for size in map(str.strip, sizes) if size]
+    if not name or not found or found[1] not in DTYPES or not all(re.fullmatch(r"-1|\d{1,9}", size) for size in sizes):
+        raise errors.Misconfigured(
+            f"{name or 'a tensor without a name'}: {text[:80]!r} says no tensor; write a datatype and a shape with -1 "
+            f"for what is free, such as FP32[-1,4]. Datatypes: {', '.join(DTYPES)}"
+        )
+    return TensorSpec(name, found[1], tuple(map(int, sizes)))
+
+
+def check_tensors(
+    where: str, manifest: Manifest, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+) -> None:
+    """Refuse a model with other tensors than its manifest says: Misconfigured. One that says none is right."""
+    for side, said, found in (("inputs", manifest.inputs, inputs), ("outputs", manifest.outputs, outputs)):
+        if said and set(said) != set(found):
+            raise errors.Misconfigured(f"{where}: model.toml says {side} {_text(said)}, the file has {_text(found)}")
+
+
+def _text(specs: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in specs)
 
 
 def example_arrays(manifest: Manifest, inputs: tuple[TensorSpec, ...]) -> dict[str, Array]:

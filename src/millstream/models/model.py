@@ -8,14 +8,20 @@ Rules of the room:
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from millstream import errors
+from millstream.models.manifest import Manifest, check_tensors
 from millstream.models.repository import Repository
+from millstream.models.runtimes import PROGRAMS
 from millstream.types import Array, TensorSpec
+
+if TYPE_CHECKING:  # the rest of a server imports it when it allows code
+    from millstream.models.apart import Programs
 
 
 class Model(Protocol):
@@ -60,6 +66,15 @@ class Stateful(Protocol):
 
 
 @runtime_checkable
+class Closing(Protocol):
+    """A model that holds more than memory of this process."""
+
+    def close(self) -> None:
+        """Let go of it: no call is under way, none will come. Blocks."""
+        ...
+
+
+@runtime_checkable
 class Learner(Protocol):
     """A model whose weights can change while it serves."""
 
@@ -68,12 +83,21 @@ class Learner(Protocol):
         ...
 
 
-def load(repository: Repository, model: str, version: str, device: str = "cpu") -> Model:
-    """The version, its files' digests checked, ready to predict on its own device, else on `device`. Damaged: Corrupt;
-    unusable: Misconfigured."""
+def load(
+    repository: Repository, model: str, version: str, device: str = "cpu", programs: Programs | None = None
+) -> Model:
+    """The version, its files' digests checked, ready to predict on its own device, else on `device`. `programs` loads
+    what is a program; without it, such a version is refused. Damaged: Corrupt; unusable: Misconfigured."""
     manifest = repository.verify(model, version)
+    return load_from(repository.folder(model, version), manifest, model, version, device, programs)
+
+
+def load_from(
+    folder: Path, manifest: Manifest, model: str, version: str, device: str = "cpu", programs: Programs | None = None
+) -> Model:
+    """`load`, of a version that lies in `folder`, whose digests were compared by the caller."""
     device = manifest.device or device
-    path = repository.folder(model, version) / manifest.file
+    path = folder / manifest.file
     loaded: Model
     match manifest.format:
         case "onnx":
@@ -89,18 +113,18 @@ def load(repository: Repository, model: str, version: str, device: str = "cpu") 
             from millstream.models.online import ServedFtrl
 
             loaded = ServedFtrl.load(path)
+        case program if program == "chain" or program in PROGRAMS:
+            if programs is None:
+                from millstream.models.apart import refusal
+
+                raise errors.Misconfigured(refusal(path.parent, manifest))
+            if program == "chain":
+                from millstream.models.chain import Chain
+
+                return Chain(f"{model} {version}", path.parent, manifest)
+            return programs.load(model, version, path.parent, manifest, device)
         case other:
-            raise errors.Misconfigured(f"{path.parent}: format {other!r} is not known here; there are: onnx, ftrl")
-    for side, said, found in (
-        ("inputs", manifest.inputs, loaded.inputs),
-        ("outputs", manifest.outputs, loaded.outputs),
-    ):
-        if said and set(said) != set(found):
-            raise errors.Misconfigured(
-                f"{path.parent}: model.toml says {side} {_text(said)}, the file has {_text(found)}"
-            )
+            known = ", ".join(["onnx", "ftrl", "chain", *PROGRAMS])
+            raise errors.Misconfigured(f"{path.parent}: format {other!r} is not known here; there are: {known}")
+    check_tensors(str(path.parent), manifest, loaded.inputs, loaded.outputs)
     return loaded
-
-
-def _text(specs: tuple[TensorSpec, ...]) -> str:
-    return ", ".join(f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in specs)

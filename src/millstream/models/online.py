@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final
@@ -33,7 +34,8 @@ Floats = NDArray[np.float32]
 BITS: Final = (10, 24)
 WEIGHT_MAX: Final = 1e6  # keeps the float32 sum of squared gradients finite for any log that fits a disk
 LOGIT_MAX: Final = 35.0
-MAGIC: Final = b"millstream ftrl 1\n"
+VERSION: Final = 1
+MAGIC: Final = b"millstream ftrl %d\n" % VERSION
 
 # One slot is 16 bytes and so never straddles a cache line. `mark` is the number of the delta it was last touched for.
 SLOT: Final = np.dtype([("z", "<f4"), ("n", "<f4"), ("weight", "<f4"), ("mark", "<u4")])
@@ -198,6 +200,8 @@ def _read(path: Path) -> tuple[_Snapshot, Tokens, dict[str, Array]]:
     data = path.read_bytes()
     body, seal = data[:-32], data[-32:]
     if not body.startswith(MAGIC):
+        if later := re.match(rb"millstream ftrl (\d+)\n", body):
+            raise errors.Later(path, int(later[1]), VERSION)
         raise errors.Corrupt(f"{path}: not an FTRL snapshot (it begins {data[:16]!r})")
     if hashlib.sha256(body).digest() != seal:
         raise errors.Corrupt(f"{path}: the checksum does not match; restore the file or take an older snapshot")

@@ -2,6 +2,7 @@
 
 Rules of the room:
 - Promote, A/B, canary, shadow, pause and roll back are all one replacement of this file.
+- A canary's `guard` says how much worse than live it may be; watch/guard.py takes it back, or promotes it, by that.
 - `canary` takes its share first; what is left goes by the weights of `split` when there are any, else to `live`.
 - A policy is checked whole before anybody acts on it, and a message names file, field, what was got and what to do.
 - Versions are numbers in the file (a person writes `live = 12`) and text everywhere else.
@@ -21,11 +22,37 @@ import tomli_w
 from millstream import errors
 
 
-class Canary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`share` of the traffic, in (0, 1], that `version` answers."""
+class Guard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much worse than live a canary may be before it is taken back, and when it becomes live by itself.
+
+    `errors`: added to live's share of failed requests; `p99`: times live's; `drift`: largest distance between the
+    distributions of scores (Kolmogorov-Smirnov, 0 to 1). 0 for `p99` or `drift`: not watched. Nothing is decided before
+    the canary has answered `requests_min`; one that is not worse after `requests` is promoted, if `promote`.
+    """
+
+    errors: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.005
+    p99: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 1.5
+    drift: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
+    requests_min: Annotated[int, msgspec.Meta(ge=1, le=10**9)] = 200
+    requests: Annotated[int, msgspec.Meta(ge=1, le=10**9)] = 10_000
+    promote: bool = True
+
+    def __post_init__(self) -> None:
+        if 0 < self.p99 < 1:
+            raise ValueError(f"guard wants `p99` from 1, as a multiple of live's (or 0: not watched), got {self.p99}")
+        if self.requests < self.requests_min:
+            raise ValueError(
+                f"guard wants `requests` of {self.requests_min} or more, as nothing is decided before `requests_min`, "
+                f"got {self.requests}"
+            )
+
+
+class Canary(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """`share` of the traffic, in (0, 1], that `version` answers; `guard`: what ends that without a person."""
 
     version: str
     share: Annotated[float, msgspec.Meta(gt=0, le=1)]
+    guard: Guard | None = None
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -55,6 +82,24 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return named | {self.live: "live"}
 
 
+SCHEMA = 1
+"""What a field `schema` may say, in the file and in a line of the history; it is left out while it is 1."""
+
+
+def read_line(line: bytes, where: str) -> Policy | None:
+    """The policy in a line of the history; None for one that a crash tore."""
+    try:
+        if (said := msgspec.json.decode(line, type=_AnyLine).schema) > SCHEMA:
+            raise errors.Later(where, said, SCHEMA)
+        return msgspec.json.decode(line, type=Policy)
+    except msgspec.MsgspecError:
+        return None
+
+
+class _AnyLine(msgspec.Struct):
+    schema: int = SCHEMA
+
+
 def read(path: Path, versions: Collection[str]) -> Policy:
     """The policy in `path`, which may name only `versions`. Anything else: Misconfigured."""
     return parse(path.read_text(encoding="utf-8", errors="replace"), str(path), versions)
@@ -63,7 +108,11 @@ def read(path: Path, versions: Collection[str]) -> Policy:
 def parse(text: str, where: str, versions: Collection[str]) -> Policy:
     """The policy that `text` holds; `where` is what the message of a Misconfigured calls it."""
     try:
-        policy = msgspec.convert(_as_text(tomllib.loads(text)), Policy)
+        table = tomllib.loads(text)
+        if isinstance(said := table.get("schema"), int) and said > SCHEMA:
+            raise errors.Later(where, said, SCHEMA)
+        table.pop("schema", None)
+        policy = msgspec.convert(_as_text(table), Policy)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise errors.Misconfigured(f"{where}: {_line(text, str(error))}; correct it: {_EXAMPLE}") from error
     check(policy, where, versions)
@@ -98,7 +147,9 @@ def render(policy: Policy) -> str:
     return tomli_w.dumps(table)
 
 
-_EXAMPLE = "live = 12, canary = {version = 13, share = 0.05}, split = {12 = 1, 13 = 1}, shadow = [14]"
+_EXAMPLE = (
+    "live = 12, canary = {version = 13, share = 0.05, guard = {errors = 0.01}}, split = {12 = 1, 13 = 1}, shadow = [14]"
+)
 
 
 def _as_text(table: dict[str, object]) -> dict[str, object]:

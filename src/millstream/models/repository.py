@@ -30,10 +30,13 @@ from millstream.models import manifest as manifests
 from millstream.models import policy as policies
 from millstream.models.manifest import Manifest
 from millstream.models.policy import Policy
-from millstream.store.blob import digest, fsync_folder, full, write_atomic
+from millstream.models.runtimes import SUFFIXES
+from millstream.store.blob import digest, fsync_folder, full, link, write_atomic
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
+NUMBER = ".put.lock"
+"""File of a model: the lock that putting takes, and in it the highest number that was given."""
 _FORMATS = {".onnx": "onnx"}
 _EXPECTED = (
     "expected a .onnx file, a folder of .onnx files, or a folder with NAME/VERSION/model.onnx (VERSION: 1, 2 ...)"
@@ -54,6 +57,11 @@ class Repository:
         """A repository over whatever `path` is. Nothing servable there: Misconfigured, saying what was expected."""
         if path.is_file() and path.suffix in _FORMATS:
             return cls(path.parent, {_model_name(path): path})
+        if (path.is_file() and path.suffix in SUFFIXES) or (path / "saved_model.pb").is_file():
+            raise errors.Misconfigured(
+                f"{path}: only ONNX files are served as they are; another format becomes a version first: "
+                f"millstream models add models {path}"
+            )
         if not path.is_dir():
             raise errors.Misconfigured(
                 f"{path}: {'not a model file' if path.exists() else 'no such path'}; {_EXPECTED}"
@@ -95,6 +103,16 @@ class Repository:
             raise errors.NotFound(f"{model} has no version {version!r}; there are: {', '.join(versions) or 'none'}")
         return self._file(model).parent if self._loose else self._model(model) / version
 
+    def files(self, model: str, version: str) -> list[str]:
+        """Names of all the files of a version, in order, but model.toml and what Python compiled beside its code; of a
+        bare file, those it goes on in too."""
+        folder = self.folder(model, version)
+        if self._loose:
+            name = self._file(model).name
+            return sorted(file.name for file in folder.glob(f"{name}*") if file.is_file())
+        found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        return sorted(name for name in found if name != "model.toml" and "__pycache__" not in name.split("/"))
+
     def manifest(self, model: str, version: str) -> Manifest:
         """What the version says of itself; for a bare file, format and file name alone. Unreadable: Misconfigured."""
         folder = self.folder(model, version)
@@ -122,10 +140,18 @@ class Repository:
                 )
         return manifest
 
-    def put(self, model: str, manifest: Manifest, files: Mapping[str, bytes | Path]) -> str:
+    def put(
+        self,
+        model: str,
+        manifest: Manifest,
+        files: Mapping[str, bytes | Path],
+        check: Callable[[Path, Manifest], None] | None = None,
+    ) -> str:
         """Add a version holding `files` (name -> bytes, or a file to copy) and return its number. Durable on return.
 
-        Digests are filled in. No room: Full, and nothing was added. Blocks while another process puts the same model.
+        Digests are filled in. `check` sees the folder and its manifest, whole, before the version is there: what it
+        raises leaves nothing behind. No room: Full, and nothing was added. Blocks while another process puts the same
+        model.
         """
         if not any(name == manifest.file or name.startswith(f"{manifest.file}/") for name in files):
             raise errors.Misconfigured(f"{model}: the manifest's file {manifest.file!r} is not among {sorted(files)}")
@@ -133,7 +159,7 @@ class Repository:
             manifests.check_file_name(name, model)
         folder = self._own(model)
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / ".put.lock") as lock:
+        with _locked(folder / NUMBER) as lock:
             aside = folder / ".put"
             shutil.rmtree(aside, ignore_errors=True)  # whoever left it there died: the lock is ours
             try:
@@ -142,7 +168,10 @@ class Repository:
                     (aside / name).parent.mkdir(parents=True, exist_ok=True)
                     _write(aside / name, content)
                 digests = {name: digest(aside / name) for name in files}
-                write_atomic(aside / "model.toml", manifests.render(msgspec.structs.replace(manifest, digests=digests)))
+                whole = msgspec.structs.replace(manifest, digests=digests)
+                write_atomic(aside / "model.toml", manifests.render(whole))
+                if check is not None:
+                    check(aside, whole)
                 version = str(max([int(os.pread(lock, 32, 0) or b"0"), *map(int, _versions(folder))]) + 1)
                 os.pwrite(lock, version.encode(), 0)
                 os.fsync(lock)
@@ -200,11 +229,41 @@ class Repository:
         path = self.root / model / "history.jsonl"
         if self._loose or not path.exists():
             return []
-        found: list[Policy] = []
-        for line in path.read_bytes().split(b"\n"):
-            with suppress(msgspec.MsgspecError):  # a line that a crash tore; the next change notes it again
-                found.append(msgspec.json.decode(line, type=Policy))
-        return found
+        lines = path.read_bytes().split(b"\n")
+        found = [policies.read_line(line, str(path)) for line in lines]  # None: torn; the next change notes it again
+        return [policy for policy in found if policy is not None]
+
+    def seen(self, model: str) -> Path | None:
+        """The folder for what was seen of a model's traffic: recorded requests, its guard's state. None for a bare
+        file, which has none of its own. It need not exist yet."""
+        return None if self._loose else self._model(model) / "watch"
+
+    def pin(self, model: str, into: Path) -> None:
+        """Keep the model as it is at one moment in the folder `into` of the same file system: its policy with history,
+        every version that the policy may name, and what was seen. Removing a version changes nothing there."""
+        folder = self._own(model)
+        into.mkdir(parents=True)
+        with _locked(folder / ".policy.lock"):  # no policy changes and no version goes; new ones may come
+            for name in ("policy.toml", "history.jsonl"):
+                if (folder / name).exists():
+                    shutil.copyfile(folder / name, into / name)
+            for version in _versions(folder):
+                for name in (*self.files(model, version), "model.toml"):
+                    with suppress(FileNotFoundError):  # a bare version has no model.toml
+                        link(folder / version / name, into / version / name)
+        for path in (folder / "watch").glob("[!.]*.json*"):
+            with suppress(FileNotFoundError, IsADirectoryError):  # replaced meanwhile
+                (into / "watch").mkdir(exist_ok=True)
+                shutil.copyfile(path, into / "watch" / path.name)
+
+    def number(self, model: str) -> int:
+        """The highest number that a version of `model` was ever given; 0 before the first."""
+        folder = self._own(model)
+        try:
+            given = int((folder / NUMBER).read_bytes() or b"0")
+        except FileNotFoundError:
+            given = 0
+        return max([given, *map(int, _versions(folder))])
 
     def last_usable(self, model: str) -> Policy | None:
         """The latest policy of the history whose versions are all there; None without one."""

@@ -1,17 +1,25 @@
-"""The changes people make to a policy, each as a function for `Repository.change_policy`."""
+"""The changes people and guards make to a policy: what they ask for, and the one way in which it is done.
+
+Rules of the room:
+- A change is a function from policy to policy, for `Repository.change_policy`: it sees the policy as it is then.
+- A move is a change as somebody asks for it, on a command line or over HTTP: one struct, checked once. With `policy` it
+  is made only on that very policy, so that of two people who decide at once the second is told who was faster.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Literal
 
+import msgspec
 from msgspec.structs import replace
 
-from millstream.errors import BadInput, NotFound
-from millstream.models.policy import Canary, Policy
+from millstream.errors import BadInput, Conflict, NotFound
+from millstream.models.policy import Canary, Guard, Policy
 from millstream.models.repository import Repository
 
 Change = Callable[[Policy], Policy]
+Version = str | Annotated[int, msgspec.Meta(ge=1)]
 
 
 def promote(version: str) -> Change:
@@ -33,21 +41,26 @@ def previous(repository: Repository, model: str) -> str:
     return before[-1]
 
 
-def split(shares: Iterable[str], sticky_by: Literal["user", "request"]) -> Change:
-    """Share traffic by weight: `["12=0.9", "13=0.1"]`."""
-    weights = {}
+def split(weights: Mapping[str, float], sticky_by: Literal["user", "request"]) -> Change:
+    """Share traffic by weight."""
+    return lambda policy: replace(policy, split=dict(weights), sticky_by=sticky_by)
+
+
+def weights(shares: Iterable[str]) -> dict[str, float]:
+    """`["12=0.9", "13=0.1"]` as version -> weight; BadInput."""
+    found = {}
     for share in shares:
         version, _, weight = share.partition("=")
         try:
-            weights[version] = float(weight)
+            found[version] = float(weight)
         except ValueError:
             raise BadInput(f"{share!r} is no share: write VERSION=WEIGHT, such as 13=0.1") from None
-    return lambda policy: replace(policy, split=weights, sticky_by=sticky_by)
+    return found
 
 
-def canary(version: str, share: float) -> Change:
-    """Give `version` a share of the traffic in (0, 1]; 0 ends the canary."""
-    return lambda policy: replace(policy, canary=Canary(version, share) if share else None)
+def canary(version: str, share: float, guard: Guard | None = None) -> Change:
+    """Give `version` a share of the traffic in (0, 1]; 0 ends the canary. `guard` ends it by itself."""
+    return lambda policy: replace(policy, canary=Canary(version, share, guard) if share else None)
 
 
 def shadow(versions: Sequence[str]) -> Change:
@@ -58,3 +71,108 @@ def shadow(versions: Sequence[str]) -> Change:
 def learning(state: Literal["run", "paused"]) -> Change:
     """Pause learning where it is, or let it run."""
     return lambda policy: replace(policy, learning=state)
+
+
+def only_on(number: int, model: str, change: Change) -> Change:
+    """The change, if the policy it is made on still has this number. Else Conflict, saying who was faster."""
+
+    def checked(policy: Policy) -> Policy:
+        if policy.version != number:
+            raise Conflict(
+                f"the policy of {model} is {policy.version} by now, not {number}: {policy.who or 'somebody'} was "
+                f"faster ({policy.why or 'no reason given'}; live = {policy.live}); look at it and decide again"
+            )
+        return change(policy)
+
+    return checked
+
+
+# Moves: what somebody asks for.
+
+
+class Move(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`policy`: the number of the policy that this was decided on, None: whichever there is. `who`, `why`: recorded."""
+
+    policy: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    who: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    why: Annotated[str, msgspec.Meta(max_length=2000)] = ""
+
+    def change(self, repository: Repository, model: str) -> Change:
+        """The change that this asks for."""
+        raise NotImplementedError
+
+
+class Promote(Move, frozen=True, kw_only=True):
+    """Make `version` live."""
+
+    version: Version
+
+    def change(self, repository: Repository, model: str) -> Change:
+        return promote(str(self.version))
+
+
+class RollBack(Move, frozen=True, kw_only=True):
+    """Make `to` live, or the version that was live before, and hold it there."""
+
+    to: Version = ""
+
+    def change(self, repository: Repository, model: str) -> Change:
+        return roll_back(str(self.to) or previous(repository, model))
+
+
+class Split(Move, frozen=True, kw_only=True):
+    """Share traffic between versions by weight; none ends it."""
+
+    shares: dict[str, float]
+    sticky_by: Literal["user", "request"] = "user"
+
+    def change(self, repository: Repository, model: str) -> Change:
+        return split(self.shares, self.sticky_by)
+
+
+class TryOut(Move, frozen=True, kw_only=True):
+    """Give `version` a share of the traffic as a canary; `share` 0 ends it."""
+
+    version: Version
+    share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
+    guard: Guard | None = None
+
+    def change(self, repository: Repository, model: str) -> Change:
+        return canary(str(self.version), self.share, self.guard)
+
+
+class Copy(Move, frozen=True, kw_only=True):
+    """Have `versions` compute copies of the traffic as shadows; none ends it."""
+
+    versions: tuple[Version, ...]
+
+    def change(self, repository: Repository, model: str) -> Change:
+        return shadow([str(version) for version in self.versions])
+
+
+class Learning(Move, frozen=True, kw_only=True):
+    """Pause learning, or let it run."""
+
+    state: Literal["run", "paused"]
+
+    def change(self, repository: Repository, model: str) -> Change:
+        return learning(self.state)
+
+
+MOVES: dict[str, type[Move]] = {
+    "promote": Promote,
+    "rollback": RollBack,
+    "split": Split,
+    "canary": TryOut,
+    "shadow": Copy,
+    "learning": Learning,
+}
+
+
+def make(repository: Repository, model: str, verb: str, move: Move) -> Policy:
+    """Make a move and give the policy after it. Blocks for a file lock and a sync. NotFound; Conflict, when the policy
+    is not the one it was decided on; Misconfigured, when what is asked for cannot be."""
+    change = move.change(repository, model)
+    if move.policy is not None:
+        change = only_on(move.policy, model, change)
+    return repository.change_policy(model, change, who=move.who, why=move.why or f"traffic {verb}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -36,6 +37,18 @@ def write_atomic(path: Path, data: bytes) -> None:
     finally:
         if part:
             Path(part).unlink(missing_ok=True)
+
+
+def link(path: Path, to: Path) -> None:
+    """Keep what `path` is now under the name `to`, whatever becomes of `path`: a hard link, or a copy where the file
+    system has none. For files that nobody writes into any more. `path` is gone: FileNotFoundError."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(path, to)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(path, to)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -28,6 +28,7 @@ from millstream.stream.writer import LogLimits, Retained, Writer
 
 __all__ = ["Log", "LogLimits", "Reader", "Record", "Retained", "Verified", "Writer"]
 
+GROUPS_VERSION = 1
 _TOPIC = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _SCHEMA = """CREATE TABLE IF NOT EXISTS positions (
     "group" TEXT NOT NULL, topic TEXT NOT NULL, partition INTEGER NOT NULL, offset INTEGER NOT NULL,
@@ -143,8 +144,15 @@ class Log:
         if self._groups is None:
             self.root.mkdir(parents=True, exist_ok=True)
             self._groups = sqlite3.connect(self.root / "groups.sqlite", timeout=10.0, check_same_thread=False)
+            said = int(self._groups.execute("PRAGMA user_version").fetchone()[0])  # 0: before it was written, as 1
+            if said > GROUPS_VERSION:
+                self._groups.close()
+                self._groups = None
+                raise errors.Later(self.root / "groups.sqlite", said, GROUPS_VERSION)
             self._groups.execute("PRAGMA journal_mode = WAL")
             self._groups.execute(_SCHEMA)
+            if said < GROUPS_VERSION:
+                self._groups.execute(f"PRAGMA user_version = {GROUPS_VERSION}")
         return self._groups
 
     def _lowest(self, topic: str, partition: int) -> int | None:

@@ -26,7 +26,7 @@ from typing import Protocol
 import msgspec
 
 from millstream.clock import Clock
-from millstream.errors import Corrupt, Full
+from millstream.errors import Corrupt, Full, Later
 from millstream.store.blob import write_atomic
 from millstream.stream.event import Event, decode, encode
 from millstream.stream.log import Log, Record
@@ -86,8 +86,14 @@ class _Snapshot(msgspec.Struct, frozen=True):
     output: int
     configuration: bytes
     state: bytes
+    format: int = 1
 
 
+class _AnySnapshot(msgspec.Struct, frozen=True):
+    format: int = 1
+
+
+SNAPSHOT_FORMAT = 1
 REORDER_S = 60.0  # how far the arrival stamps of two topics may be apart, after a clock jump, say
 logger = logging.getLogger("millstream.stream")
 
@@ -220,7 +226,7 @@ class Operation:
         """The snapshot, and every later step again, its outputs thrown away: they are in the log already."""
         at, ours = 0, self.operator.configuration()
         if self._path.exists():
-            saved = msgspec.msgpack.decode(self._path.read_bytes(), type=_Snapshot)
+            saved = _read(self._path)
             self.operator.configure(saved.configuration)
             self.operator.restore(saved.state, self._log)
             self.step_done, at = saved.step, saved.output
@@ -240,3 +246,14 @@ class Operation:
                 "the inputs in the log are not those it was computed from"
             )
         self.step_done = step
+
+
+def _read(path: Path) -> _Snapshot:
+    data = path.read_bytes()
+    try:
+        said = msgspec.msgpack.decode(data, type=_AnySnapshot).format
+        if said > SNAPSHOT_FORMAT:
+            raise Later(path, said, SNAPSHOT_FORMAT)
+        return msgspec.msgpack.decode(data, type=_Snapshot)
+    except msgspec.MsgspecError as error:
+        raise Corrupt(f"{path}: {error}; move it away: the log rebuilds it from all that retention has left") from error

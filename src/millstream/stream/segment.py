@@ -15,10 +15,13 @@ Rules of the room (numbers are little endian):
   speaks of, so it may be stale after a power loss but never ahead of the disk.
 - A bad frame below `next` (the machine has not restarted since) or below `synced` (it has) is corruption and is
   raised. Past that line it is the torn tail of a crash, and is cut.
+- `committed` has the version of all segments beside it: a later format is told by it, before any of them is read, and
+  a segment that alone says another version is damaged.
 - An offset never names two different records. Where published records may be gone (power loss, failed sync, a
   restored copy without its `committed` file) the writer goes on GAP offsets ahead, and readers step over the hole.
 - A new segment begins with the last meta in force, in a frame of no records, so the last segment alone knows it.
-- To copy a live partition, leave `committed` out: the next writer rebuilds it from the frames.
+- To copy a live partition by hand, leave `committed` out: the next writer rebuilds it from the frames. A backup, which
+  knows where it cut, writes one.
 """
 
 from __future__ import annotations
@@ -116,8 +119,10 @@ def check_header(path: Path, data: mmap.mmap | bytes, base: int) -> None:
     magic, version, zero, named = SEGMENT.unpack_from(data, 0)
     if magic != MAGIC or zero or named != base:
         raise BadFrame(path, 0, f"not the header of a segment that starts at offset {base}")
-    if version != VERSION:
-        raise BadFrame(path, 4, f"format version {version}, and this Millstream reads version {VERSION}")
+    if version != VERSION:  # `committed` says so first of a log that a later Millstream wrote
+        raise BadFrame(
+            path, 4, f"format version {version}, and this Millstream reads {VERSION}: damaged, or of a later one"
+        )
 
 
 def frames(path: Path, base: int, position: int = 0, expected: int | None = None) -> Iterator[Frame]:
@@ -174,8 +179,8 @@ class Mark:
         finally:
             os.close(fd)
         self.numbers = memoryview(self._map).cast("Q")
-        if self.numbers[2] != VERSION:
-            raise errors.Corrupt(f"{path}: format version {self.numbers[2]}, and this Millstream reads {VERSION}")
+        if self.numbers[2] > VERSION:
+            raise errors.Later(path, self.numbers[2], VERSION)
 
     @classmethod
     def create(cls, path: Path) -> Mark:
@@ -188,6 +193,11 @@ class Mark:
         part.replace(path)
         sync_folder(path.parent)
         return cls(path, write=True)
+
+    @staticmethod
+    def closed(next: int) -> bytes:
+        """The file of a partition that ends at `next`, all of it on the disk, with no writer."""
+        return struct.pack("<6Q", next, next, VERSION, 0, 0, 0)
 
     @property
     def next(self) -> int:

@@ -278,12 +278,34 @@ def test_a_client_that_drips_gains_no_time(kind: str) -> None:
     with_rig(test, clock=clock)
 
 
+def test_a_call_whose_message_never_begins_ends_although_its_connection_answers_pings() -> None:
+    clock = FakeClock()
+
+    async def test(rig: Rig) -> None:
+        raw = await rig.raw()
+        raw.send(head(1) + head(3) + head(5) + frames.frame(DATA, 0, 5, message(b"begun")))
+        await until(lambda: len(rig.service.calls) == 3)
+        rig.service.calls[1].call.streams = True
+        await until(lambda: rig.service.calls[2].messages)
+        await pass_time(clock, 22)
+        _, headers = await raw.answer(1)
+        assert headers[b"grpc-status"] == b"4" and b"no message came within 20 s" in headers[b"grpc-message"]
+        assert [call.was_cancelled for call in rig.service.calls] == [True, False, False]
+        assert await raw.alive()
+        await pass_time(clock, 30)
+        assert [call.was_cancelled for call in rig.service.calls] == [True, True, False], "a stream has more time"
+        assert await raw.alive()
+        raw.close()
+
+    with_rig(test, GrpcLimits(message_s=20, idle_s=50), clock)
+
+
 def test_a_message_that_does_not_come_ends_its_call_alone() -> None:
     clock = FakeClock()
 
     async def test(rig: Rig) -> None:
         raw = await rig.raw()
-        raw.send(head(1) + frames.frame(DATA, 0, 1, message(b"x" * 100)[:50]) + head(3))
+        raw.send(head(1) + frames.frame(DATA, 0, 1, message(b"x" * 100)[:50]) + unary(3, "Never"))
         for _ in range(8):
             await pass_time(clock, 7)
             raw.send(frames.frame(DATA, 0, 1, b"x"))

@@ -11,16 +11,22 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from millstream.front.record import Record
+
 
 class Call(Protocol):
     """One call as the transport holds it. `path`: b"/package.Service/Method"; `metadata`: lower-case keys, the last
     value of each, shared between calls and never to be changed; `timeout_s`: the client's grpc-timeout, 0 when it set
-    none. The transport enforces it: the client gets DEADLINE_EXCEEDED, the receiver `cancelled`."""
+    none. The transport enforces it: the client gets DEADLINE_EXCEEDED, the receiver `cancelled`. `record`: what the
+    service knows of the call, for the transport to hand on when it is over. `streams`: set by the service of a call of
+    many messages, which may take its time before the first."""
 
     path: bytes
     metadata: dict[bytes, bytes]
     peer: str
     timeout_s: float
+    record: Record | None
+    streams: bool
 
     def send(self, message: bytes, metadata: tuple[tuple[bytes, bytes], ...] = ()) -> None:
         """Send a message. `metadata` goes out before the first message of the call and is dropped with later ones."""

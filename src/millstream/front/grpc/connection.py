@@ -452,6 +452,8 @@ class Connection(asyncio.Protocol):
         del self.streams[stream.sid]
         now = self.server.monotonic()
         self.server.count(code, now - stream.started)
+        if self.server.observer is not None:
+            self.server.observer.call(stream, code)
         if stream.timed:
             self.server.deadlines.over()
         if code != "CANCELLED":
@@ -491,6 +493,11 @@ class Connection(asyncio.Protocol):
 
     def _sweep_streams(self, now: float) -> None:
         limits = self.server.limits
+        for stream in tuple(self.streams.values()):
+            allowed_s = limits.idle_s if stream.streams else limits.message_s
+            if stream.silent and now - stream.started > allowed_s:
+                self.server.timed_out.add()
+                stream.give_up(errors.Late(f"no message came within {allowed_s:g} s of the call's begin: send it"))
         for stream in tuple(self.partial.values()):
             if not stream.held and not self.full and now - stream.since > limits.message_s:
                 self.server.timed_out.add()
@@ -505,6 +512,11 @@ class Connection(asyncio.Protocol):
     def idle_s(self, now: float) -> float:
         """How long it has had no call; 0 while it has one."""
         return 0.0 if self.streams else now - self._quiet_since
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it has not even said what it speaks."""
+        return not self._greeted
 
     def drain(self) -> None:
         """Take no new calls after those that are under way to us, and close after the last answer."""

@@ -39,8 +39,12 @@ class GrpcLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     head_s: Annotated[
         Seconds, Meta(description="to begin a connection, to finish a frame, and the headers of a call")
     ] = 10.0
-    message_s: Annotated[Seconds, Meta(description="to send the rest of a message")] = 60.0
-    idle_s: Annotated[Seconds, Meta(description="an open connection may stay without a call")] = 600.0
+    message_s: Annotated[
+        Seconds, Meta(description="to send the rest of a message, and from a call's begin to its message")
+    ] = 60.0
+    idle_s: Annotated[
+        Seconds, Meta(description="an open connection may stay without a call, and a stream without its first message")
+    ] = 600.0
     keepalive_s: Annotated[Seconds, Meta(description="silence of a client with open calls, before it is pinged")] = 60.0
     ping_s: Annotated[Seconds, Meta(description="to answer that ping")] = 20.0
     unread_s: Annotated[Seconds, Meta(description="a client may leave its answers unread")] = 30.0

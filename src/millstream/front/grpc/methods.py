@@ -19,7 +19,7 @@ from google.protobuf import json_format
 import millstream
 from millstream import errors
 from millstream.front import model_config
-from millstream.front.door import Door
+from millstream.front.door import Door, may_describe
 from millstream.front.grpc import messages
 from millstream.front.tensor import shown
 from millstream.front.v2 import EXTENSIONS
@@ -91,8 +91,8 @@ class Replies:
 
     def model_ready(self, message: Message, principal: Principal) -> Message:
         """Not ready is an answer, also of a model that is not there: clients ask until it is."""
-        _named(message.name, "name")
-        return messages.of("ModelReadyResponse")(ready=self._door.ready(message.name, message.version))
+        name = self._known(message.name, principal)
+        return messages.of("ModelReadyResponse")(ready=self._door.ready(name, message.version))
 
     def server_metadata(self, message: Message, principal: Principal) -> Message:
         """Name, version and extensions of the server."""
@@ -102,7 +102,7 @@ class Replies:
 
     def model_metadata(self, message: Message, principal: Principal) -> Message:
         """A model's versions and tensors, shapes with the row."""
-        described = self._door.describe(_named(message.name, "name"), message.version)
+        described = self._door.describe(self._known(message.name, principal), message.version)
 
         def tensors(specs: tuple[TensorSpec, ...]) -> list[dict[str, object]]:
             return [{"name": spec.name, "datatype": spec.datatype, "shape": spec.shape} for spec in specs]
@@ -117,18 +117,22 @@ class Replies:
 
     def model_config(self, message: Message, principal: Principal) -> Message:
         """How a model is batched."""
-        config = self._door.config(_named(message.name, "name"), message.version)
+        config = self._door.config(self._known(message.name, principal), message.version)
         return _read("ModelConfigResponse", {"config": model_config.config(config)})
 
     def model_statistics(self, message: Message, principal: Principal) -> Message:
         """What models have done; of all of them where none is named."""
+        if message.name:
+            self._known(message.name, principal)
         found = self._door.statistics(message.name, message.version)
-        return _read("ModelStatisticsResponse", model_config.statistics(found))
+        known = [one for one in found if may_describe(self._door, principal, one.model)]
+        return _read("ModelStatisticsResponse", model_config.statistics(known))
 
     def repository_index(self, message: Message, principal: Principal) -> Message:
         """Every version of the repository; with `ready` those that answer."""
         _one_repository(message)
-        listed = [one for one in self._door.index() if one.state == "READY" or not message.ready]
+        known = [one for one in self._door.index() if may_describe(self._door, principal, one.model)]
+        listed = [one for one in known if one.state == "READY" or not message.ready]
         return messages.of("RepositoryIndexResponse")(
             models=[
                 {"name": one.model, "version": one.version, "state": one.state, "reason": one.reason} for one in listed
@@ -142,6 +146,11 @@ class Replies:
     def repository_model_unload(self, message: Message, principal: Principal) -> asyncio.Future[Message]:
         """Serve it no more."""
         return self._control("unload", message, principal)
+
+    def _known(self, name: str, principal: Principal) -> str:
+        """The name of a model that the principal may describe. Raises BadInput, Forbidden."""
+        self._door.admit(principal, _named(name, "name"), "describe")
+        return name
 
     def _control(
         self, verb: Literal["load", "unload"], message: Message, principal: Principal

@@ -11,6 +11,8 @@ import asyncio
 import heapq
 import itertools
 import logging
+from collections.abc import Sequence
+from socket import socket
 
 from millstream.clock import Clock, Timer
 from millstream.front.grpc.call import Receiver, Service
@@ -19,6 +21,8 @@ from millstream.front.grpc.headers import CODES
 from millstream.front.grpc.limits import GrpcLimits
 from millstream.front.grpc.stream import Stream
 from millstream.front.port import Port
+from millstream.front.record import Observer
+from millstream.front.tls import Context
 from millstream.meter import Meter
 
 logger = logging.getLogger(__name__)
@@ -29,10 +33,27 @@ DEAD_MAX = 1024  # deadlines of calls that are over: more of them than of open c
 class Grpc(Port):
     """A gRPC server in front of a Service. `start` binds and returns the port; `stop` drains."""
 
-    def __init__(self, service: Service, meter: Meter, clock: Clock, limits: GrpcLimits | None = None) -> None:
+    def __init__(
+        self,
+        service: Service,
+        meter: Meter,
+        clock: Clock,
+        limits: GrpcLimits | None = None,
+        tls: Context | None = None,
+        observer: Observer | None = None,
+    ) -> None:
         self.limits = limits or GrpcLimits()
-        super().__init__("grpc", meter, clock, self.limits.connections_max, self.limits.drain_s)
-        self.service = service
+        super().__init__(
+            "grpc",
+            meter,
+            clock,
+            self.limits.connections_max,
+            self.limits.drain_s,
+            self.limits.head_s,
+            self.limits.linger_s,
+            tls,
+        )
+        self.service, self.observer = service, observer
         self.deadlines = Deadlines(clock)
         self._seconds = meter.histogram("millstream_grpc_seconds", "From a call's headers to its trailers").observe
         self._answers = {
@@ -44,10 +65,10 @@ class Grpc(Port):
         """A connection that has just been made."""
         return Connection(self)
 
-    async def start(self, host: str = "127.0.0.1", port: int = 0, reuse_port: bool = False) -> int:
-        """Bind and serve. `port` 0 takes a free one; `reuse_port` lets several processes share it."""
+    async def start(self, host: str = "127.0.0.1", port: int = 0, sockets: Sequence[socket] = ()) -> int:
+        """Serve, and return the port; `sockets` as of any port."""
         self.call_soon = asyncio.get_running_loop().call_soon
-        return await super().start(host, port, reuse_port)
+        return await super().start(host, port, sockets)
 
     async def stop(self) -> None:
         """Tell clients to go elsewhere, finish what is in flight within `drain_s`, then cut off the rest."""

@@ -4,12 +4,14 @@ Rules of the room:
 - A call costs no task: it is answered at once, or when the Door's future is done.
 - A stream's requests start as they come, and are answered in their order; past IN_FLIGHT_MAX the client has to wait.
 - A request that fails ends a unary call with its status; of a stream it is one answer, and the stream goes on.
+- Who asks is asked for every request: a key that was revoked ends its stream with the next one.
 - What is not an error of ours says nothing to the client and is logged: of a whole call by the transport, else here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -30,6 +32,7 @@ from millstream.front.grpc import read, wire
 from millstream.front.grpc.call import Call, Receiver
 from millstream.front.grpc.methods import SERVICE, Method, methods
 from millstream.front.parameters import TEXT_CHARS_MAX
+from millstream.front.record import PATH_CHARS_MAX, Observer, Record
 from millstream.types import Description, Output, Principal, Request, Turn
 
 log = logging.getLogger(__name__)
@@ -51,8 +54,8 @@ _NOTHING = read.Said()
 class Inference:
     """`GRPCInferenceService` and the health check, in front of a Door. A `call.Service`."""
 
-    def __init__(self, door: Door, clock: Clock) -> None:
-        self.door, self.monotonic = door, clock.monotonic
+    def __init__(self, door: Door, clock: Clock, observer: Observer | None = None) -> None:
+        self.door, self.monotonic, self.observer = door, clock.monotonic, observer
         self._methods = methods(door)
         self._forms: dict[bytes, wire.Form] = {}
         self._said: dict[bytes, read.Said] = {}
@@ -64,16 +67,19 @@ class Inference:
     def open(self, call: Call) -> Receiver:
         """Begin a call. Raises Missing for a method that is not here, Unauthenticated for a key that is not known."""
         path = call.path
+        if self.observer is not None:
+            call.record = Record(self.monotonic())
         if path == INFER:
-            return _Infer(self, call, self._principal(call))
+            return _Infer(self, call, self.principal(call))
         if path == STREAM:
-            return _Stream(self, call, self._principal(call))
+            self.principal(call)
+            return _Stream(self, call)
         method = self._methods.get(path)
         if method is None:
             raise errors.Missing(f"no method {ascii(path[:200])[2:-1]} here; there are the methods of {SERVICE}")
-        return _Unary(call, method, None if method.open_to_all else self._principal(call))
+        return _Unary(call, method, None if method.open_to_all else self.principal(call))
 
-    def _principal(self, call: Call) -> Principal:
+    def principal(self, call: Call) -> Principal:
         """Who asks: metadata `authorization: Bearer KEY`, or nobody. Raises Unauthenticated."""
         given = call.metadata.get(b"authorization")
         if given is None:
@@ -81,7 +87,10 @@ class Inference:
         scheme, _, key = given.partition(b" ")
         if scheme.lower() != b"bearer" or not key.strip():
             raise errors.Unauthenticated("authorization: expected 'Bearer KEY'")
-        return self.door.principal(key.strip().decode("latin-1"), call.peer)
+        principal = self.door.principal(key.strip().decode("latin-1"), call.peer)
+        if self.observer is not None and call.record is not None:
+            call.record.key = principal.name
+        return principal
 
     def ask(self, data: bytes, principal: Principal, metadata: dict[bytes, bytes], left_s: float) -> Asked:
         """Start one request out of its message; `left_s`: seconds the call still has, 0 without end. Raises Error."""
@@ -227,8 +236,12 @@ class _Infer:
         try:
             self._asked = asked = self._service.ask(data, self._principal, call.metadata, call.timeout_s)
         except Exception as error:
+            if self._service.observer is not None:
+                _refused(call.record, data)
             call.finish(error)
             return
+        if self._service.observer is not None:
+            _asks(call.record, asked, data, self._service.monotonic())
         if asked.future.done():
             self._settle(asked.future)
         else:
@@ -244,6 +257,8 @@ class _Infer:
         except Exception as error:
             call.finish(error)
             return
+        if self._service.observer is not None:
+            _answered(call.record, asked, message)
         call.send(message, metadata)
         call.finish()
 
@@ -261,9 +276,10 @@ class _Infer:
 class _Slot:
     """A place in the order of a stream's answers; `answer` once there is one."""
 
-    __slots__ = ("answer", "asked", "metadata")
+    __slots__ = ("answer", "asked", "metadata", "record")
 
-    def __init__(self) -> None:
+    def __init__(self, record: Record | None = None) -> None:
+        self.record = record
         self.asked: Asked | None = None
         self.answer: bytes | None = None
         self.metadata: tuple[tuple[bytes, bytes], ...] = ()
@@ -272,9 +288,11 @@ class _Slot:
 class _Stream:
     """One ModelStreamInfer."""
 
-    def __init__(self, service: Inference, call: Call, principal: Principal) -> None:
-        self._service, self._call, self._principal = service, call, principal
+    def __init__(self, service: Inference, call: Call) -> None:
+        self._service, self._call = service, call
+        call.streams = True
         self._slots: deque[_Slot] = deque()
+        self._error: errors.Error | None = None  # that the stream ends with, after the answers that are still due
         self._deadline = service.monotonic() + call.timeout_s if call.timeout_s else 0.0
         # One id cannot name all the requests of a stream.
         self._metadata = {key: value for key, value in call.metadata.items() if key != b"x-request-id"}
@@ -283,15 +301,27 @@ class _Stream:
     def message(self, data: bytes) -> None:
         if self._gone or self._ended:
             return
-        slot = _Slot()
+        try:
+            principal = self._service.principal(self._call)
+        except errors.Unauthenticated as error:  # a key that was revoked since the stream began
+            self._error = error
+            self.ended()
+            return
+        observer = self._service.observer
+        slot = _Slot() if observer is None else _Slot(Record(observer.monotonic(), key=principal.name))
         self._slots.append(slot)
         left_s = max(1e-6, self._deadline - self._service.monotonic()) if self._deadline else 0.0
         try:
-            slot.asked = asked = self._service.ask(data, self._principal, self._metadata, left_s)
+            slot.asked = asked = self._service.ask(data, principal, self._metadata, left_s)
         except Exception as error:
             slot.answer = self._failed(error, data)
+            if observer is not None:
+                _refused(slot.record, data)
+                self._observe(slot, _code(error))
             self._flush()
         else:
+            if observer is not None:
+                _asks(slot.record, asked, data, observer.monotonic())
             if asked.future.done():
                 self._settle(slot)
             else:
@@ -312,7 +342,17 @@ class _Stream:
             slot.answer = wire.streamed(message)
         except Exception as error:
             slot.answer = wire.failed(_sentence(error), asked.ident)
+            self._observe(slot, _code(error))
+        else:
+            _answered(slot.record, asked, message)
+            self._observe(slot, "OK")
         self._flush()
+
+    def _observe(self, slot: _Slot, code: str) -> None:
+        """One request of the stream is over; the stream itself leaves a record at its end."""
+        if slot.record is not None and (observer := self._service.observer) is not None:
+            observer.grpc(slot.record, self._call.path, self._metadata, self._call.peer, code)
+            slot.record = None
 
     def _failed(self, error: Exception, data: bytes) -> bytes:
         """What went wrong with a request that did not start; its id, where that much can be read."""
@@ -330,7 +370,7 @@ class _Stream:
             slot = slots.popleft()
             call.send(slot.answer, slot.metadata)  # type: ignore[arg-type]
         if self._ended and not slots:
-            call.finish()
+            call.finish(self._error)
         elif self._held and len(slots) < IN_FLIGHT_MAX:
             self._held = False
             call.go_on()
@@ -343,6 +383,7 @@ class _Stream:
     def cancelled(self) -> None:
         self._gone = True
         for slot in self._slots:
+            self._observe(slot, "CANCELLED")
             if slot.asked is not None:
                 slot.asked.future.cancel()
         self._slots.clear()
@@ -414,6 +455,30 @@ def _sentence(error: Exception) -> str:
         return str(error)[: answer.SENTENCE_CHARS_MAX]
     log.error("a request of a stream failed", exc_info=error)
     return answer.INTERNAL
+
+
+def _code(error: Exception) -> str:
+    return error.code if isinstance(error, errors.Error) else "INTERNAL"
+
+
+def _asks(record: Record | None, asked: Asked, data: bytes, now: float) -> None:
+    if record is not None:
+        record.asks(asked.form.model, asked.form.layout.rows, asked.ident.decode(), now)
+        record.bytes_in = len(data)
+
+
+def _answered(record: Record | None, asked: Asked, message: bytes) -> None:
+    if record is not None:
+        record.answered(asked.future.result())
+        record.bytes_out = len(message)
+
+
+def _refused(record: Record | None, data: bytes) -> None:
+    """A request that did not start: the model it was for, where that much can be read."""
+    if record is not None:
+        record.bytes_in = len(data)
+        with contextlib.suppress(errors.Error):
+            record.model = read.rest(wire.split(data)[0]).model_name[:PATH_CHARS_MAX]
 
 
 def _look(future: asyncio.Future[Any]) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from millstream.front.grpc.call import Receiver, Service
     from millstream.front.grpc.connection import Connection
     from millstream.front.grpc.headers import Head
+    from millstream.front.record import Record
 
 STREAM_WINDOW = 1 << 20  # what a client may send on one stream before we have taken it
 HALF_WINDOW = STREAM_WINDOW // 2
@@ -47,6 +48,9 @@ class Stream:
     left = STREAM_WINDOW  # what the client may still send
     client_ended = False
     timed = False  # there is a deadline
+    record: Record | None = None  # where somebody observes
+    streams = False  # the service takes many messages
+    heard = False  # so much came that a window was opened again
     held = False
     buffer: bytearray | None = None  # received and not yet given to the service
     since = 0.0  # the first byte of the message in `buffer`
@@ -230,9 +234,15 @@ class Stream:
 
     def open_window(self, connection: Connection) -> None:
         """Let the client send on."""
+        self.heard = True
         connection.out.append(frames.window(self.sid, STREAM_WINDOW - self.left))
         connection.flush_soon()
         self.left = STREAM_WINDOW
+
+    @property
+    def silent(self) -> bool:
+        """Whether the client has sent nothing of a message, and may still do so."""
+        return self.left == STREAM_WINDOW and not (self.heard or self.client_ended)
 
     def _next(self, connection: Connection) -> bytes | None:
         """The next whole message of the buffer, unpacked; None while there is none. TooLarge, BadInput, Busy."""

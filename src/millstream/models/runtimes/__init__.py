@@ -1,7 +1,8 @@
 """Programs that run model files, one module a format; each is imported only when a model of its format is loaded.
 
-`onnx.py` and `recurrent.py` run in the serving process: such a file is data. Every other format is a program: loading it
-runs what its author wrote. Those run in a process of their own (`models/apart/`), where their module is imported. It has
+`onnx.py` and `recurrent.py` run in the serving process: such a file is data. Every other format is a program: loading
+it runs what its author wrote. Those run in a process of their own (`models/apart/`), where their module is imported. It
+has
 
     load(folder: Path, manifest: Manifest, device: str) -> Model       ready to predict; the manifest names its tensors
     inspect(folder: Path, manifest: Manifest, example: dict[str, Array]) -> Found      what such a file says of itself
@@ -12,8 +13,13 @@ and may use only numpy, msgspec, the standard library, the framework, and `mills
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import msgspec
 
+from millstream import errors
+from millstream.models.manifest import Manifest
 from millstream.types import Array, TensorSpec
 
 PROGRAMS = {
@@ -24,6 +30,21 @@ PROGRAMS = {
     "python": "millstream.models.runtimes.python",
 }
 """Format -> module. `sklearn` is any pickled estimator, those of XGBoost and LightGBM too."""
+SUFFIXES = {
+    ".onnx": "onnx",
+    ".pkl": "sklearn",
+    ".pickle": "sklearn",
+    ".joblib": "sklearn",
+    ".pt": "torch",
+    ".pth": "torch",
+    ".pt2": "torch",
+    ".keras": "keras",
+    ".h5": "keras",
+    ".hdf5": "keras",
+    ".pb": "tensorflow",
+    ".py": "python",
+}
+"""Suffix -> format. A folder with `saved_model.pb` is "tensorflow" too; a `.py` with `def call(models)`, "chain"."""
 
 
 class Found(msgspec.Struct):
@@ -34,3 +55,13 @@ class Found(msgspec.Struct):
     outputs: tuple[TensorSpec, ...]
     example: dict[str, Array]
     notes: tuple[str, ...] = ()
+
+
+def content(folder: Path, manifest: Manifest) -> bytes:
+    """The bytes of the manifest's file, read once: those that its digest is of are those that are loaded. Corrupt."""
+    path = folder / manifest.file
+    data = path.read_bytes()
+    expected = manifest.digests.get(manifest.file)
+    if expected is not None and expected != f"sha256:{hashlib.sha256(data).hexdigest()}":
+        raise errors.Corrupt(f"{path}: it differs from its digest in model.toml; restore it or put the version again")
+    return data

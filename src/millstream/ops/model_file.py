@@ -1,0 +1,172 @@
+"""What a model file is, as far as that can be told without running any of it.
+
+Rules of the room:
+- A suffix says the format; what it does not say (is this `.zip` ours, is this `.py` a chain) the content does, read as
+  text, never run.
+- What is told is for the person who decides whether to trust the file.
+"""
+
+from __future__ import annotations
+
+import ast
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from millstream import errors
+from millstream.models.apart.pickles import imports_of
+from millstream.models.runtimes import SUFFIXES
+from millstream.store.blob import digest
+
+_IMPORTS_MAX = 12
+
+
+class Facts(msgspec.Struct):
+    """What is known of a file or folder: `files` are names in a version -> where they lie."""
+
+    format: str
+    file: str
+    files: dict[str, Path]
+    bytes: int
+    digest: str
+    saved_with: str = ""
+    imports: tuple[str, ...] = ()
+
+    def sentences(self) -> list[str]:
+        """For a person, a line each."""
+        count = f"{len(self.files)} files, " if len(self.files) > 1 else ""
+        told = [f"{self.file}: {_WHAT[self.format]}, {count}{_size(self.bytes)}, {self.digest}"]
+        if self.saved_with:
+            told.append(f"saved with {self.saved_with}")
+        if self.imports:
+            more = f" and {len(self.imports) - _IMPORTS_MAX} more" if len(self.imports) > _IMPORTS_MAX else ""
+            told.append(f"it would import {', '.join(self.imports[:_IMPORTS_MAX])}{more}")
+        return told
+
+
+_WHAT = {
+    "onnx": "an ONNX model",
+    "sklearn": "a pickled estimator",
+    "torch": "a PyTorch file",
+    "keras": "a Keras model",
+    "tensorflow": "a TensorFlow model",
+    "python": "a Python class",
+    "chain": "a chain: Python over other models",
+}
+
+
+def examine(path: Path) -> Facts:
+    """What lies at `path`. Nothing there: NotFound; nothing that can be a model: Misconfigured."""
+    if path.is_dir():
+        if not (path / "saved_model.pb").is_file():
+            raise errors.Misconfigured(
+                f"{path}: a folder is added when it is a SavedModel (it has saved_model.pb); {_expected()}"
+            )
+        files = {f"{path.name}/{one.relative_to(path).as_posix()}": one for one in _below(path)}
+        return Facts("tensorflow", path.name, files, _bytes(files), digest(path / "saved_model.pb"))
+    if not path.is_file():
+        raise errors.NotFound(f"{path}: no such file; {_expected()}")
+    kind = SUFFIXES.get(path.suffix.lower())
+    if kind is None:
+        raise errors.Misconfigured(f"{path}: {path.suffix or 'a file without a suffix'} is no model; {_expected()}")
+    files = {path.name: path}
+    if kind == "onnx":  # large ones keep their weights in files beside them, named after them
+        beside = (path.with_name(path.name + suffix) for suffix in (".data", "_data"))
+        files |= {one.name: one for one in beside if one.is_file()}
+    facts = Facts(kind, path.name, files, _bytes(files), digest(path))
+    match kind:
+        case "sklearn":
+            facts.imports = tuple(imports_of(path))
+        case "torch":
+            facts.imports, facts.saved_with = _in_torch_zip(path)
+        case "keras":
+            facts.saved_with = _in_keras_zip(path)
+        case "python":
+            facts.format, facts.imports = _in_python(path)
+    return facts
+
+
+def below(path: Path) -> dict[str, Path]:
+    """A version's own code: a file, or a folder's files under its name."""
+    if path.is_dir():
+        return {f"{path.name}/{one.relative_to(path).as_posix()}": one for one in _below(path)}
+    if not path.is_file():
+        raise errors.NotFound(f"{path}: no such file")
+    return {path.name: path}
+
+
+def _below(path: Path) -> list[Path]:
+    return sorted(one for one in path.rglob("*") if one.is_file() and "__pycache__" not in one.parts)
+
+
+def _bytes(files: Mapping[str, Path]) -> int:
+    return sum(path.stat().st_size for path in files.values())
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def _expected() -> str:
+    return f"expected a SavedModel folder or a file {', '.join(SUFFIXES)}"
+
+
+def _in_torch_zip(path: Path) -> tuple[tuple[str, ...], str]:
+    """(what its pickle would import, what it was saved with) of a PyTorch file."""
+    if not zipfile.is_zipfile(path):
+        return tuple(imports_of(path)), ""
+    with zipfile.ZipFile(path) as held:
+        for name in held.namelist():
+            if name.endswith("/models/model.json"):
+                said = _json(held.read(name))
+                return (), f"PyTorch {said.get('torch_version', '')}".strip()
+        pickles = [name for name in held.namelist() if name.endswith("/data.pkl")]
+        script = any(name.endswith("/constants.pkl") for name in held.namelist())
+        if script or not pickles:
+            return (), ""
+        with tempfile.TemporaryDirectory() as aside:
+            return tuple(imports_of(Path(held.extract(pickles[0], aside)))), ""
+
+
+def _in_keras_zip(path: Path) -> str:
+    if not zipfile.is_zipfile(path):
+        return ""
+    with zipfile.ZipFile(path) as held:
+        if "metadata.json" not in held.namelist():
+            return ""
+        version = _json(held.read("metadata.json")).get("keras_version", "")
+    return f"Keras {version}" if version else ""
+
+
+def _json(data: bytes) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(data, type=dict[str, Any])
+    except msgspec.MsgspecError:
+        return {}
+
+
+def _in_python(path: Path) -> tuple[str, tuple[str, ...]]:
+    """(format, what it imports) of a person's own code."""
+    try:
+        tree = ast.parse(path.read_bytes(), str(path))
+    except (SyntaxError, ValueError) as error:
+        raise errors.Misconfigured(f"{path}: not Python: {error}") from error
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module or '.'}.{alias.name}" for alias in node.names}
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    imports = tuple(sorted(found - {"__future__.annotations"}))
+    if any(one.name == "call" and [a.arg for a in one.args.args[:1]] == ["models"] for one in functions):
+        return "chain", imports
+    return "python", imports

@@ -1,0 +1,168 @@
+"""A canary simulator: a worse version is taken back within a stated number of requests, an equal one is promoted, and
+fewer than 1 of 100 that are no worse than allowed are taken back, however often one looks."""
+
+import math
+
+import numpy as np
+import pytest
+
+from millstream.engine.tally import SCORES, TIMES
+from millstream.models import Guard
+from millstream.watch import rules
+from millstream.watch.rules import Counts, decide, due
+
+SHARE = 0.05
+
+
+def normal(x):
+    return np.array([0.5 * math.erfc(-one / math.sqrt(2)) for one in np.asarray(x, float)])
+
+
+class Version:
+    """A version with a share of failures, lognormal times (median 5 ms) and normal scores, as chances of buckets."""
+
+    def __init__(self, errors=0.01, slower=1.0, shift=0.0, tail=0.5):
+        self.errors = errors
+        times = normal(np.log(np.array(TIMES) / (0.005 * slower)) / tail)
+        self.times = np.diff(np.concatenate([[0], times, [1]]))
+        self.scores = np.diff(np.concatenate([[0], normal(np.array(SCORES) - shift), [1]]))
+
+    def answer(self, random, requests, times):
+        """Counts of so many trials of `requests` each."""
+        failed = random.binomial(requests, self.errors, times)
+        seconds = random.multinomial(requests - failed, self.times)
+        return failed, seconds, random.multinomial(requests - failed, self.scores)
+
+
+def trials(live, canary, guard, count, requests_max=60_000, share=SHARE, seed=1):
+    """(action, requests of the canary when it came) of so many canaries; "wait" when none came by `requests_max`."""
+    random = np.random.default_rng(seed)
+    ended = [("wait", requests_max)] * count
+    going, state = list(range(count)), [(0, 0.0)] * count
+    sums = [[0, 0, 0], [0, 0, 0]]
+    n = 0
+    while going and (rung := int(due(guard, n))) <= requests_max:
+        more = rung - n
+        for at, version, requests in ((0, live, int(more * (1 - share) / share)), (1, canary, more)):
+            drawn = version.answer(random, requests, count)
+            sums[at] = [old + new for old, new in zip(sums[at], drawn, strict=True)]
+        n = rung
+        for one in going:
+            arms = [Counts(float(f[one]), s[one].tolist(), z[one].tolist()) for f, s, z in sums]
+            verdict = decide(*arms, guard, *state[one])
+            state[one] = verdict.looks, verdict.at
+            if verdict.action != "wait":
+                ended[one] = verdict.action, n
+        going = [one for one in going if ended[one][0] == "wait"]
+    return ended
+
+
+WORSE = {
+    "2 points more errors": (Version(errors=0.03), Guard(), 6400),
+    "half of all fail": (Version(errors=0.5), Guard(), 200),
+    "p99 twice as long": (Version(slower=2.0), Guard(), 3200),
+    "p99 twice as long, in a long tail": (Version(slower=2.0, tail=1.0), Guard(), 20_000),
+    "scores 0.3 sd off, 0.05 allowed": (Version(shift=0.3), Guard(drift=0.05), 3200),
+    "scores 0.3 sd off, 0.1 allowed": (Version(shift=0.3), Guard(), 40_000),
+    "scores 0.5 sd off, 0.1 allowed": (Version(shift=0.5), Guard(), 3200),
+}
+
+
+@pytest.mark.parametrize("name", WORSE)
+def test_a_version_that_is_worse_is_taken_back_within_a_stated_number_of_requests(name):
+    canary, guard, within = WORSE[name]
+    live = Version(tail=1.0) if "tail" in name else Version()
+    ended = trials(live, canary, guard, 200, within)
+    assert sum(action == "roll back" for action, _ in ended) >= 190
+    assert not any(action == "promote" for action, _ in ended)
+
+
+def test_an_equal_version_is_promoted_and_fewer_than_1_of_100_are_taken_back():
+    ended = trials(Version(), Version(), Guard(), 1000)
+    taken = sum(action == "roll back" for action, _ in ended)
+    assert taken < 10
+    assert sum(ending == ("promote", 10_000) for ending in ended) >= 990 - taken
+
+
+@pytest.mark.parametrize(
+    ("canary", "guard"),
+    [
+        (Version(errors=0.015), Guard(promote=False)),
+        (Version(slower=1.5), Guard(promote=False)),
+        (Version(shift=0.25), Guard(promote=False)),  # a distance of 0.099
+    ],
+    ids=["errors", "p99", "drift"],
+)
+def test_a_version_as_bad_as_is_just_allowed_is_taken_back_in_fewer_than_1_of_100(canary, guard):
+    ended = trials(Version(), canary, guard, 300, requests_max=40_000)
+    assert sum(action == "roll back" for action, _ in ended) < 3
+
+
+def test_small_samples_take_nothing_back_by_accident():
+    ended = trials(Version(errors=0.05), Version(errors=0.05), Guard(requests_min=5, requests=400), 1000, 400)
+    assert sum(action == "roll back" for action, _ in ended) < 10
+
+
+def test_a_tiny_shift_that_is_certain_takes_nothing_back():
+    n = 5_000_000
+    live, canary = (Version(shift=s) for s in (0, 0.02))
+    arms = [Counts(n * v.errors, (n * 0.99 * v.times).tolist(), (n * 0.99 * v.scores).tolist()) for v in (live, canary)]
+    verdict = decide(*arms, Guard())
+    assert verdict.action == "promote"
+    assert rules.distance(arms[0].scores, arms[1].scores) > 5 * math.sqrt(math.log(200) / n)  # no accident at all
+
+
+def counts(requests, failed=0, version=None):
+    version = version or Version()
+    n = requests - failed
+    return Counts(failed, (n * version.times).tolist(), (n * version.scores).tolist())
+
+
+def test_nothing_is_decided_without_enough_of_both():
+    guard = Guard()
+    assert decide(counts(50_000), counts(150, 150), guard).action == "wait"
+    verdict = decide(counts(100), counts(50_000, 40_000), guard)
+    assert (verdict.action, verdict.looks) == ("wait", 0) and "live answered 100 requests" in verdict.why
+    first = decide(counts(50_000), counts(300), guard)
+    assert (first.action, first.looks, first.at) == ("wait", 1, pytest.approx(300, abs=20))
+    assert decide(counts(50_000), counts(350, 350), guard, first.looks, first.at).looks == 1  # the next is at 400
+
+
+def test_looks_double_and_the_one_that_promotes_is_among_them():
+    guard, at, rungs = Guard(), 0.0, []
+    for _ in range(9):
+        at = due(guard, at)
+        rungs.append(at)
+    assert rungs == [200, 400, 800, 1600, 3200, 6400, 10_000, 20_000, 40_000]
+    assert due(guard, 399) == 400 and due(guard, 401) == 800
+
+
+def test_a_reason_has_the_figures():
+    verdict = decide(counts(100_000, 1000), counts(5000, 250), Guard())
+    assert verdict.action == "roll back"
+    assert "5.00% failed, live 1.00% (+0.50% is allowed)" in verdict.why and "after 5,000 requests" in verdict.why
+
+
+def test_a_guard_that_does_not_promote_says_so():
+    verdict = decide(counts(400_000), counts(20_000), Guard(promote=False))
+    assert verdict.action == "wait" and "leaves it to you to promote" in verdict.why
+
+
+def test_answers_without_numbers_are_judged_by_the_rest():
+    live, canary = counts(100_000), counts(20_000)
+    live.scores, canary.scores = [0.0] * len(live.scores), [0.0] * len(canary.scores)
+    assert decide(live, canary, Guard()).action == "promote"
+
+
+@pytest.mark.parametrize(("hits", "trials"), [(0, 50), (1, 50), (49, 50), (50, 50), (37, 1000), (20_100, 1_000_000)])
+def test_the_bounds_of_a_share_are_those_of_clopper_and_pearson(hits, trials):
+    """By their definition: at the bound, what was seen is exactly as unlikely as said."""
+    alpha = 1e-4
+    low, high = rules.at_least(hits, trials, alpha), rules.at_most(hits, trials, alpha)
+    assert low <= hits / trials <= high
+    if trials <= 1000:
+        chances = lambda p: [math.comb(trials, k) * p**k * (1 - p) ** (trials - k) for k in range(trials + 1)]  # noqa: E731
+        if hits:
+            assert sum(chances(low)[hits:]) == pytest.approx(alpha, rel=1e-6)
+        if hits < trials:
+            assert sum(chances(high)[: hits + 1]) == pytest.approx(alpha, rel=1e-6)
