@@ -27,6 +27,11 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(call INSTALL,dev)
 	@touch $@ $(VENV)/.demo
 
+# Frameworks whose model files the slow tests serve: heavier than all the rest together.
+$(VENV)/.frameworks: $(VENV)/.dev
+	$(call INSTALL,frameworks)
+	@touch $@
+
 $(VENV)/.bench: pyproject.toml | $(BIN)/python
 	$(call INSTALL,bench)
 	@touch $@ $(VENV)/.demo
@@ -42,7 +47,7 @@ lint: $(VENV)/.dev
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-all: lint
+test-all: lint $(VENV)/.frameworks
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(VENV)/.bench

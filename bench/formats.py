@@ -3,8 +3,8 @@
     python bench/formats.py [--calls N] [--json]
 
 The pipeline (StandardScaler, LogisticRegression, 20 features) is loaded by the same code here and there, and called in
-rounds that take turns, so that all see the same machine: here, back to back; here, each call after a switch to a
-process that does nothing and back (what is colder then, no kind of message can save); and in its own process. A call
+rounds that take turns, so that all see the same machine: here, back to back; here, each call after a switch to another
+Python that does nothing and back (what is colder then, no kind of message can save); and in its own process. A call
 gives label and probability. CPU counts both sides of the shared memory; over HTTP it is the server's and its process's,
 without the client's.
 """
@@ -81,12 +81,13 @@ def wall_us(call: Callable[[], object], count: int, between: Callable[[], object
 
 @contextlib.contextmanager
 def switch() -> Iterator[Callable[[], object]]:
-    """A call that goes to a process that does nothing, and comes back."""
-    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as cat:
-        assert cat.stdin is not None and cat.stdout is not None
-        there, back = cat.stdin.fileno(), cat.stdout.fileno()
+    """A call that goes to another Python process, which does nothing, and comes back."""
+    command = [sys.executable, "-c", "import os\nwhile os.read(0, 1): os.write(1, b'x')"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as echo:
+        assert echo.stdin is not None and echo.stdout is not None
+        there, back = echo.stdin.fileno(), echo.stdout.fileno()
         yield lambda: os.write(there, b"x") and os.read(back, 1)
-        cat.kill()
+        echo.kill()
 
 
 def cpu_us(call: Callable[[], object], count: int, *pids: int) -> float:

@@ -29,12 +29,14 @@ PARTS: dict[str, tuple[str, list[str]]] = {
     "grpc_echo": ("A gRPC call that carries bytes", [sys.executable, "bench/grpc_echo.py"]),
     "straggler": ("Short utterances among long ones", [sys.executable, "bench/serving/straggler.py"]),
     "overload": ("Twice what can be computed", [sys.executable, "bench/serving/overload.py"]),
-    "reloads": ("A hundred reloads under load", [sys.executable, "bench/serving/reloads.py"]),
+    "reload": ("Reloads, roll backs and shadows under load", [sys.executable, "bench/serving/reload.py"]),
+    "sizes": ("What an install weighs", [sys.executable, "bench/sizes.py"]),
     "formats": ("A model in a process of its own", [sys.executable, "bench/formats.py"]),
     "demo": ("The live demo, real time", [MILLSTREAM, "demo", "--seconds", "125", "--json", "--http-port", "0"]),
 }
 
-MARKDOWN = {"serving", "straggler", "overload", "reloads", "formats"}  # parts that print tables of markdown, not of text
+# Parts that print tables of markdown, not of text.
+MARKDOWN = {"serving", "straggler", "overload", "reload", "sizes", "formats"}
 
 
 def processor() -> str:

@@ -16,11 +16,12 @@ import orjson
 
 
 class Served:
-    """`millstream serve root OPTIONS`, answering; `ports` of HTTP and gRPC. Ended at the end of a `with`."""
+    """`millstream serve root OPTIONS`, or what `verb` says in its place, answering at ports `http` and `grpc`. Ended
+    at the end of a `with`."""
 
-    def __init__(self, root, log, *options, http_port=0):
+    def __init__(self, root, log, *options, http_port=0, verb=()):
         ports = ["--http-port", str(http_port), "--grpc-port", "0"]
-        command = [sys.executable, "-m", "millstream", "serve", str(root), *ports, *options]
+        command = [sys.executable, "-m", "millstream", *(verb or ["serve", str(root), *ports]), *options]
         self.log = Path(log)
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(command, stderr=out, stdout=out)

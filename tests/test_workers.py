@@ -20,6 +20,7 @@ from millstream.meter import Meter
 from millstream.models.repository import Repository
 from millstream.models.traffic import promote, roll_back
 from millstream.ops import Supervisor
+from millstream.stream import Log
 from service import Connection, Served, alive, descendants, until
 
 SCALES = {"1": 2.0, "2": 3.0}
@@ -348,3 +349,57 @@ def test_replacing_a_process_fails_no_request(root, way):
                 await supervisor.stop()
 
     asyncio.run(run())
+
+
+TOML = """
+http_port = 0
+grpc_port = 0
+workers = 2
+[learn]
+model = "ranker"
+[ftrl]
+bits = 10
+[features]
+user = [{ name = "id" }]
+item = [{ name = "id" }]
+"""
+
+
+def test_an_installation_is_served_by_several_processes_and_each_writes_partitions_of_its_own(root, tmp_path):
+    file = tmp_path / "millstream.toml"
+    file.write_text(TOML)
+    log = Log(tmp_path / "log", SystemClock())
+
+    def logged(topic):
+        reader = log.reader(topic)
+        return {partition: reader.end(partition) for partition in reader.partitions()}
+
+    async def run(served):
+        connections = await everyone(served.http)
+        before = logged("served")
+        for connection in connections:
+            assert (await connection.infer("echo", X))[0] == 200
+        after = logged("served")
+        assert sorted(after) == [0, 1] and all(after[partition] == before[partition] + 1 for partition in (0, 1))
+        repository = Repository(root)
+        victims = served.workers()
+        for turn, version in enumerate(("1", "2", "1")):
+            repository.change_policy("echo", promote(version), who="test", why="turn")
+            await until(lambda turn=turn: logged("policy") == {0: turn + 1})
+            if turn == 1:  # one of them has logged it: whichever that is, the other goes on
+                for connection in connections:
+                    await connection.close()
+                os.kill(victims["serve-0"], signal.SIGKILL)
+                await until(lambda: served.workers().get("serve-0", victims["serve-0"]) != victims["serve-0"])
+        again = await everyone(served.http)
+        assert await versions(again) == ["1@0", "1@0"]
+        for connection in again:
+            await connection.close()
+
+    with Served(root, tmp_path / "out", verb=["up", "-c", str(file)]) as served:
+        asyncio.run(run(served))
+        tree = descendants(served.pid)
+        assert len(tree) == 3
+        assert served.stop() == 0
+    assert not any(alive(pid) for pid in tree)
+    assert all(log.verify(topic).corrupt == [] for topic in ("served", "policy"))

@@ -115,7 +115,7 @@ def test_what_was_checked_is_what_runs_also_at_a_restart(root, unruly, caplog):
     (root / "m" / "1" / "own.py").write_text(UNRULY.replace("ADD", "2"))
     os.kill(unruly.pids()[0], signal.SIGKILL)
     until(lambda: "cannot be started again" in caplog.text)
-    assert "differs from what its digest" in caplog.text
+    assert "differs from its digest in model.toml" in caplog.text
     with pytest.raises(errors.Lost, match="not ready yet"):
         unruly.predict(x(1))
     (root / "m" / "1" / "own.py").write_text(UNRULY.replace("ADD", "1"))

@@ -22,7 +22,7 @@ from millstream.app.workers import Workers
 from millstream.clock import Clock, SystemClock
 from millstream.config import orphaned
 from millstream.engine.follow import Follow
-from millstream.errors import BadInput, Corrupt, Error, Full, Misconfigured, NotFound
+from millstream.errors import BadInput, Conflict, Corrupt, Error, Full, Misconfigured, NotFound
 from millstream.features import Entities
 from millstream.flows.collect import Collect
 from millstream.flows.recommend import Recommend
@@ -53,7 +53,8 @@ class Serve:
         self.meter = at.meter(place.page_name if place else "serve")
         self._partition = place.page if place else 0
         self._unlogged = self.meter.counter("millstream_unlogged_total", "Shadow scores and policy changes not logged.")
-        self._shadow, self._policy = self._writer("shadow", self._partition), None
+        self._shadow = self._writer("shadow", self._partition)
+        self._policy: Writer | None = None
         self._logged_policy: dict[str, int] | None = None  # by this process; None: another one logs the changes
         self._try_at = at.clock.monotonic()
         self._follow = Follow(at.repository, at.log, at.clock, self.meter)

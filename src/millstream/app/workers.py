@@ -100,7 +100,8 @@ class Workers(ExitStack):
             if self.grpc:
                 logger.info("serving gRPC at %s:%d", self.settings.host, self.grpc[0].getsockname()[1])
             http = self.http[0].getsockname()[1]
-            logger.info("serving at http://%s:%d with %d processes", self.settings.host, http, len(self.roles))
+            scheme = "https" if self.settings.tls.certificate else "http"
+            logger.info("serving at %s://%s:%d with %d processes", scheme, self.settings.host, http, len(self.roles))
             watching = asyncio.ensure_future(self._watchdog(supervisor, meter, clock).keep())
             await asked.wait()
             watching.cancel()

@@ -3,8 +3,8 @@
 Rules of the room:
 - Only numpy, msgspec, the standard library and what this file imports of the house are here, and the model's framework:
   a version's own environment has no more.
-- What was checked is what runs: the version's Python files are compared with their digests as they are imported, and no
-  compiled leftovers of them are read.
+- What was checked is what runs: all files of the version are compared with their digests at every start, its Python
+  files once more as they are imported, and no compiled leftovers of them are read.
 - An exception of the model goes back as words, and the process lives on. Whatever else it does to the process (exit,
   crash, hang) is for the other side to notice.
 - The process ends with the one that started it, and is the first to go when memory runs out.
@@ -20,11 +20,9 @@ import importlib
 import logging
 import os
 import resource
-import select
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
@@ -40,7 +38,6 @@ from millstream.models.manifest import Manifest, example_arrays, fitting
 from millstream.models.runtimes import PROGRAMS, Found
 from millstream.types import Array, TensorSpec
 
-HOT_S = 100e-6
 QUIT = 255  # instead of a slot's number: end
 _PR_SET_PDEATHSIG = 1
 _OOM_FIRST = b"500"
@@ -101,8 +98,7 @@ def main() -> None:
     slots = [Slot(fd) for fd in rest[0::2]]
     replies = rest[1::2]
     loaded: _Loaded | None = None
-    waiting = _Waiting(requests)
-    while (number := waiting.next()) and number[0] != QUIT:
+    while (number := os.read(requests, 1)) and number[0] != QUIT:
         slot = slots[number[0]]
         message, arrays = slot.read()
         if loaded is None:
@@ -113,27 +109,6 @@ def main() -> None:
     os._exit(0)  # whatever the framework would still like to do at its end: nobody waits for it
 
 
-class _Waiting:
-    """For the next number in a pipe: asleep, or, when the last came within HOT_S, awake for as long. What a process
-    loses while it sleeps costs the next call more than the message; a model that is seldom asked sleeps."""
-
-    def __init__(self, pipe: int) -> None:
-        self._pipe, self._hot = pipe, False
-        poll = select.poll()
-        poll.register(pipe, select.POLLIN)
-        self._look = poll.poll
-
-    def next(self) -> bytes:
-        """One byte; none when the other side is gone."""
-        began = time.perf_counter()
-        if self._hot:
-            while not self._look(0) and time.perf_counter() - began < HOT_S:
-                os.sched_yield()  # to whoever else wants this core
-        number = os.read(self._pipe, 1)
-        self._hot = time.perf_counter() - began < HOT_S
-        return number
-
-
 def _first(slot: Slot, message: bytes, arrays: Sequence[tuple[int, Array]]) -> _Loaded | None:
     """Do what the first message says."""
     asked = msgspec.msgpack.decode(message, type=Asked)
@@ -142,6 +117,7 @@ def _first(slot: Slot, message: bytes, arrays: Sequence[tuple[int, Array]]) -> _
     try:
         runtime = importlib.import_module(PROGRAMS[asked.manifest.format])
         if isinstance(asked, Load):
+            _check(folder, asked.manifest)
             loaded = _Loaded(runtime.load(folder, asked.manifest, asked.device))
             gc.collect()
             gc.freeze()  # what is loaded stays: looking through it again would only cost calls their caches
@@ -159,6 +135,14 @@ def _first(slot: Slot, message: bytes, arrays: Sequence[tuple[int, Array]]) -> _
             sys.stderr.flush()
         slot.write(_said(_failed(error)), [])
     return None
+
+
+def _check(folder: Path, manifest: Manifest) -> None:
+    """Compare every file with its digest, here where it is loaded, and so at every start of the process. Corrupt."""
+    for name, expected in manifest.digests.items():
+        with (folder / name).open("rb") as file:
+            if expected != f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}":
+                raise errors.Corrupt(f"{file.name}: it differs from its digest in model.toml; put the version again")
 
 
 class _Loaded:

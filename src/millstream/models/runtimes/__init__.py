@@ -13,13 +13,8 @@ and may use only numpy, msgspec, the standard library, the framework, and `mills
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-
 import msgspec
 
-from millstream import errors
-from millstream.models.manifest import Manifest
 from millstream.types import Array, TensorSpec
 
 PROGRAMS = {
@@ -55,13 +50,3 @@ class Found(msgspec.Struct):
     outputs: tuple[TensorSpec, ...]
     example: dict[str, Array]
     notes: tuple[str, ...] = ()
-
-
-def content(folder: Path, manifest: Manifest) -> bytes:
-    """The bytes of the manifest's file, read once: those that its digest is of are those that are loaded. Corrupt."""
-    path = folder / manifest.file
-    data = path.read_bytes()
-    expected = manifest.digests.get(manifest.file)
-    if expected is not None and expected != f"sha256:{hashlib.sha256(data).hexdigest()}":
-        raise errors.Corrupt(f"{path}: it differs from its digest in model.toml; restore it or put the version again")
-    return data

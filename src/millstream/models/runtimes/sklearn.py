@@ -23,7 +23,7 @@ import numpy as np
 
 from millstream import errors
 from millstream.models.manifest import Manifest
-from millstream.models.runtimes import Found, content, trial
+from millstream.models.runtimes import Found, trial
 from millstream.types import Array, TensorSpec
 
 _TEXT, _MATRIX = "text", "x"
@@ -83,7 +83,7 @@ def inspect(folder: Path, manifest: Manifest, example: dict[str, Array]) -> Foun
 
 def _opened(folder: Path, manifest: Manifest) -> tuple[Any, list[str]]:
     """The estimator, ready for one thread, and what its library says of the file."""
-    data = content(folder, manifest)
+    data = (folder / manifest.file).read_bytes()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         estimator = _unpickled(data)
