@@ -140,6 +140,7 @@ def test_the_version_is_told(call):
         ["up", "-c", "x", "--role", "king"], ["log", "tail", "x", "t", "-n", "0"], ["log", "audit", "x"],
         ["log", "import", "x", "-c", "y"], ["traffic", "learning", "x", "m", "maybe"],
         ["log", "audit", "x", "--ledger", "y", "--window", "nan"],
+        *(["traffic", "canary", "x", "m", "2", "--share", share] for share in ("1.5", "-0.1", "nan")),
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -250,9 +251,8 @@ def test_traffic_is_shown_and_changed(tmp_path, result, call):
         return result("traffic", verb, root, "ranker", *rest)
 
     assert traffic("show")["live"] == "3"
-    assert traffic("promote", "2", "--who", "me", "--why", "it is better") == {
-        "version": 1, "live": "2", "who": "me", "why": "it is better",
-    }  # fmt: skip
+    made = traffic("promote", "2", "--who", "me", "--why", "it is better")
+    assert made == {"version": 1, "live": "2", "who": "me", "why": "it is better", "when": made["when"]}
     assert traffic("promote", "1")["live"] == "1" and traffic("promote", "2")["live"] == "2"
     assert traffic("split", "1=0.9", "2=0.1", "--sticky-by", "request")["split"] == {"1": 0.9, "2": 0.1}
     assert traffic("canary", "3", "--share", "0.2")["canary"] == {"version": "3", "share": 0.2}
@@ -277,7 +277,7 @@ def test_traffic_is_shown_and_changed(tmp_path, result, call):
         (["split", "1"], "write VERSION=WEIGHT"),
         (["split", "1=-1"], "split"),
         (["split", "1=nan"], "split"),
-        (["canary", "1", "--share", "1.5"], "share"),
+        (["promote", "1", "--who", "\x1b[2J"], "write plain text on one line"),
         (["shadow", "9"], "version 9"),
     ],
 )
@@ -313,6 +313,9 @@ def test_a_change_decided_on_an_older_policy_is_refused_and_the_history_says_who
     assert "the policy of ranker is 1 by now, not 0: ann was faster (it is better; live = 2)" in said
     history = result("traffic", "history", root, "ranker")
     assert [(one["version"], one["live"], one["who"]) for one in history] == [(1, "2", "ann")]
+    result("traffic", "promote", root, "ranker", "3")
+    last = result("traffic", "history", root, "ranker", "-n", "1")
+    assert [one["version"] for one in last] == [2] and last[0]["when"].endswith("Z")
 
 
 def test_what_a_guard_said_is_shown_with_the_policy(tmp_path, result):

@@ -272,3 +272,100 @@ def test_a_series_for_the_service_alone_is_summed_and_not_rendered(tmp_path):
     assert one.values("_hidden_seconds", labels) == other.values("_hidden_seconds", labels) == [2, 0, 1, 4.5]
     assert one.values("shown_total", labels) == [5] and one.values("shown_total") == []
     assert "hidden" not in one.render() and 'shown_total{model="m"} 5' in one.render()
+
+
+def test_a_gauge_can_be_the_smallest_of_all_processes(tmp_path):
+    meters = [Meter(tmp_path, name) for name in "abc"]
+    for meter, left in zip(meters, (5, 9, 7), strict=True):
+        meter.gauge("left", "Until it ends.", joined="min").set(left)
+    assert [value(meter, "left") for meter in meters] == [5, 5, 5]
+
+
+def test_released_series_go_with_the_last_claim_and_others_take_their_slots(tmp_path):
+    meter, labels = Meter(tmp_path, "a"), {"version": "1"}
+    for _ in range(2):
+        meter.claim(labels)
+    held = meter.counter("hits_total", "Hits.", labels)
+    held.add(7)
+    meter.release(labels)
+    assert value(Meter(tmp_path, "reader"), "hits_total", version="1") == 7, "somebody claims it still"
+    meter.release(labels)
+    assert "hits_total" not in meter.render() and "hits_total" not in Meter(tmp_path, "reader").render()
+    another = meter.counter("hits_total", "Hits.", {"version": "2"})
+    another.add(1)
+    held.add(100)
+    assert (another.value, value(Meter(tmp_path, "reader"), "hits_total", version="2")) == (1, 1)
+    assert meter.counter("hits_total", "Hits.", labels).value == 0, "a version that comes again begins anew"
+
+
+def test_on_a_full_disk_released_slots_are_not_taken_before_the_directory_is_written(tmp_path, request):
+    meter, reader, labels = Meter(tmp_path, "a"), Meter(tmp_path, "reader"), {"version": "1"}
+    meter.claim(labels)
+    meter.counter("hits_total", "Hits.", labels).add(7)
+    free = request.getfixturevalue("full_disk")
+    meter.release(labels)
+    meter.counter("hits_total", "Hits.", {"version": "2"}).add(1)
+    assert reader.values("hits_total", labels) == [7], "the directory still says that these slots are of version 1"
+    free()
+    meter.counter("hits_total", "Hits.", {"version": "3"}).add(3)
+    assert [reader.values("hits_total", {"version": v}) for v in "123"] == [[], [1], [3]]
+
+
+def test_series_that_an_earlier_life_of_the_page_left_give_way_before_anything_is_folded(tmp_path, caplog):
+    before = Meter(tmp_path, "a")
+    bounds = tuple(map(float, range(1022)))
+    for number in range((SLOTS - RESERVE) // 1024):
+        labels = {"version": str(number)}
+        before.claim(labels)
+        before.histogram("seconds", "Seconds.", labels, bounds).observe(1.0)
+    again = Meter(tmp_path, "a")
+    for labels in ({"version": "0"}, {"version": "new"}):
+        again.claim(labels)
+        again.histogram("seconds", "Seconds.", labels, bounds).observe(1.0)
+    assert (value(again, "seconds_count", version="0"), value(again, "seconds_count", version="new")) == (2, 1)
+    assert 'version="1"' not in again.render() and not caplog.records
+
+
+def test_that_folding_begins_is_said_once(caplog):
+    meter, bounds = Meter(), tuple(map(float, range(1022)))
+    for number in range(70):
+        meter.claim(labels := {"version": str(number)})
+        meter.histogram("seconds", "Seconds.", labels, bounds).observe(1.0)
+    assert value(meter, "seconds_count", version="other") == 10
+    assert len(caplog.records) == 1 and "have no room" in caplog.text and caplog.records[0].levelname == "ERROR"
+
+
+COMES_AND_GOES = """
+import sys
+from pathlib import Path
+from millstream.meter import Meter
+meter = Meter(Path(sys.argv[1]), "writer")
+meter.counter("steady_total", "Steady.").add(1000)
+print("counted", flush=True)
+for number in range(1, 600):
+    labels = {"version": str(number)}
+    meter.claim(labels)
+    with meter.together():
+        meter.counter("hits_total", "Hits.", labels).add(number)
+        seconds = meter.histogram("seconds", "Seconds.", labels, (1.0, 2.0))
+    seconds.observe(number)
+    meter.release(labels)
+"""
+
+
+def test_a_reader_never_misreads_while_versions_come_and_go(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", COMES_AND_GOES, str(tmp_path)], stdout=subprocess.PIPE)
+    assert child.stdout is not None and child.stdout.readline() == b"counted\n"
+    reader, versions = Meter(tmp_path, "reader"), set()
+    while child.poll() is None:
+        total = reader.total()
+        assert total["steady_total"]["values"] == [1000]
+        for spec in total.values():
+            if version := spec["labels"].get("version"):
+                versions.add(version)
+                counter = spec["name"] == "hits_total"
+                seen, sum_ = (spec["values"][0], spec["values"][0]) if counter else spec["values"][2:]
+                assert sum_ in (0, float(version)), f"{spec} has the numbers of another version"
+                assert counter or sum(spec["values"][:3]) in (0, 1), seen
+    child.stdout.close()
+    assert child.returncode == 0 and versions

@@ -403,3 +403,22 @@ def test_an_installation_is_served_by_several_processes_and_each_writes_partitio
         assert served.stop() == 0
     assert not any(alive(pid) for pid in tree)
     assert all(log.verify(topic).corrupt == [] for topic in ("served", "policy"))
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_closed_terminal_ends_nothing(root, tmp_path, workers):
+    with Served(root, tmp_path / "log", "--workers", workers) as served:
+        for pid in (served.pid, *descendants(served.pid)):
+            os.kill(pid, signal.SIGHUP)
+        time.sleep(0.5)
+
+        async def ask():
+            connection = await Connection.open(served.http)
+            status, _ = await connection.infer("echo", X)
+            await connection.close()
+            return status
+
+        assert served.process.poll() is None and asyncio.run(ask()) == 200
+        served.process.terminate()
+        assert served.process.wait(60) == 0
+        assert "SIGHUP" not in served.log.read_text()

@@ -2,9 +2,10 @@
 
     python bench/serving/reload.py [--reloads N] [--rollbacks N] [--rounds N] [--json]
 
-1. Two versions of the 179 MB model take turns as the live one, as a person would promote them, while requests for it
-   and for another, tiny model come by the clock over 64 connections. Between two reloads is as much rest as a reload
-   takes, so both are measured in the same minutes. The next reload begins when an answer names the version.
+1. Versions of the 179 MB model take turns as the live one, as a person would promote them, while requests for it and
+   for another, tiny model come by the clock over 64 connections. There are four, as what was live before stays loaded
+   for a roll back: of two in turn only the first promotion of each would load anything. Between two reloads is as much
+   rest as a reload takes, so both are measured in the same minutes. The next begins when an answer names the version.
 2. Two processes serve the 179 MB model; somebody on a connection to each asks all the time. A roll back lasts from the
    change of the policy to the last answer, of any process, by the version that was taken back.
 3. One process with and without a shadow that gets every request, at a rate far below what it could do for both: a
@@ -41,6 +42,7 @@ from millstream.models.repository import Repository
 from millstream.models.traffic import promote, roll_back, shadow
 
 LARGE, TINY, BODIES, CONNECTIONS = "deepfm", "tiny", 64, 64
+VERSIONS = 4
 RELOAD_S = 30.0
 SETTLED = 10  # reloads whose memory is compared, at each end; as many before them, which fill the allocator's pools
 SHADOW_SHARE = 0.1  # of the peak of a closed loop: far from where requests, or the clients of this bench, have to wait
@@ -72,11 +74,11 @@ def main() -> None:
 
 
 def laid_out(models: Path) -> Repository:
-    """A repository with two versions of the large model, digests and all, and one of the tiny one."""
+    """A repository with some versions of the large model, digests and all, and one of the tiny one."""
     root = SCRATCH / "reload"
     shutil.rmtree(root, ignore_errors=True)
     repository = Repository(root)
-    for model in (LARGE, LARGE, TINY):
+    for model in (*[LARGE] * VERSIONS, TINY):
         repository.put(model, Manifest(format="onnx", file="model.onnx"), {"model.onnx": models / f"{model}.onnx"})
     change(repository, promote("2"))
     return repository
@@ -113,8 +115,8 @@ def reloads(repository: Repository, count: int, rate: float) -> dict[str, Any]:
         nonlocal began
         began = time.perf_counter()
         for turn in range(count):
-            at = change(repository, promote(str(turn % 2 + 1)))
-            until_live(port, str(turn % 2 + 1), at)
+            version = str((turn + 2) % VERSIONS + 1)
+            until_live(port, version, at := change(repository, promote(version)))
             spans.append((at - began, time.perf_counter() - began))
             memory.append(server.memory_mb())
             time.sleep(REST_S + spans[-1][1] - spans[-1][0])

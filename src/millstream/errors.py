@@ -14,6 +14,10 @@ class Error(Exception):
     code = "INTERNAL"
 
 
+class Failed(Error):
+    """A model failed on a request that it should have answered. The engine logs it; a border says no more than that."""
+
+
 class BadInput(Error):
     """The request cannot be understood: names, shapes, dtypes, values."""
 

@@ -9,8 +9,12 @@ Rules of the room:
   counters and histograms are read.
 - A disk without room costs numbers, never an answer: a page that cannot be had whole lives in memory alone, and a
   directory that cannot be written is written when the next series comes.
-- Labels have a bound: when all but RESERVE slots are taken, a new labelled series is folded into the label values
-  "other", for which the reserve is kept.
+- Who claims labels gives them back with `release`: their series go, and others take their slots. The order keeps other
+  processes from misreading: the directory without a series is written first, and only then are its slots free; they
+  are emptied before the directory with the next series is written. A reader takes numbers only if the directory was
+  the same before and after.
+- Labels have a bound: when all but RESERVE slots are taken, series that nobody claims any more (of an earlier life of
+  the page) go, and then a new labelled series is folded into the label values "other", for which the reserve is kept.
 - A name that begins with "_" is for the processes of the service alone: it is summed as any other, and not rendered.
 """
 
@@ -23,7 +27,7 @@ import mmap
 import os
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, MutableSequence, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Literal, NotRequired, TypedDict, cast
@@ -32,6 +36,7 @@ import msgspec
 
 SLOTS = 1 << 16
 RESERVE = 1 << 12
+LOOKS_MAX = 100  # at a directory that changes while its page is read
 SECONDS = (
     0.0005,
     0.001,
@@ -55,6 +60,7 @@ SECONDS = (
     30,
     60,
 )
+_JOINED: dict[str, Callable[[tuple[float, float]], float]] = {"sum": sum, "max": max, "min": min}
 Labels = Mapping[str, str]
 Page = MutableSequence[float]
 logger = logging.getLogger(__name__)
@@ -96,6 +102,10 @@ class Histogram:
         page[slot + bisect_left(edges, value)] += 1
         page[slot + len(edges) + 1] += value
 
+    def add(self, bucket: int, amount: float = 1.0) -> None:
+        """Add to the bucket of this number; one write to the page."""
+        self._page[self._slot + bucket] += amount
+
     def quantile(self, q: float) -> float:
         """The q-quantile, interpolated within its bucket; 0.0 when nothing was observed."""
         counts = list(self._page[self._slot : self._slot + len(self._bounds) + 1])
@@ -124,7 +134,11 @@ class Meter:
         self._folder, self._name = folder, name
         self._series: dict[str, dict[str, object]] = {}
         self._made: dict[str, Counter | Histogram] = {}
-        self._used = 0
+        self._claims: dict[_Names, int] = {}
+        self._leaving: list[_Room] = []  # of series that are released, and that the directory may still have
+        self._gaps: list[_Room] = []
+        self._nowhere: Page | None = None  # where those count who still hold a released series
+        self._folding = False
         self._held = False
         self._making = threading.RLock()
         self._page: Page
@@ -138,6 +152,7 @@ class Meter:
                 logger.error("the counters of %s are seen by no other process: %s/%s", name, folder, _why(error))
                 self._folder = None
         self._page = _floats(bytearray(SLOTS * 8))
+        self._gaps = _gaps(())
 
     def _map(self, folder: Path, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -149,10 +164,7 @@ class Meter:
             os.posix_fallocate(fd, 0, SLOTS * 8)
         self._page = _floats(mmap.mmap(fd, SLOTS * 8))
         self._series = _directory(folder / f"{name}.json")
-        self._used = max((int(str(s["slot"])) + _size(s) for s in self._series.values()), default=0)
-        if not self._series:  # nothing of a directory that was lost
-            for slot in range(SLOTS):
-                self._page[slot] = 0.0
+        self._gaps = _gaps(map(_room, self._series.values()))
 
     def counter(self, name: str, help: str, labels: Labels | None = None) -> Counter:
         """The series of this name and labels, made on first use. MemoryError when the page is full."""
@@ -163,7 +175,7 @@ class Meter:
         return made
 
     def gauge(
-        self, name: str, help: str, labels: Labels | None = None, joined: Literal["sum", "max"] = "sum"
+        self, name: str, help: str, labels: Labels | None = None, joined: Literal["sum", "max", "min"] = "sum"
     ) -> Counter:
         """As `counter`, for a number that is set. `joined`: what the numbers of several living processes make."""
         made = self._made.get(key := _key(name, labels))
@@ -199,59 +211,136 @@ class Meter:
                 known = {"name": name, "help": help, "kind": kind, "labels": dict(labels or {}), "bounds": list(bounds)}
                 if joined != "sum":
                     known["joined"] = joined
-                used = self._used + _size(known)
+                at = self._free(_size(known), SLOTS - RESERVE if labels else SLOTS)
                 other = dict.fromkeys(labels or {}, "other")
-                if used > SLOTS - RESERVE and labels and other != labels:
+                if at is None and labels and other != labels:
+                    self._fold(key)
                     return self._slot(_key(name, other), name, help, kind, other, bounds, joined)
-                if used > SLOTS:
+                if at is None and (at := self._free(_size(known), SLOTS)) is None:
                     raise MemoryError(f"the meter page is full ({SLOTS} slots): {key} has no room")
-                known["slot"] = self._used
-                self._used += _size(known)
+                known["slot"] = at
                 self._series[key] = known
                 self._save()
             return int(str(known["slot"]))
 
+    def _free(self, size: int, end: int) -> int | None:
+        """Take empty slots before `end`, in the smallest gap that has so many; None when none has."""
+        fits = [gap for gap in self._gaps if gap[0] + size <= min(gap[1], end)]
+        if not fits and end < SLOTS and not self._folding and self._drop(self._stale()):
+            return self._free(size, end)
+        if not fits:
+            return None
+        gap = min(fits, key=lambda gap: min(gap[1], end) - gap[0])
+        at, left = gap[0], (gap[0] + size, gap[1])
+        self._gaps[self._gaps.index(gap) : self._gaps.index(gap) + 1] = [left] if left[0] < left[1] else []
+        for slot in range(at, at + size):
+            self._page[slot] = 0.0
+        return at
+
+    def _fold(self, key: str) -> None:
+        if not self._folding:
+            self._folding = True
+            logger.error(
+                'the counters of %s have no room for %s: from now on new ones are counted under "other", and guards of '
+                "new canaries see nothing; serve fewer models and versions at once",
+                self._name,
+                key,
+            )
+
+    def claim(self, labels: Labels) -> None:
+        """The series of exactly these labels are in use, until `release` was called as often."""
+        with self._making:
+            names = frozenset(labels.items())
+            self._claims[names] = self._claims.get(names, 0) + 1
+
+    def release(self, labels: Labels) -> None:
+        """Give up a claim; with the last one the series of exactly these labels go. Who still holds one may go on to
+        count: it is counted nowhere. To be called by the thread that counts."""
+        with self._making:
+            names = frozenset(labels.items())
+            left = self._claims.pop(names) - 1
+            if left:
+                self._claims[names] = left
+            else:
+                self._drop([key for key, spec in self._series.items() if _names(spec) == names])
+                mine = _text(labels)
+                for key in [key for key in self._made if key.endswith(mine)]:  # those that were folded
+                    del self._made[key]
+
+    def _stale(self) -> list[str]:
+        """The series that nobody claims, although others with labels of the same names are claimed."""
+        kinds = {_labelled(names) for names in self._claims}
+        kept = {*self._claims, *(frozenset((name, "other") for name in kind) for kind in kinds)}
+        named = ((key, _names(spec)) for key, spec in self._series.items())
+        return [key for key, names in named if _labelled(names) in kinds and names not in kept]
+
+    def _drop(self, keys: list[str]) -> bool:
+        """Have series no more; whether there were any."""
+        for key in keys:
+            self._leaving.append(_room(self._series.pop(key)))
+            if (made := self._made.pop(key, None)) is not None:
+                if self._nowhere is None:
+                    self._nowhere = _floats(bytearray(SLOTS * 8))
+                made._page = self._nowhere
+        if keys:
+            self._folding = False
+            self._publish()
+        return bool(keys)
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """Save the directory once for all series that are made within, not once for each."""
-        self._held = True
-        try:
-            yield
-        finally:
-            self._held = False
-            self._save()
+        with self._making:
+            self._held = True
+            try:
+                yield
+            finally:
+                self._held = False
+                self._save()
 
     def _save(self) -> None:
-        if self._folder is None or self._held:
+        if not self._held:
+            self._publish()
+
+    def _publish(self) -> None:
+        """Write the directory; from then on nobody reads the slots of released series."""
+        if self._folder is not None and not self._written(self._folder):
             return
-        part = self._folder / f"{self._name}.json.part"
+        if self._leaving:
+            self._leaving = []
+            self._gaps = _gaps(map(_room, self._series.values()))
+
+    def _written(self, folder: Path) -> bool:
+        part = folder / f"{self._name}.json.part"
         try:
             part.write_text(json.dumps(self._series))
-            part.replace(self._folder / f"{self._name}.json")
+            part.replace(folder / f"{self._name}.json")
         except OSError as error:
             if str(error) != self._unsaved:
                 logger.error("new counters of %s are seen by no other process for now: %s", self._name, _why(error))
             self._unsaved = str(error)
-        else:
-            self._unsaved = ""
+            return False
+        self._unsaved = ""
+        return True
 
     def pages(self) -> Iterable[tuple[dict[str, dict[str, object]], Sequence[float]]]:
         """(directory, numbers) of every process that shares the folder, in order of their names; of one that has
         ended, without its gauges."""
-        if self._folder is None:
-            yield dict(self._series), self._page
-            return
-        for directory in sorted(self._folder.glob("*.json"), key=lambda path: path.stem):
+        others = sorted(self._folder.glob("*.json"), key=lambda path: path.stem) if self._folder else []
+        for directory in others:
             if directory.stem == self._name:
                 continue
-            series, page = _directory(directory), directory.with_suffix(".page")
+            page = directory.with_suffix(".page")
             try:
-                if not _held(page):
-                    series = {key: spec for key, spec in series.items() if spec["kind"] != "gauge"}
-                yield series, _floats(page.read_bytes())
+                alive, (series, numbers) = _held(page), _read(directory, page)
             except FileNotFoundError:  # a folder that is being removed, or was copied in part
                 continue
-        yield dict(self._series), self._page
+            if not alive:
+                series = {key: spec for key, spec in series.items() if spec["kind"] != "gauge"}
+            yield series, numbers
+        with self._making:
+            own = dict(self._series), _floats(bytes(cast(memoryview, self._page)))
+        yield own
 
     def total(self) -> dict[str, dict[str, object]]:
         """Every series summed over the processes: key -> {name, help, kind, labels, bounds, values}.
@@ -267,10 +356,9 @@ class Meter:
                 seen = total.get(key)
                 if seen is None or spec["bounds"] != seen["bounds"]:
                     total[key] = {**spec, "values": values}
-                elif spec.get("joined") == "max":
-                    seen["values"] = [max(a, b) for a, b in zip(seen["values"], values, strict=True)]  # type: ignore[call-overload]
                 else:
-                    seen["values"] = [a + b for a, b in zip(seen["values"], values, strict=True)]  # type: ignore[call-overload]
+                    join = _JOINED[str(spec.get("joined", "sum"))]
+                    seen["values"] = [join(pair) for pair in zip(_numbers(seen), values, strict=True)]
         return total
 
     @property
@@ -332,10 +420,26 @@ def _floats(buffer: bytes | bytearray | mmap.mmap) -> Page:
     return cast(Page, memoryview(buffer).cast("d"))
 
 
+def _read(directory: Path, page: Path) -> tuple[dict[str, dict[str, object]], Page]:
+    """The series of another process and its numbers, which belong together; nothing when that cannot be had."""
+    for _ in range(LOOKS_MAX):
+        series, numbers = directory.read_bytes(), page.read_bytes()
+        if directory.read_bytes() == series:
+            return _decoded(series), _floats(numbers)
+    return {}, _floats(b"")
+
+
 def _directory(path: Path) -> dict[str, dict[str, object]]:
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=dict[str, _Spec])
-    except (FileNotFoundError, ValueError):
+        return _decoded(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+
+
+def _decoded(text: bytes) -> dict[str, dict[str, object]]:
+    try:
+        found = msgspec.json.decode(text, type=dict[str, _Spec])
+    except ValueError:
         return {}
     specs = cast("dict[str, dict[str, object]]", found)
     return specs if all(0 <= int(str(s["slot"])) <= SLOTS - _size(s) for s in specs.values()) else {}
@@ -350,7 +454,7 @@ class _Spec(TypedDict):
     labels: dict[str, str]
     bounds: list[float]
     slot: int
-    joined: NotRequired[str]
+    joined: NotRequired[Literal["sum", "max", "min"]]
 
 
 def _held(page: Path) -> bool:
@@ -378,6 +482,33 @@ def _numbers(spec: Mapping[str, object]) -> list[float]:
 
 def _size(spec: Mapping[str, object]) -> int:
     return len(spec["bounds"]) + 2 if spec["kind"] == "histogram" else 1  # type: ignore[arg-type]
+
+
+_Names = frozenset[tuple[str, str]]  # the names and values of labels
+_Room = tuple[int, int]  # the first slot, and the one after the last
+
+
+def _names(spec: Mapping[str, object]) -> _Names:
+    return frozenset(spec["labels"].items())  # type: ignore[attr-defined]
+
+
+def _labelled(names: _Names) -> frozenset[str]:
+    return frozenset(name for name, _ in names)
+
+
+def _room(spec: Mapping[str, object]) -> _Room:
+    at = int(str(spec["slot"]))
+    return at, at + _size(spec)
+
+
+def _gaps(taken: Iterable[_Room]) -> list[_Room]:
+    """What is left of a page, in order."""
+    gaps, at = [], 0
+    for begin, end in (*sorted(taken), (SLOTS, SLOTS)):
+        if begin > at:
+            gaps.append((at, begin))
+        at = max(at, end)
+    return gaps
 
 
 def _key(name: str, labels: Labels | None) -> str:

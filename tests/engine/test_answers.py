@@ -15,6 +15,7 @@ from millstream import errors
 from millstream.engine import EngineLimits
 from millstream.meter import Meter
 from millstream.models import Batching, Manifest, Repository, load
+from millstream.models.traffic import promote
 from millstream.types import Request, TensorSpec
 
 WIDTH = 4
@@ -216,7 +217,7 @@ def test_a_model_that_breaks_is_our_error_and_the_next_request_is_served(tmp_pat
         async with serving(tmp_path, THREADS, load=load) as engine:
             predict, made["1"].predict = made["1"].predict, lambda inputs: 1 / 0
             got = await asyncio.gather(*[engine.submit(ask("w", rows(1))) for _ in range(3)], return_exceptions=True)
-            assert {type(answer) for answer in got} == {errors.Error}
+            assert {type(answer) for answer in got} == {errors.Failed}
             assert "w 1 failed on this request: ZeroDivisionError" in str(got[0])
             made["1"].predict = lambda inputs: {"y": np.zeros(1, np.float32)}
             with pytest.raises(errors.Error, match=r"output 'y' has shape \[1\] for 2 rows"):
@@ -473,3 +474,19 @@ def test_a_model_that_means_nan_may_say_so(tmp_path):
             assert np.isnan(found.outputs["y"]).all()
 
     asyncio.run(main())
+
+
+def test_a_version_that_is_no_longer_loaded_has_no_series(tmp_path):
+    load, _ = one_weight(tmp_path, versions=2)
+    meter, repository = Meter(), Repository(tmp_path)
+
+    async def main():
+        async with serving(tmp_path, EngineLimits(keep_s=0, poll_s=0.01), meter, load=load) as engine:
+            await engine.submit(ask("w", rows(1)))
+            assert 'version="2"' in meter.render()
+            repository.change_policy("w", promote("1"), "test", "")
+            await until(lambda: 'version="2"' not in meter.render())
+            await engine.submit(ask("w", rows(1)))
+            assert meter.values("millstream_requests_total", {"model": "w", "version": "1"}) == [1]
+
+    run(main())

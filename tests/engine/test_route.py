@@ -9,8 +9,10 @@ from rig import Weight
 
 from millstream.engine.lane import Lane
 from millstream.engine.route import Route
+from millstream.engine.tally import Watched
 from millstream.errors import NotFound
-from millstream.models import Canary, Manifest, Policy
+from millstream.meter import Meter
+from millstream.models import Canary, Guard, Manifest, Policy
 from millstream.models.manifest import Batching
 from millstream.types import Request, TensorSpec
 
@@ -110,3 +112,17 @@ def test_a_canary_of_other_tensors_gets_no_traffic():
         assert made.unlike == ["3"]
         assert {made.choose(Request("m", {}, 1, id=str(n))).lane.version for n in range(50)} == {"1"}
         assert made.explicit("3").lane.version == "3"
+
+
+def test_a_route_that_is_left_gives_back_where_its_guarded_arms_were_counted():
+    meter = Meter()
+    watch = lambda lane, arm: Watched(meter, lane.model, arm, [])  # noqa: E731
+    guarded = Policy(live="1", version=4, split={"1": 1, "2": 1}, canary=Canary("2", 0.5, Guard()))
+    first = Route("m", guarded, LANES, watch)
+    first.live.watched.failed("ann")
+    second = Route("m", guarded, LANES, watch)
+    first.left()
+    second.live.watched.failed("ann")
+    assert meter.values("_guard_failures", {"model": "m", "arm": "live"}) == [2], "the next route counts on"
+    second.left()
+    assert meter.values("_guard_failures", {"model": "m", "arm": "live"}) == []

@@ -537,7 +537,7 @@ def test_swaps_leave_no_threads_and_no_copies_behind(tmp_path):
         return load(repository, model, version)
 
     async def scene():
-        async with serving(tmp_path, EngineLimits(wait_ms=20), load=counted) as engine:
+        async with serving(tmp_path, EngineLimits(wait_ms=20, keep_s=0), load=counted) as engine:
             await engine.submit(step(1, start=True))
             for swap in range(8):  # a session holds one of them; it is taken back, not loaded again
                 waiting = [engine.submit(plain(n)) for n in range(3)]
@@ -559,7 +559,7 @@ def test_open_sessions_finish_on_the_version_they_began_with(tmp_path):
     repository.change_policy("s", promote("1"), who="test", why="begin")
 
     async def scene():
-        async with serving(tmp_path, load=load) as engine:
+        async with serving(tmp_path, EngineLimits(keep_s=0), load=load) as engine:
             old = await engine.submit(step(1, "old", start=True))
             assert old.version == "1@0"
             repository.change_policy("s", promote("2"), who="test", why="swap")

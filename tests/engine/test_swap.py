@@ -14,7 +14,8 @@ from millstream import errors
 from millstream.clock import FakeClock
 from millstream.engine import EngineLimits
 from millstream.meter import Meter
-from millstream.models import Canary, Manifest, Repository
+from millstream.models import Canary, Manifest, Repository, load
+from millstream.models.traffic import promote
 
 FAST = EngineLimits(poll_s=0.002)
 
@@ -321,3 +322,72 @@ def test_loading_is_told_and_a_slow_load_delays_no_roll_back(root):
 
     asyncio.run(main())
     assert told[:2] == [("w", "2"), ("w", "1")]
+
+
+def counting(loads):
+    def load_counted(repository, model, version):
+        loads.append(version)
+        return load(repository, model, version)
+
+    return load_counted
+
+
+def test_a_roll_back_loads_nothing(tmp_path):
+    for version in (1, 2):
+        onnx_models.stamped(tmp_path / "m" / str(version) / "model.onnx", version)
+    repository, loads = Repository(tmp_path), []
+    repository.change_policy("m", promote("1"), who="test", why="")
+
+    async def main():
+        async with serving(tmp_path, load=counting(loads)) as engine:
+            for version in ("2", "1", "2"):
+                repository.change_policy("m", promote(version), who="test", why="")
+                await engine.refresh()
+                assert (await engine.submit(ask("m", rows(1, 1)))).version == f"{version}@0"
+            assert loads == ["1", "2"]
+
+    asyncio.run(main())
+
+
+def test_what_was_live_before_is_kept_for_a_while_and_only_the_last_of_it(tmp_path):
+    for version in (1, 2, 3):
+        onnx_models.stamped(tmp_path / "m" / str(version) / "model.onnx", version)
+    repository, loads, clock = Repository(tmp_path), [], FakeClock()
+    repository.change_policy("m", promote("1"), who="test", why="")
+
+    def loaded(engine):
+        return sorted(lane.version for lane in engine._workers)
+
+    async def main():
+        async with serving(tmp_path, EngineLimits(keep_s=60), clock=clock, load=counting(loads)) as engine:
+            for version in ("2", "3"):
+                repository.change_policy("m", promote(version), who="test", why="")
+                await engine.refresh()
+            assert loaded(engine) == ["1", "2", "3"]
+            for seconds, left in ((10, ["2", "3"]), (60, ["3"])):
+                clock.advance(seconds)
+                await asyncio.sleep(0.01)
+                assert loaded(engine) == left
+
+    asyncio.run(main())
+
+
+def test_the_log_says_once_that_traffic_moved_from_what_to_what_and_who_moved_it(root, caplog):
+    for number in (1, 2, 3):
+        put(root, number)
+    policy(root, live="1")
+
+    async def main():
+        async with serving(root, FAST) as engine:
+            policy(root, live="3", shadow=("2",))
+            await engine.refresh()
+            Repository(root).change_policy("m", promote("3"), who="ann@example.org", why="call 13912345678")
+            await engine.refresh()
+
+    with caplog.at_level("INFO", "millstream.engine.watch"):
+        asyncio.run(main())
+    first, second, third = (one.getMessage() for one in caplog.records if ": policy " in one.getMessage())
+    assert first == "m: policy 1 by test (because): live 1"
+    assert second == "m: policy 2 by test (because): live 3, was 1, 2 shadow"
+    assert third.startswith("m: policy 3 by [EMAIL#") and third.endswith("): live 3, 2 shadow")
+    assert "13912345678" not in third

@@ -66,6 +66,43 @@ def test_estimators_answer_the_same_as_a_file_that_is_no_program(tmp_path, data,
     assert lineage["digest"].startswith("sha256:") and "skl2onnx" in lineage["converted"]["converter"]
 
 
+def labels_only():
+    from sklearn.cluster import KMeans
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.svm import LinearSVC
+
+    return {
+        "no-probability": lambda x, y: LinearSVC().fit(x, y),
+        "clusters": lambda x, y: KMeans(3, n_init=1, random_state=0).fit(x),
+        "several-labels": lambda x, y: RandomForestClassifier(5, random_state=0).fit(x, np.stack([y, 1 - y], 1)),
+    }
+
+
+@pytest.mark.parametrize("name", list(labels_only()))
+def test_estimators_that_give_labels_alone(tmp_path, data, name):
+    x, y = data
+    estimator = labels_only()[name](x, y)
+    joblib.dump(estimator, tmp_path / "m.joblib")
+    np.save(tmp_path / "x.npy", x)
+    added, _ = put(tmp_path / "models", tmp_path / "m.joblib", example=tmp_path / "x.npy")
+    assert added.format == "onnx" and added.converted["label_agreement"] == 1.0
+    outputs = load(Repository(tmp_path / "models"), "m", "1").predict({"x": x})
+    assert list(outputs) == ["label"] and (outputs["label"] == estimator.predict(x)).all()
+
+
+def test_text_is_lowered_on_a_machine_without_an_english_locale(tmp_path):
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    texts = ["Good day", "BAD day", "a good night", "bad BAD night"] * 4
+    estimator = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(texts, [1, 0, 1, 0] * 4)
+    joblib.dump(estimator, tmp_path / "m.joblib")
+    put(tmp_path / "models", tmp_path / "m.joblib")
+    outputs = load(Repository(tmp_path / "models"), "m", "1").predict({"text": np.array(texts, object)})
+    assert (outputs["label"] == estimator.predict(texts)).all()
+
+
 def test_columns_of_several_kinds_stay_inputs_of_their_own(tmp_path):
     import pandas
     from sklearn.compose import ColumnTransformer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -266,6 +267,18 @@ def test_stdout_gets_the_same_lines(tmp_path: Path, capfd: pytest.CaptureFixture
     log._take([Record(0.0, request="one", time=1.0)])
     assert capfd.readouterr().out.encode() == line(Record(0.0, request="one", time=1.0))
     assert not list(tmp_path.iterdir())
+
+
+def test_processes_that_share_a_pipe_tear_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[bytes] = []
+    monkeypatch.setattr(os, "write", lambda _, data: written.append(bytes(data)) or len(data))
+    log = AccessLog(AccessSettings(file="-"), tmp_path, Meter())
+    records = [Record(0.0, request=f"r{at}", route="x" * (9000 if at == 70 else 40), time=1e9) for at in range(200)]
+    log._take(records)
+    monkeypatch.undo()
+    assert b"".join(written) == b"".join(map(line, records))
+    assert all(one.endswith(b"\n") and (len(one) <= 4096 or one.count(b"\n") == 1) for one in written)
+    assert 4 < len(written) < 20
 
 
 def test_a_line_that_broke_off_takes_no_other_with_it(tmp_path: Path) -> None:

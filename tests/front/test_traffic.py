@@ -15,6 +15,7 @@ from front_house import Reply, Served, http
 import onnx_models
 from millstream import errors
 from millstream.app.service import ServeSettings, Service
+from millstream.cli import main
 from millstream.client import Client
 from millstream.clock import SystemClock
 from millstream.guard.auth import new_key
@@ -80,11 +81,11 @@ def run(root: Any, test: Any, **settings: Any) -> None:
 def test_every_move_is_made_and_told(tmp_path: Any) -> None:
     async def test(real: Real) -> None:
         reply = await real.move("canary", version=2, share=0.2, guard={"errors": 0.01}, why="try it")
-        assert reply.status == 200
+        assert reply.status == 200 and re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", reply.json["when"])
         guard = {"errors": 0.01, "p99": 1.5, "drift": 0.1, "requests_min": 200, "requests": 10000, "promote": True}
         assert reply.json == {
             "version": 2, "live": "1", "canary": {"version": "2", "share": 0.2, "guard": guard},
-            "who": "control API", "why": "try it",
+            "who": "control API", "why": "try it", "when": reply.json["when"],
         }  # fmt: skip
         assert (await real.move("shadow", versions=["3"], who="ann")).json["shadow"] == ["3"]
         assert (await real.move("split", shares={"1": 0.5, "3": 0.5})).json["split"] == {"1": 0.5, "3": 0.5}
@@ -94,6 +95,8 @@ def test_every_move_is_made_and_told(tmp_path: Any) -> None:
         back = (await real.move("rollback")).json
         assert (back["live"], back["pin"], back["why"]) == ("1", "1", "traffic rollback")
         await real.until("1@0")
+        again = await real.move("rollback")
+        assert again.status == 409 and "already rolled back to 1 by control API" in again.error
         assert (await real.move("rollback", to="3")).json["live"] == "3"
         await real.until("3@0")
         told = (await real.get("/v1/traffic/m")).json
@@ -117,6 +120,8 @@ def test_the_client_makes_every_move_too(tmp_path: Any) -> None:
             with pytest.raises(errors.Conflict, match="is 7 by now, not 6: control API was faster"):
                 client.promote("m", "3", policy=6)
             assert client.roll_back("m")["live"] == "1"
+            with pytest.raises(errors.Conflict, match="already rolled back to 1"):
+                client.roll_back("m")
             assert client.roll_back("m", to="3")["live"] == "3"
             with pytest.raises(errors.BadInput, match="does not exist"):
                 client.promote("m", "99")
@@ -154,6 +159,7 @@ MISTAKES = {
     "no share": ("canary", "m", {"version": "2", "share": 7}, 400, "<= 1"),
     "a guard that cannot be": ("canary", "m", {"version": "2", "guard": {"p99": 0.5}}, 400, "wants `p99` from 1"),
     "a weight of nothing": ("split", "m", {"shares": {"1": 0}}, 400, "split"),
+    "two lines of why": ("promote", "m", {"version": "2", "why": "a\nb"}, 400, "write plain text on one line"),
     "another state": ("learning", "m", {"state": "maybe"}, 400, "maybe"),
     "nothing before": ("rollback", "m", {}, 404, "no version of m was live before 1"),
     "a policy that is not there": ("promote", "m", {"version": "2", "policy": 7}, 409, "is 1 by now, not 7"),
@@ -179,6 +185,9 @@ def test_web_pages_and_strangers_control_nothing(tmp_path: Any) -> None:
     async def test(real: Real) -> None:
         page = await real.move("promote", version="2", headers={"Origin": "http://elsewhere.example"})
         assert page.status == 403 and "web pages" in page.error
+        for url in ("/v1/traffic/m", "/v1/traffic/m/comparison"):
+            page = await real.get(url, Origin="http://elsewhere.example")
+            assert page.status == 403 and "web pages" in page.error
         door = real.service.door
         stranger = door.principal(None, "203.0.113.9")
         for call in (
@@ -220,7 +229,7 @@ def test_a_policy_that_somebody_broke_is_told_beside_the_one_in_force(tmp_path: 
     run(tmp_path, test)
 
 
-def test_the_comparison_tells_what_shadows_say(tmp_path: Any) -> None:
+def test_the_comparison_tells_what_shadows_say(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     onnx_models.scaled(tmp_path / "models" / "m" / "4" / "model.onnx", 1, width=9)
 
     async def test(real: Real) -> None:
@@ -235,7 +244,16 @@ def test_the_comparison_tells_what_shadows_say(tmp_path: Any) -> None:
         assert by["2"]["seen"]["outputs"]["y"]["kind"] == "numeric" and by["2"]["differing"] >= 1
         assert by["2"]["seen"]["samples"][0]["inputs"]["x"] == {"shape": [1, 4], "data": [1.0] * 4}
         assert by["4"]["compared"] == 0 and re.search(r"expected FP32 \[1, 9\]", by["4"]["problem"])
-        assert told["live"] == "1"
+        assert told["live"] == "1" and not any("memory" in name for name in by["2"])
+        command = ["traffic", "comparison", "m", "--url", f"http://127.0.0.1:{real.port}"]
+        await asyncio.to_thread(main, command)
+        lines = capsys.readouterr().out.splitlines()
+        assert re.fullmatch(r"m 2 beside live 1: \d+ copies, 0 lost, \d+ compared, \d+ differing \(100\.0%\)", lines[0])
+        assert re.search(r"0 failed; median time live \d+\.\d\d ms, shadow \d+\.\d\d ms$", lines[1])
+        assert lines[2] == "  y: numeric, 100.0% of the elements differ, delta 1 on average, 1 at most"
+        assert lines[3].startswith("m 4 beside live 1: ") and lines[4].startswith("  problem: ")
+        await asyncio.to_thread(main, [*command, "--json"])
+        assert orjson.loads(capsys.readouterr().out)["shadows"][0]["seen"]["outputs"]["y"]["kind"] == "numeric"
 
     run(tmp_path, test)
 

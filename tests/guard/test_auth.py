@@ -159,6 +159,8 @@ def test_processes_share_a_rate_and_the_burst_is_as_much_as_in_a_second(tmp_path
     assert spent(keys) == 10
     clock.advance(1.0)
     assert spent(keys) == 10
+    with pytest.raises(errors.Overloaded, match="40 requests a second, of which this process gives out its 1/4"):
+        keys.spend(Principal("shop"))
     few, _ = limited(tmp_path, clock, new_key("shop", rate=1.0)[1], processes=4)
     assert spent(few) == 1
     clock.advance(4.0)

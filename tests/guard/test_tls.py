@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -202,3 +203,25 @@ def test_its_end_is_announced_daily_from_fourteen_days_before(tmp_path: Path, ca
         kept.pass_time(1)
     said = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
     assert 2 <= len(said) <= 3 and "expires in 14.0 days" in said[0]
+
+
+@pytest.mark.parametrize("certificate", ["expired since the start", "now an expired one", "now rubbish"])
+def test_a_changed_client_ca_is_in_force_whatever_is_wrong_with_the_certificate(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, certificate: str
+) -> None:
+    before, after = trustme.CA(), trustme.CA()
+    write(tmp_path, ends_days=-0.5 if "start" in certificate else 90)
+    (tmp_path / "ca.pem").write_bytes(before.cert_pem.bytes())
+    kept = Kept(tmp_path, TlsSettings(certificate="cert.pem", key="key.pem", client_ca="ca.pem"))
+    if "expired one" in certificate:
+        write(tmp_path, ends_days=-0.5)
+    elif "rubbish" in certificate:
+        (tmp_path / "cert.pem").write_text("rubbish")
+    (tmp_path / "ca.pem").write_bytes(after.cert_pem.bytes())
+    kept.pass_time(3)
+    for context in (kept.tls.http(), kept.tls.grpc()):
+        assert context is not kept.first
+        assert context.get_ca_certs(True) == [ssl.PEM_cert_to_DER_cert(after.cert_pem.bytes().decode())]
+    made = kept.tls.http()
+    kept.pass_time(2)
+    assert kept.tls.http() is made, "once"

@@ -182,6 +182,67 @@ def test_an_exception_goes_back_as_words_and_the_process_lives_on(unruly):
     assert unruly.pids() == before
 
 
+FORKER = """
+import os, time
+import numpy as np
+
+
+class Forker:
+    def predict(self, inputs):
+        x = inputs["x"]
+        if x[0] == 8 and os.fork() == 0:
+            raise RuntimeError("the helper failed")  # and its author forgot os._exit
+        if x[0] == 9 and os.fork() == 0:
+            time.sleep(0.1)  # comes back while the next call is computed
+        return {"y": x * 2}
+
+    inputs = {"x": "FP32[-1]"}
+    outputs = {"y": "FP32[-1]"}
+"""
+
+
+@pytest.mark.parametrize("fork", [8, 9])
+def test_a_copy_that_a_model_makes_of_its_process_answers_nobody(root, fork, caplog):
+    caplog.set_level(logging.INFO)
+    put(root, FORKER, inputs={"x": "FP32[-1]"}, outputs={"y": "FP32[-1]"})
+    with programs() as made:
+        model = load(Repository(root), "m", "1", programs=made)
+        before = model.pids()
+        for turn in range(300):
+            given = np.array([fork if turn == 3 else 1000 + turn], np.float32)
+            assert model.predict({"x": given})["y"] == given * 2
+        until(lambda: "a copy of the process" in caplog.text)
+        assert model.pids() == before
+
+
+def test_an_answer_to_another_call_is_refused_and_the_process_replaced(unruly, caplog):
+    answers(unruly, 1)
+    seat = unruly._free[-1]
+    read = seat.slot.read
+
+    def late():
+        answer = read()
+        seat.slot.call -= 1
+        return answer
+
+    seat.slot.read = late
+    before = unruly.pids()
+    with pytest.raises(errors.Lost):
+        unruly.predict(x(1))
+    assert "an answer to" in caplog.text
+    assert answers(unruly, 1) == [2] and unruly.pids() != before
+
+
+def test_a_model_that_closed_its_stderr_may_still_fail_a_call(root):
+    put(root, UNRULY.replace("ADD", "1") + "\nimport sys\nsys.stderr.close()\nos.close(2)\n")
+    with programs() as made:
+        model = load(Repository(root), "m", "1", programs=made)
+        before = model.pids()
+        with pytest.raises(errors.Error, match="a mistake of the model's"):
+            model.predict(x(RAISE))
+        assert model.predict(x(1))["y"].tolist() == [[2]] and model.pids() == before
+
+
 def test_what_it_prints_is_logged_and_bounded(root, meter, caplog):
     caplog.set_level(logging.INFO)
     put_unruly(root, call_s_max=2.0)
@@ -425,7 +486,7 @@ def test_one_requests_exception_fails_it_alone(root):
             answers = [engine.submit(ask("m", np.full((1, 1), value, np.float32))) for value in values]
             got = await asyncio.gather(*answers, return_exceptions=True)
             assert [got[0].outputs["y"].tolist(), got[3].outputs["y"].tolist()] == [[[2]], [[4]]]
-            assert [type(one) for one in got[1:3]] == [errors.Error, errors.BadInput]
+            assert [type(one) for one in got[1:3]] == [errors.Failed, errors.BadInput]
 
     asyncio.run(main())
 
@@ -441,7 +502,7 @@ def test_ten_swaps_leave_one_process_and_a_stop_none(root):
     live("1")
 
     async def main():
-        async with served(root) as engine:
+        async with served(root, limits=EngineLimits(poll_s=0.01, keep_s=0)) as engine:
             for swap in range(10):
                 version = str(1 + swap % 3)
                 live(version)
@@ -477,3 +538,23 @@ def test_a_program_is_never_computed_on_the_loop(root):
             assert not engine.lane("m", "1").inline
 
     asyncio.run(main())
+
+
+def test_a_model_whose_process_cannot_be_started_again_is_not_ready_and_says_why(root):
+    put_unruly(root)
+
+    async def run():
+        async with served(root) as engine:
+            assert engine.ready()
+            own = root / "m" / "1" / "own.py"
+            text = own.read_bytes()
+            own.write_bytes(b"# " + text)
+            os.kill(engine.lane("m", "1").loaded.pids()[0], signal.SIGKILL)
+            await asyncio.to_thread(until, lambda: not engine.ready())
+            assert "cannot be started again" in engine.views()[0].problems["1"]
+            assert [(one.state, "digest" in one.reason) for one in engine.index()] == [("UNAVAILABLE", True)]
+            own.write_bytes(text)
+            await asyncio.to_thread(until, engine.ready)
+            assert not engine.views()[0].problems
+
+    asyncio.run(run())

@@ -74,6 +74,14 @@ def test_text_loses_what_is_personal_before_it_is_written(tmp_path):
     assert orjson.loads(line)["inputs"][0]["data"] == ["call [PHONE]", "[EMAIL]"]
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_a_request_with_bytes_that_may_be_text_is_left_out(tmp_path, dtype):
+    secret = np.frombuffer(b"ann@example.com", dtype)
+    record(recorder(tmp_path), ask(t=secret, x=np.array([1.0])), ask(x=np.array([2.0])))
+    (line,) = lines(tmp_path)
+    assert orjson.loads(line)["inputs"][0]["data"] == [2.0]
+
+
 def test_the_newest_are_kept_within_both_bounds(tmp_path):
     made = recorder(tmp_path, requests_max=5)
     for at in (0, 3, 6):

@@ -118,7 +118,7 @@ def test_a_call_over_the_bound_is_too_large_and_the_slot_goes_on(slots, monkeypa
     assert other.read()[1][0][1].tolist() == [1, 1, 1]
 
 
-@pytest.mark.parametrize("at", range(0, 200, 3))
+@pytest.mark.parametrize("at", range(200))
 def test_a_broken_other_side_is_corrupt_and_nothing_worse(slots, at):
     one, other = slots
     one.write(b"hello", [(0, np.arange(6.0).reshape(2, 3)), (1, np.array(["a", b"b"], object))])
@@ -130,3 +130,12 @@ def test_a_broken_other_side_is_corrupt_and_nothing_worse(slots, at):
             other.read()
     os.pwrite(one.fd, intact, 0)
     assert other.read()[0] == b"hello"
+
+
+def test_an_answer_carries_the_number_of_its_call_also_when_calls_are_alike(slots):
+    one, other = slots
+    for call in (1, 2, 3):
+        one.call = call
+        one.write(b"", [(0, np.arange(3))])
+        other.read()
+        assert other.call == call

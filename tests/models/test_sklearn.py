@@ -1,6 +1,8 @@
 """Pickled estimators as they are found in the wild: what is read off them, and that they answer as they do at home."""
 
+import os
 import pickle
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 import pandas
 import pytest
 import xgboost
-from apart_models import children, programs
+from apart_models import children, programs, until
 from sklearn.cluster import KMeans
 from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA
@@ -27,6 +29,8 @@ from millstream import errors
 from millstream.models import Manifest, Repository, load
 from millstream.models.apart.inspect import look_into
 from millstream.models.apart.pickles import UNREAD, imports_of
+from millstream.models.runtimes import sklearn as sklearn_runtime
+from millstream.ops.add import Wish, add
 from millstream.types import TensorSpec
 
 HERE = Path(sys.executable)
@@ -72,27 +76,27 @@ def test_a_pipeline_of_a_classifier_gives_label_and_probability(tmp_path, dump):
     pipeline = make_pipeline(StandardScaler(), LogisticRegression()).fit(X, Y)
     repository, found = added(tmp_path, pipeline, dump=dump)
     assert found.inputs == (spec("x", "FP64", -1, 5),)
-    assert found.outputs == (spec("label", "INT64", -1), spec("probability", "FP32", -1, 2))
+    assert found.outputs == (spec("label", "INT64", -1), spec("probability", "FP64", -1, 2))
     assert "a Pipeline of StandardScaler, LogisticRegression, read with scikit-learn" in found.notes[0]
     got = answered(repository, {"x": X})
     np.testing.assert_array_equal(got["label"], pipeline.predict(X))
-    np.testing.assert_array_equal(got["probability"], pipeline.predict_proba(X).astype(np.float32))
+    np.testing.assert_array_equal(got["probability"], pipeline.predict_proba(X))
 
 
 @pytest.mark.parametrize(
     ("estimator", "outputs"),
     [
-        (LogisticRegression().fit(X, NAMES), [spec("label", "BYTES", -1), spec("probability", "FP32", -1, 2)]),
-        (LinearRegression().fit(X, X[:, 0]), [spec("prediction", "FP32", -1)]),
-        (LinearRegression().fit(X, X[:, :3]), [spec("prediction", "FP32", -1, 3)]),
-        (RandomForestRegressor(5, n_jobs=-1).fit(X, X[:, 0]), [spec("prediction", "FP32", -1)]),
+        (LogisticRegression().fit(X, NAMES), [spec("label", "BYTES", -1), spec("probability", "FP64", -1, 2)]),
+        (LinearRegression().fit(X, X[:, 0]), [spec("prediction", "FP64", -1)]),
+        (LinearRegression().fit(X, X[:, :3]), [spec("prediction", "FP64", -1, 3)]),
+        (RandomForestRegressor(5, n_jobs=-1).fit(X, X[:, 0]), [spec("prediction", "FP64", -1)]),
         (RandomForestClassifier(5, n_jobs=4).fit(X, np.stack([Y, 1 - Y], 1)), [spec("label", "INT64", -1, 2)]),
         (KMeans(3, n_init=1).fit(X), [spec("label", "INT64", -1)]),
         (IsolationForest(n_estimators=5).fit(X), [spec("label", "INT64", -1)]),
-        (PCA(2).fit(X), [spec("transformed", "FP32", -1, 2)]),
+        (PCA(2).fit(X), [spec("transformed", "FP64", -1, 2)]),
         (
             GridSearchCV(LogisticRegression(), {"C": [1, 2]}, cv=2).fit(X, Y),
-            [spec("label", "INT64", -1), spec("probability", "FP32", -1, 2)],
+            [spec("label", "INT64", -1), spec("probability", "FP64", -1, 2)],
         ),
     ],
     ids=lambda value: type(value).__name__,
@@ -195,7 +199,7 @@ def test_the_example_says_how_many_features_where_the_estimator_does_not(tmp_pat
         added(tmp_path, estimator)
     _, found = added(tmp_path, estimator, {"x": np.ones((2, 3))})
     assert found.inputs == (spec("x", "FP64", -1, 3),)
-    assert found.outputs == (spec("transformed", "FP32", -1, 3),)
+    assert found.outputs == (spec("transformed", "FP64", -1, 3),)
 
 
 def test_what_is_no_estimator_is_refused_in_words(tmp_path):
@@ -205,7 +209,7 @@ def test_what_is_no_estimator_is_refused_in_words(tmp_path):
 
 def test_only_what_the_manifest_names_is_computed(tmp_path):
     model = LogisticRegression().fit(X, Y)
-    repository, found = added(tmp_path, model, outputs=(spec("probability", "FP32", -1, 2),))
+    repository, found = added(tmp_path, model, outputs=(spec("probability", "FP64", -1, 2),))
     assert [one.name for one in found.outputs] == ["probability"]
     assert set(answered(repository, {"x": X})) == {"probability"}
 
@@ -285,3 +289,57 @@ def test_a_pickle_that_hides_its_end_shows_what_came_before(tmp_path):
     (tmp_path / "m").write_bytes(data[:-3])
     found = imports_of(tmp_path / "m")
     assert "pathlib.PosixPath" in found and found[-1] == UNREAD
+
+
+def test_numbers_keep_the_precision_that_the_estimator_computed_them_in(tmp_path):
+    large = 1e9 + np.arange(len(X)) / 8
+    estimator = LinearRegression().fit(large[:, None], large)
+    repository, _ = added(tmp_path, estimator)
+    got = answered(repository, {"x": large[:, None]})["prediction"]
+    np.testing.assert_array_equal(got, estimator.predict(large[:, None]))
+
+
+def test_a_pickle_that_was_changed_after_it_was_checked_is_not_loaded(tmp_path):
+    repository, _ = added(tmp_path, LinearRegression().fit(X, Y))
+    manifest, folder = repository.manifest("m", "1"), repository.folder("m", "1")
+    file = folder / manifest.file
+    with programs() as made:
+        model = load(repository, "m", "1", programs=made)
+        before = file.read_bytes()
+        file.write_bytes(pickle.dumps(LinearRegression().fit(X, 1 - Y)))
+        os.kill(model.pids()[0], signal.SIGKILL)
+        until(lambda: "differs from its digest" in model.problem)
+        with pytest.raises(errors.Corrupt, match="differs from its digest"):
+            sklearn_runtime.load(folder, manifest, "cpu")  # the bytes that it loads are compared, too
+        file.write_bytes(before)
+        until(model.pids)
+        assert not model.problem
+
+
+@pytest.mark.parametrize("left", [0, 5, 0.5, -40])
+@pytest.mark.parametrize("compress", [0, 3])
+def test_a_torn_pickle_is_said_to_be_one(tmp_path, left, compress):
+    file = tmp_path / "m.joblib"
+    joblib.dump(LinearRegression().fit(X, Y), file, compress=compress)
+    data = file.read_bytes()
+    file.write_bytes(data[: int(left * len(data)) if isinstance(left, float) else left])
+    with pytest.raises(errors.Misconfigured, match=r"m\.joblib is not a whole pickle .* copy or export it again"):
+        sklearn_runtime.load(tmp_path, Manifest(format="sklearn", file=file.name), "cpu")
+
+
+@pytest.mark.parametrize("suffix", ["json", "ubj", "txt", "xgb", "lgb"])
+def test_boosters_in_the_files_of_their_own_libraries(tmp_path, suffix):
+    file = tmp_path / f"m.{suffix}"
+    if suffix in ("txt", "lgb"):
+        own = lightgbm.train({"verbose": -1}, lightgbm.Dataset(X, Y), 5)
+        own.save_model(file)
+        x, expected = X, own.predict(X)
+    else:
+        x = X.astype(np.float32)
+        own = xgboost.train({"max_depth": 2}, xgboost.DMatrix(x, Y), 5)
+        file.write_bytes(own.save_raw("json" if suffix == "json" else "ubj"))
+        expected = own.predict(xgboost.DMatrix(x))
+    add(tmp_path / "models", Wish(source=str(file), allow_code=True), lambda _: None)
+    repository = Repository(tmp_path / "models")
+    assert repository.manifest("m", "1").format == "sklearn"
+    np.testing.assert_allclose(answered(repository, {"x": x})["prediction"], expected, rtol=1e-6)

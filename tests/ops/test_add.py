@@ -17,7 +17,7 @@ from millstream.meter import Meter
 from millstream.models import Repository
 from millstream.models.apart import Programs
 from millstream.models.archive import pack
-from millstream.models.manifest import example_arrays
+from millstream.models.manifest import Manifest, example_arrays
 from millstream.models.model import load
 from millstream.ops import examples
 from millstream.ops.add import EXAMPLE_CELLS_MAX, Wish, add
@@ -173,16 +173,28 @@ def test_a_chain_is_read_and_not_run(tmp_path):
     assert added.format == "chain" and added.inputs == "x:FP32[-1,4]" and any("its parts" in one for one in said)
 
 
-def test_a_later_version_is_live_when_there_is_no_policy_and_waits_when_there_is(tmp_path):
-    from millstream.models.traffic import promote
-
+def test_a_later_version_is_not_live_by_being_added(tmp_path):
     file = onnx_models.linear(tmp_path / "ranker.onnx", np.ones((3, 2)))
     root = tmp_path / "models"
-    put(root, file)
+    repository = Repository(root)
     assert put(root, file)[0].role == "live"
-    Repository(root).change_policy("ranker", promote("2"), "a test", "to pin it")
+    first = repository.policy("ranker")
+    assert (first.version, first.live, first.who) == (1, "1", "models add")
     added, said = put(root, file)
-    assert added.role == "-" and said[-1].endswith(f"millstream traffic promote {root} ranker 3")
+    assert added.role == "-" and said[-1].endswith(f"millstream traffic promote {root} ranker 2")
+    assert repository.policy("ranker") == first
+
+    for _ in range(2):  # a bare model, of which the highest version is live
+        repository.put("bare", Manifest(format="onnx", file="m.onnx"), {"m.onnx": file})
+    assert put(root, file, name="bare")[0].role == "-"
+    assert repository.policy("bare").live == "2"
+
+
+def test_what_fails_leaves_no_policy_behind(tmp_path):
+    (tmp_path / "bad.onnx").write_bytes(b"not a model")
+    with pytest.raises(errors.Error):
+        put(tmp_path / "models", tmp_path / "bad.onnx")
+    assert nothing(tmp_path / "models")
 
 
 def test_an_archive_is_added_as_it_was_packed(tmp_path):
@@ -216,11 +228,12 @@ def test_a_file_uri_is_an_address_like_any_other(tmp_path):
         ("folder", "it has saved_model.pb"),
         ("broken.onnx", "not a whole ONNX model"),
         ("broken.py", "not Python"),
+        ("notes.txt", "not what XGBoost or LightGBM saves"),
     ],
 )
 def test_what_is_no_model_is_refused_by_name(tmp_path, name, sentence):
     (tmp_path / "folder").mkdir()
-    for other in ("model.docx", "broken.onnx", "broken.py"):
+    for other in ("model.docx", "broken.onnx", "broken.py", "notes.txt"):
         (tmp_path / other).write_bytes(b"(((")
     with pytest.raises(errors.Error, match=sentence):
         put(tmp_path / "models", tmp_path / name)
@@ -334,10 +347,10 @@ def test_the_command_says_what_it_found_and_prints_one_line(tmp_path, capsys, mo
     assert json.loads(told.out)["version"] == "2"
     shown = run(capsys, monkeypatch, "models", "show", root, "ranker", "1")
     assert 'format = "onnx"' in shown.out
-    run(capsys, monkeypatch, "models", "remove", root, "ranker", "1")
-    assert Repository(root).versions("ranker") == ["2"]
+    run(capsys, monkeypatch, "models", "remove", root, "ranker", "2")
+    assert Repository(root).versions("ranker") == ["1"]
     with pytest.raises(SystemExit, match="the policy's live"):
-        run(capsys, monkeypatch, "models", "remove", root, "ranker", "2")
+        run(capsys, monkeypatch, "models", "remove", root, "ranker", "1")
 
 
 def test_what_is_typed_wrong_is_told_at_once(tmp_path, capsys, monkeypatch):
@@ -351,3 +364,28 @@ def test_what_is_typed_wrong_is_told_at_once(tmp_path, capsys, monkeypatch):
 def test_a_program_given_to_serve_is_sent_to_models_add(pickled):
     with pytest.raises(errors.Misconfigured, match=f"millstream models add models {pickled}"):
         Repository.open(pickled)
+
+
+def test_a_small_zip_that_unpacks_to_more_than_a_disk_is_read_to_a_bound(tmp_path):
+    import tracemalloc
+    import zipfile
+
+    file = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as held, held.open("bomb/data.pkl", "w") as to:
+        for _ in range(256):
+            to.write(bytes(1 << 20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(errors.Misconfigured, match="--allow-code"):
+            put(tmp_path / "models", file)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_errors_name_the_file_that_was_named(tmp_path):
+    file = tmp_path / "torn.pkl"
+    file.write_bytes(b"\x80\x04")
+    with pytest.raises(errors.Misconfigured, match="not a whole pickle") as caught:
+        put(tmp_path / "models", file, allow_code=True)
+    assert str(file) in str(caught.value) and "millstream-add-" not in str(caught.value)

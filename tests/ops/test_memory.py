@@ -206,3 +206,53 @@ def test_the_limit_is_the_lowest_of_the_control_groups_else_the_ram(tmp_path):
     assert group(tmp_path / "d", old, memory__x__memoryDOTlimit_in_bytes="2000000") == 2_000_000
     huge = str(9223372036854771712)
     assert group(tmp_path / "e", old, memory__x__memoryDOTlimit_in_bytes=huge) == 8000 * 1024
+
+
+def test_a_replacement_that_cannot_be_started_is_said_and_the_watch_goes_on(caplog):
+    processes = Processes(fresh=440 * MB)
+    rig = Rig(processes)
+
+    async def no_room(role, cause):
+        processes.done.append(role)
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    processes.renew = processes.replace = no_room
+
+    async def main():
+        keeping = asyncio.ensure_future(rig.watchdog.keep())
+        for _ in range(30):
+            await asyncio.sleep(0.02)
+            rig.clock.advance(memory.EVERY_S)
+        assert not keeping.done()
+        keeping.cancel()
+
+    asyncio.run(main())
+    assert len(processes.done) >= 2 and "Resource temporarily unavailable" in caplog.text
+
+
+def test_who_waits_for_a_process_that_dies_first_waits_for_the_next_and_not_for_ever(caplog):
+    processes = Processes(fresh=440 * MB)
+    rig = Rig(processes)
+    rig.watchdog._crowded = True
+    events = [asyncio.Event()]
+    processes.ready = lambda role: events[-1]
+
+    async def main(comes_back):
+        looking = asyncio.ensure_future(rig.watchdog.look())
+        for at in range(1000):
+            await asyncio.sleep(0.002)
+            rig.clock.advance(memory.READY_S_MAX / 20)
+            if comes_back and at == 3:
+                events.append(asyncio.Event())
+                events[-1].set()
+            if looking.done():
+                return
+        raise AssertionError("it waits for ever")
+
+    asyncio.run(main(comes_back=True))
+    assert "is not back" not in caplog.text
+    events.append(asyncio.Event())
+    rig.clock.advance(memory.AGAIN_S)
+    rig.watchdog._quiet, rig.watchdog._crowded = False, True
+    asyncio.run(main(comes_back=False))
+    assert "is not back after 600 s" in caplog.text

@@ -6,18 +6,20 @@ import fcntl
 import logging
 import multiprocessing
 import os
+import threading
 
 import numpy as np
 import pytest
 from msgspec.structs import replace
 
 import onnx_models
+from millstream import errors
 from millstream.clock import FakeClock, SystemClock
 from millstream.engine import Engine, EngineLimits
 from millstream.meter import Meter
 from millstream.models import Guard, Repository
 from millstream.models.model import load
-from millstream.models.traffic import canary, promote, roll_back
+from millstream.models.traffic import Copy, canary, make, promote, roll_back
 from millstream.types import Request
 from millstream.watch.guard import Guards, last_word
 
@@ -116,7 +118,7 @@ def test_an_equal_canary_becomes_live(tmp_path, caplog):
 
 
 def test_scores_that_drift_take_it_back(tmp_path):
-    policy = judged(house(tmp_path, versions=(2, 20), guard=replace(QUICK, requests=2000)))
+    policy = judged(house(tmp_path, versions=(2, 20), guard=replace(QUICK, requests=2000)), rounds=24)
     assert (policy.live, policy.canary) == ("1", None) and "from live's (0.1 is allowed)" in policy.why
 
 
@@ -151,6 +153,56 @@ def test_late_requests_and_refused_ones_count_as_failures(tmp_path):
         limits=EngineLimits(inline_us_max=0, timeout_ms=200, instances=1, rows_max=1),
     )
     assert policy.canary is None and policy.live == "1" and "failed" in policy.why
+
+
+def test_callers_who_give_up_count_once_each_as_failures_of_their_arm(tmp_path):
+    repository, meter, go_on = house(tmp_path), Meter(), threading.Event()
+    limits = EngineLimits(inline_us_max=0, instances=1, rows_max=8)
+    asked = lambda n: Request("m", {"x": np.ones((1, 4), np.float32)}, 1, key=f"user {n}")  # noqa: E731
+
+    def hangs(inputs):
+        if inputs["x"].all():  # not while it is warmed
+            go_on.wait(30)
+
+    async def main():
+        engine = Engine(repository, SystemClock(), meter, limits, load=failing("2", hangs))
+        await engine.start()
+        guards = Guards(repository, meter, FakeClock(), engine.policies)
+        guards.look(guarded(engine))
+        answers = [engine.submit(asked(n)) for n in range(200)]
+        tried = [answer for answer in answers if answer.arm.name == "canary"]
+        await asyncio.gather(*(answer for answer in answers if answer.arm.name == "live"))
+        for answer in tried:  # some are being computed, others wait
+            assert answer.cancel()
+        go_on.set()
+        guards.look(guarded(engine))
+        guards.close()
+        await engine.stop()
+        return len(tried)
+
+    tried = asyncio.run(main())
+    word, policy = last_word(repository, "m"), repository.policy("m")
+    assert (word.requests, word.beside) == (tried, 200 - tried)
+    assert policy.canary is None and "100.00% failed" in policy.why
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (canary("2", 0.6, QUICK), "at most 0.5"),
+        (canary("1", 0.1), "is live already"),
+        (lambda policy: replace(canary("2", 0.1, QUICK)(policy), split={"2": 1.0}), "nothing to compare it with"),
+    ],
+    ids=["share", "live", "split"],
+)
+def test_a_canary_that_nobody_could_judge_is_refused(tmp_path, change, said):
+    with pytest.raises(errors.Misconfigured, match=said):
+        house(tmp_path).change_policy("m", change, "test", "")
+
+
+def test_the_live_version_is_no_shadow(tmp_path):
+    with pytest.raises(errors.BadInput, match="1 of m is live"):
+        make(house(tmp_path), "m", "shadow", Copy(versions=(1,)))
 
 
 def test_a_person_who_is_faster_wins(tmp_path, caplog):

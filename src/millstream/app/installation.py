@@ -51,7 +51,7 @@ class Installation:
     def __init__(self, folder: Path, settings: Settings, clock: Clock) -> None:
         self.folder, self.settings, self.clock = folder, settings, clock
         self.log = Log(folder / "log", clock, settings.log)
-        self.repository = Repository(folder / "models")
+        self.repository = Repository(folder / "models", clock=clock)
         self.model = settings.learn.model or settings.recommend.model
 
     @classmethod

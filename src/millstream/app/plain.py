@@ -46,7 +46,9 @@ async def serve_path(
 
 
 def until_asked() -> asyncio.Event:
-    """Set by SIGTERM and SIGINT."""
+    """Set by SIGTERM and SIGINT. SIGHUP, of a terminal that was closed, ends nothing, here and in what this process
+    starts: keys, certificates and policies are looked at every second without it."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     asked = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, asked.set)

@@ -39,18 +39,14 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Shadowing(msgspec.Struct, frozen=True, kw_only=True):
-    """One shadow version: what all processes counted of it (copies computed, lost, compared and differing), the memory
-    that it and the live version took, and what this process has seen in detail; None where it has seen nothing."""
+    """One shadow version: what all processes counted of it (copies computed, lost, compared and differing), and what
+    this process has seen in detail; None where it has seen nothing."""
 
     version: str
     copies: int
     lost: int
     compared: int
     differing: int
-    memory_bytes: int
-    live_memory_bytes: int
-    device_bytes: int
-    live_device_bytes: int
     seen: Report | None
     problem: str = ""
 
@@ -107,7 +103,7 @@ class Steering:
             versions=view.versions if view else {},
             problems=problems,
             guard=last_word(self._repository, model),
-            history=self._repository.history(model)[-HISTORY:][::-1],
+            history=self._repository.history(model, HISTORY)[::-1],
         )
 
     def _comparison(self, model: str, view: ModelView | None, followed: Policy | None) -> Comparison:
@@ -121,8 +117,8 @@ class Steering:
         return Comparison(model=model, live=policy.live, process=os.getpid(), shadows=shadows)
 
     def _shadowing(self, model: str, live: str, version: str, seen: Report | None, problem: str) -> Shadowing:
-        def counted(name: str, of: str = version) -> int:
-            return int(sum(self._meter.values(name, {"model": model, "version": of})))
+        def counted(name: str) -> int:
+            return int(sum(self._meter.values(name, {"model": model, "version": version})))
 
         if not problem and seen is not None:
             problem = seen.unlike or ("" if seen.compared or not seen.failed else seen.failure)
@@ -132,10 +128,6 @@ class Steering:
             lost=counted("millstream_shadow_lost_total"),
             compared=counted("millstream_shadow_compared_total"),
             differing=counted("millstream_shadow_differs_total"),
-            memory_bytes=counted("millstream_memory_bytes"),
-            live_memory_bytes=counted("millstream_memory_bytes", live),
-            device_bytes=counted("millstream_device_bytes"),
-            live_device_bytes=counted("millstream_device_bytes", live),
             seen=seen if seen is not None and seen.live == live else None,
             problem=problem,
         )

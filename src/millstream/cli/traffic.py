@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from millstream.cli.verbs import Verbs, count_of, from_zero
+from millstream.cli.verbs import Verbs, bounded, count_of, from_zero
 
 if TYPE_CHECKING:
     from millstream.models.policy import Guard
     from millstream.models.traffic import Move
 
+HISTORY = 20
+_share = bounded(float, 0.0, 1.0, "a share from 0 to 1")
 _GUARD = ("errors", "p99", "drift", "requests_min", "requests")
 
 
@@ -27,7 +29,8 @@ def add(verbs: Verbs) -> None:
         return made
 
     verb("show", _show, "the policy of a model, and what the guard of its canary said last")
-    verb("history", _history, "every policy there was: who, when it was which, and why")
+    history = verb("history", _history, "the last policies: which, who, when and why")
+    history.add_argument("-n", type=count_of, default=HISTORY, help=f"how many (default: {HISTORY})")
     moves = {
         name: verb(name, _move, help)
         for name, help in (
@@ -55,7 +58,7 @@ def add(verbs: Verbs) -> None:
 
 def _add_canary(canary: argparse.ArgumentParser) -> None:
     canary.add_argument("version")
-    canary.add_argument("--share", type=float, default=0.05, help="of the traffic, 0 ends it (default: 0.05)")
+    canary.add_argument("--share", type=_share, default=0.05, help="of the traffic, 0 ends it (default: 0.05)")
     canary.add_argument("--guard", action="store_true", help="take it back, or promote it, by itself")
     canary.add_argument(
         "--errors", type=from_zero, metavar="X", help="guard: most additional share of failures (default: 0.005)"
@@ -96,7 +99,7 @@ def _show(args: argparse.Namespace) -> object:
 def _history(args: argparse.Namespace) -> object:
     from millstream.models.repository import Repository
 
-    return Repository.open(args.path).history(args.model)
+    return Repository.open(args.path).history(args.model, args.n)
 
 
 def _move(args: argparse.Namespace) -> object:
@@ -135,4 +138,37 @@ def _comparison(args: argparse.Namespace) -> object:
     key = args.key_file.read_text().strip() if args.key_file else ""
     with Client(args.url, key) as client:
         found = client.comparison(args.model)
-    return found if args.json else found["shadows"] or [f"{args.model} has no shadow"]
+    if args.json:
+        return found
+    lines = [line for shadow in found["shadows"] for line in _compared(found, shadow)]
+    return lines or [f"{args.model} has no shadow"]
+
+
+def _compared(found: dict[str, Any], shadow: dict[str, Any]) -> list[str]:
+    """What is known of one shadow, for a person."""
+    share = f" ({shadow['differing'] / shadow['compared']:.1%})" if shadow["compared"] else ""
+    lines = [
+        f"{found['model']} {shadow['version']} beside live {found['live']}: {shadow['copies']} copies, "
+        f"{shadow['lost']} lost, {shadow['compared']} compared, {shadow['differing']} differing{share}"
+    ]
+    if shadow.get("problem"):
+        lines.append(f"  problem: {shadow['problem']}")
+    if seen := shadow["seen"]:
+        lines.append(
+            f"  process {found['process']} saw: {seen['compared']} compared, {seen['skipped']} skipped, "
+            f"{seen['failed']} failed; median time live {seen['live_ms']:.2f} ms, shadow {seen['shadow_ms']:.2f} ms"
+        )
+        lines += [f"  {name}: {_output(one)}" for name, one in seen["outputs"].items()]
+    return lines
+
+
+def _output(one: dict[str, Any]) -> str:
+    """How one output differs."""
+    if one["kind"] == "text":
+        rate = one["character_error_rate"]
+        return f"text, {one['exact']} of {one['texts']} the same, character error rate {rate:.4f}"
+    rank = "" if one["rank_correlation"] is None else f", rank correlation {one['rank_correlation']:.4f}"
+    return (
+        f"numeric, {one['differing'] / max(1, one['elements']):.1%} of the elements differ, "
+        f"delta {one['delta_mean_abs']:.4g} on average, {one['delta_max_abs']:.4g} at most{rank}"
+    )

@@ -38,7 +38,7 @@ class Answer(asyncio.Future[Output]):
     def cancel(self, msg: object = None) -> bool:
         gone = super().cancel(msg)
         if gone:
-            self.arm.lane.numbers.dropped.add()
+            self.arm.given_up(self.request)
             self.withdraw()
         return gone
 

@@ -1,8 +1,8 @@
 """How much memory the loaded versions may take together, and which model gives way.
 
 Rules of the room:
-- A version weighs what loading and warming it took: this process's memory, that of its own processes, and never less
-  than its file. Measured once, one load at a time, so traffic beside it blurs the figure.
+- A version weighs what its own processes take, or what this process grew by while it was loaded and warmed: an estimate
+  that traffic blurs, so it is kept between its file and twice that. Nothing is refused because of an estimate.
 - The model that was asked least recently gives way whole, with all its versions. One that works, waits or has open
   sessions does not, nor does the one that is coming.
 - Who gave way is not gone: it is described as before, and the next request for it loads it again and waits.
@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 from millstream import errors
 from millstream.machine import resident
+
+EXTRA = 8 << 20
 
 
 class Tenant(NamedTuple):
@@ -53,6 +55,12 @@ class Budget:
                 f"{label} takes {size / 2**20:.0f} MB, engine.memory_bytes_max is {self.bytes_max / 2**20:.0f} MB: "
                 "give more, or serve a smaller version"
             )
+
+
+def estimate(weight: float, growth: float) -> float:
+    """Bytes of a version in this process, whose file is `weight` and with which the process grew by `growth`: at least
+    its file, and at most twice that and a little, as the first model also brings its runtime and its threads."""
+    return min(max(weight, growth), 2 * weight + EXTRA)
 
 
 def taken(pids: Sequence[int | str] = ("self",)) -> int:

@@ -26,7 +26,10 @@ class Catalogue:
     def ready(self) -> bool:
         """Whether every model of the repository that was not unloaded answers, and at least one does."""
         wanted = [served for served in self._served.values() if not served.unloaded]
-        return bool(wanted) and all(served.route or served.asleep for served in wanted) and not self._sessions.closing
+        answer = all(
+            (served.route and not served.stuck(served.route.live.lane.version)) or served.asleep for served in wanted
+        )
+        return bool(wanted) and answer and not self._sessions.closing
 
     def describe(self, model: str, version: str = "") -> Description:
         """Inputs and outputs of a model's live version, or of `version`; NotFound says what there is."""

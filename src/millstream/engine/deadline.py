@@ -52,7 +52,7 @@ class Deadlines:
             answer = heapq.heappop(self._heap)[2]()
             if answer is not None and not answer.done():
                 lane = answer.arm.lane
-                answer.arm.late()
+                answer.arm.late(answer.request)
                 waited = (now - answer.at) * 1e3
                 answer.set_exception(
                     errors.Late(

@@ -33,7 +33,7 @@ from millstream import errors
 from millstream.clock import Clock, Timer
 from millstream.engine import handover
 from millstream.engine.batch import Answer, Batch
-from millstream.engine.budget import Budget, taken
+from millstream.engine.budget import Budget, estimate, taken
 from millstream.engine.cache import key_of
 from millstream.engine.catalogue import Catalogue
 from millstream.engine.deadline import Deadlines
@@ -48,9 +48,9 @@ from millstream.engine.worker import Stepped, Workers, execute
 from millstream.machine import Gpus
 from millstream.meter import Meter
 from millstream.models import recorded
-from millstream.models.chain import Chain
+from millstream.models.chain import Chain, Faulty
 from millstream.models.manifest import Batching, BatchLimits, Manifest
-from millstream.models.model import Closing, Model, load
+from millstream.models.model import Closing, Learner, Model, load
 from millstream.models.repository import Repository
 from millstream.types import Array, Delta, Output, Request, Shadow
 
@@ -59,6 +59,8 @@ log = logging.getLogger(__name__)
 DECIDE_S = 1.0
 KINDS_MAX = 256  # sizes that wait for one version at once: more of them would be looked through for every batch
 SMOOTHING = 0.1
+LEAVE_S = 5.0
+STOP_S = 30.0  # what is computed at a stop may take so long
 SLOW = 20  # a call on the loop that takes so many times what is allowed there is the last one
 
 
@@ -85,6 +87,15 @@ class EngineLimits(BatchLimits, frozen=True, forbid_unknown_fields=True):
     poll_s: Annotated[
         float, msgspec.Meta(ge=0.001, le=60, description="between two looks at policies and versions, seconds")
     ] = 0.2
+    keep_s: Annotated[
+        float,
+        msgspec.Meta(
+            ge=0,
+            le=86400,
+            description="the version that was live before stays loaded for so long, for a roll back at once, seconds; "
+            "0, or with memory_bytes_max: not at all",
+        ),
+    ] = 600.0
     drain_s: Annotated[
         float, msgspec.Meta(ge=0, le=3600, description="at a stop, sessions may go on for so long, seconds")
     ] = 10.0
@@ -138,6 +149,9 @@ class Engine(Catalogue):
         self._gpus = Gpus()
         self._workers: dict[Lane, Workers[Answer]] = {}
         self._retired: set[Lane] = set()
+        self._keep_s = 0.0 if self._limits.memory_bytes_max else self._limits.keep_s
+        self._kept: dict[str, tuple[Lane, float]] = {}  # model -> what was live before, and until when it stays
+        self._leaving: list[tuple[Lane, float]] = []
         self._sessions = Sessions(self._queue, self._freed)
         self._budget = Budget(self._limits.memory_bytes_max)
         self._watch = Watch(repository, meter, self._prepare, self, on_load, self._budget, furnish)
@@ -167,7 +181,12 @@ class Engine(Catalogue):
         self.step()
         if not self._idle():
             self._drained = self._loop.create_future()
-            await self._drained
+            patience = asyncio.ensure_future(self._clock.sleep(STOP_S))
+            await asyncio.wait({self._drained, patience}, return_when=asyncio.FIRST_COMPLETED)
+            patience.cancel()
+        stuck = {lane for lane in self._workers if lane.running}
+        for lane in stuck:
+            log.error("%s computes since over %g s and is left behind: its callers get no answer", lane.label, STOP_S)
         self._deadlines.stop()
         if self._wake is not None:
             self._wake.cancel()
@@ -180,7 +199,8 @@ class Engine(Catalogue):
         for workers in self._workers.values():
             workers.stop()
         self._shadows.stop()
-        for join in (*[workers.join for workers in self._workers.values()], self._shadows.join):
+        joins = [workers.join for lane, workers in self._workers.items() if lane not in stuck]
+        for join in joins if self._shadows.running else [*joins, self._shadows.join]:
             await self._loop.run_in_executor(None, join)
         for loaded in [lane.loaded for lane in self._workers]:
             if isinstance(loaded, Closing):
@@ -226,12 +246,12 @@ class Engine(Catalogue):
         return done
 
     def _check_part(self, chain: str, part: str) -> None:
-        """Refuse a chain that would wait for itself: Misconfigured. All its threads would, for ever."""
+        """Refuse a chain that would wait for itself: Faulty. All its threads would, for ever."""
         seen, look = {part}, [part]
         while look:
             at = look.pop()
             if at == chain:
-                raise errors.Misconfigured(f"chain {chain} asks {part}, which asks {chain} again: it would never end")
+                raise Faulty(f"chain {chain} asks {part}, which asks {chain} again: it would never end")
             served = self._served.get(at)
             loaded = served.route.live.lane.loaded if served and served.route else None
             if isinstance(loaded, Chain):
@@ -275,6 +295,8 @@ class Engine(Catalogue):
         lane = arm.lane
         lane.numbers.requests.add()
         lane.numbers.hits.add()
+        lane.tally.answered += 1
+        lane.tally.last_s = self._clock.now()
         answer: asyncio.Future[Output] = self._loop.create_future()
         answer.set_result(Output(kept, lane.model, lane.name, arm.policy, arm.name, cached=True))
         return answer
@@ -319,7 +341,9 @@ class Engine(Catalogue):
     async def _woken(self, served: Served, request: Request) -> Output:
         served.callers += 1
         try:
-            await self._watch.wake(served)
+            await asyncio.wait_for(self._watch.wake(served), request.timeout_s or None)
+        except TimeoutError:
+            raise errors.Late(f"{served.name}: it was not loaded within {request.timeout_s:g} s; ask again") from None
         finally:
             served.callers -= 1
         return await (self._take(request) if request.turn is None else self._submit_step(request))
@@ -447,8 +471,8 @@ class Engine(Catalogue):
             if not isinstance(result, dict):
                 if getattr(result, "status", 500) >= 500:
                     numbers.failures.add()
-                    if arm.watched is not None and not answer.done():
-                        arm.watched.failed()
+                if not answer.done():  # a refusal too: what a caller does wrong, every arm refuses as often
+                    arm.failed(request)
                 self._failed(lane, result)
                 if not answer.done():
                     answer.set_exception(result)
@@ -458,8 +482,8 @@ class Engine(Catalogue):
                     self._sessions.done(answer, None, ended)
                 continue
             answered += 1
-            if arm.watched is not None and (not answer.done() or answer.cancelled()):  # else it was late, and counted
-                arm.watched.answered(ended - answer.at, result)
+            if not answer.done():  # else it was late or given up, and counted
+                arm.answered(request, ended - answer.at, result)
             if goal is not None:
                 goal.answered(ended - answer.at)
             if answer.session is None and answer.done():
@@ -541,13 +565,13 @@ class Engine(Catalogue):
                 f"{lane.label}: {request.rows} rows in one request, at most {bound} are taken; split it"
             )
         if lane.rows_waiting + lane.steps_waiting + request.rows > bound or len(lane.queues) > KINDS_MAX:
-            arm.refused()
+            arm.refused(request)
             raise errors.Overloaded(
                 f"{lane.label}: {lane.rows_waiting + lane.steps_waiting} rows wait already, at most {bound} may, of at "
                 f"most {KINDS_MAX} sizes; try again"
             )
         if lane.goal is not None and not lane.goal.takes(*lane.ahead(request.rows)):
-            arm.refused()
+            arm.refused(request)
             raise errors.Overloaded(
                 f"{lane.label}: {lane.rows_waiting} rows wait already; another would miss the goal of "
                 f"{lane.batching.p99_ms:g} ms; try again"
@@ -560,7 +584,7 @@ class Engine(Catalogue):
             self._admit(model, manifest)
         weight = sum(size for _, _, size in self._repository.stamp(model, version))
         self._watch.make_room(model, weight)
-        # Versions load one at a time, so what is taken meanwhile is nearly all of this one.
+        # What loads in this process does so alone, so what is taken meanwhile is nearly all of this one.
         memory, before = taken(), self._gpus.used()
         loaded = self._load_model(self._repository, model, version)
         try:
@@ -572,8 +596,13 @@ class Engine(Catalogue):
             served = self._served.get(model)
             answers = served is not None and served.route is not None
             try_recorded(lane, recorded.read(self._repository, model), refuse=answers)
-            lane.memory_bytes = max(weight, taken(("self", *getattr(loaded, "pids", list)())) - memory)
-            self._budget.check(lane.label, lane.memory_bytes)
+            pids: list[int] = getattr(loaded, "pids", list)()
+            if pids:
+                lane.memory_bytes = max(weight, taken(pids))
+                self._budget.check(lane.label, lane.memory_bytes)
+            else:
+                lane.memory_bytes = estimate(weight, taken() - memory)
+                self._budget.check(lane.label, weight)
             if self._closing:
                 raise errors.Busy(f"{lane.label}: this process is stopping")
         except BaseException:
@@ -594,28 +623,58 @@ class Engine(Catalogue):
         name = f"millstream-{lane.label}"
         self._workers[lane] = Workers(lane.instances, name, self._loop, self._now, self._finished)
 
-    def retire(self, lane: Lane) -> None:
-        """No route names this version any more: it goes when its last request and session have."""
+    def retire(self, lane: Lane, live: bool = False) -> None:
+        """No route names this version any more: it goes when its last request and session have. One that was `live`
+        stays for `keep_s`, so that taking a promotion back loads nothing; of a model only the last, and no learner,
+        which would have to learn what it missed."""
         self._retired.add(lane)
-        self._freed(lane)
+        if live and self._keep_s and not isinstance(lane.loaded, Learner):
+            now = self._now()
+            if (before := self._kept.get(lane.model)) is not None:
+                # Freeing a large model holds everybody up for some milliseconds: not while another begins.
+                self._leaving.append((before[0], now + LEAVE_S))
+            self._kept[lane.model] = lane, now + self._keep_s
+        else:
+            self._freed(lane)
+
+    def let_go(self, model: str) -> None:
+        """Keep no version of this model for a roll back."""
+        if (kept := self._kept.pop(model, None)) is not None:
+            self._freed(kept[0])
 
     def revive(self, model: str, version: str, stamp: object) -> Lane | None:
-        """A version that was retired, is still held by its sessions, and is named again."""
+        """A version that was retired, is still here, and is named again."""
         for lane in self._retired:
             if (lane.model, lane.version, lane.stamp) == (model, version, stamp):
                 self._retired.discard(lane)
+                if self._kept.get(model, (None,))[0] is lane:
+                    del self._kept[model]
+                self._leaving = [(one, when) for one, when in self._leaving if one is not lane]
                 return lane
         return None
 
     def _freed(self, lane: Lane) -> None:
         """Something of a lane has ended: if it was the last of a version that nobody names, end its threads."""
-        if lane in self._retired and lane.idle():
+        if lane in self._retired and lane.idle() and not self._is_kept(lane):
             self._retired.discard(lane)
             self._workers.pop(lane).stop()
             lane.numbers.waiting.set(0)
             lane.numbers.memory.set(0)
+            lane.numbers.release()
             if isinstance(lane.loaded, Closing):
                 self._loop.run_in_executor(None, lane.loaded.close)
+
+    def _is_kept(self, lane: Lane) -> bool:
+        return self._kept.get(lane.model, (None,))[0] is lane or any(one is lane for one, _ in self._leaving)
+
+    def _let_go(self, now: float) -> None:
+        """Free what was kept for long enough."""
+        for model in [model for model, (_, until) in self._kept.items() if now >= until]:
+            self.let_go(model)
+        gone = [lane for lane, when in self._leaving if now >= when]
+        self._leaving = [(lane, when) for lane, when in self._leaving if now < when]
+        for lane in gone:
+            self._freed(lane)
 
     # Time passing.
 
@@ -635,6 +694,7 @@ class Engine(Catalogue):
                 decided = self._now()
                 self._decide()
                 self._sessions.expire(decided)
+                self._let_go(decided)
 
     def _decide(self) -> None:
         """Which versions are quick enough for the loop. CPU time alone would miss a model that sleeps; wall time alone

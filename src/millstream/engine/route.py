@@ -21,31 +21,56 @@ from millstream.engine.lane import Lane
 from millstream.engine.tally import Watched
 from millstream.errors import NotFound
 from millstream.models.policy import Policy
-from millstream.types import Description, Request
+from millstream.types import Array, Description, Request
 
 
 class Arm:
     """A lane with the name and policy number that its answers carry, the lanes that shadow it, and where its share of a
-    guarded canary is counted."""
+    guarded canary is counted, by the caller that `sticky_by` tells."""
 
-    __slots__ = ("lane", "name", "policy", "shadows", "watched")
+    __slots__ = ("lane", "name", "policy", "shadows", "sticky_by", "watched")
 
     def __init__(
-        self, lane: Lane, name: str, policy: int, shadows: tuple[Lane, ...] = (), watched: Watched | None = None
+        self,
+        lane: Lane,
+        name: str,
+        policy: int,
+        shadows: tuple[Lane, ...] = (),
+        watched: Watched | None = None,
+        sticky_by: str = "user",
     ) -> None:
         self.lane, self.name, self.policy, self.shadows, self.watched = lane, name, policy, shadows, watched
+        self.sticky_by = sticky_by
 
-    def refused(self) -> None:
+    def refused(self, request: Request) -> None:
         """A request found no room."""
         self.lane.numbers.refused.add()
-        if self.watched is not None:
-            self.watched.failed()
+        self.failed(request)
 
-    def late(self) -> None:
+    def late(self, request: Request) -> None:
         """A request's time was over."""
         self.lane.numbers.late.add()
+        self.failed(request)
+
+    def given_up(self, request: Request) -> None:
+        """A request's caller went away before it was answered: whatever it would have got, it took too long."""
+        self.lane.numbers.dropped.add()
+        self.failed(request)
+
+    def failed(self, request: Request) -> None:
+        """Count a request that got no answer, where that is watched."""
         if self.watched is not None:
-            self.watched.failed()
+            self.watched.failed(sticky(request, self.sticky_by))
+
+    def answered(self, request: Request, seconds: float, outputs: dict[str, Array]) -> None:
+        """Count a request that was answered after so long, where that is watched."""
+        if self.watched is not None:
+            self.watched.answered(sticky(request, self.sticky_by), seconds, outputs)
+
+
+def sticky(request: Request, by: str) -> str:
+    """What decides the arm of a request: its caller, else its id; empty when it says neither."""
+    return (request.key if by == "user" else "") or request.id
 
 
 class Route:
@@ -74,11 +99,15 @@ class Route:
 
         tried = policy.canary.version if policy.canary and policy.canary.guard else ""
         counted = {policy.live: "live", tried: "canary"} if tried in lanes and tried not in self.unlike else {}
+        self._watched: list[Watched] = []
 
         def arm(version: str, name: str) -> Arm:
             lane = lanes[version]
             watched = watch(lane, counted[version]) if watch and version in counted else None
-            return Arm(lane, name, policy.version, tuple(one for one in shadows if one is not lane), watched)
+            self._watched += [watched] if watched else []
+            return Arm(
+                lane, name, policy.version, tuple(one for one in shadows if one is not lane), watched, policy.sticky_by
+            )
 
         self.live = arm(policy.live, "live")
         self._explicit = {version: Arm(lane, "explicit", policy.version) for version, lane in lanes.items()}
@@ -93,6 +122,11 @@ class Route:
         total = sum(policy.split[version] for version in split)
         self._edges = list(accumulate(policy.split[version] / total for version in split))
         self.plain = self._canary is None and not self._split
+
+    def left(self) -> None:
+        """Another route is followed now: what still answers by this one is not counted for a guard."""
+        for watched in self._watched:
+            watched.release()
 
     def explicit(self, version: str) -> Arm:
         """The arm of a version asked for by name. One that does not answer now: NotFound."""
@@ -109,7 +143,7 @@ class Route:
             return self.explicit(request.version)
         if self.plain:
             return self.live
-        key = (request.key if self.policy.sticky_by == "user" else "") or request.id or f"unnamed {next(self._unnamed)}"
+        key = sticky(request, self.policy.sticky_by) or f"unnamed {next(self._unnamed)}"
         drawn = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16, salt=self._salt).digest()
         if self._canary and int.from_bytes(drawn[:8], "little") < self._share * 2**64:
             return self._canary

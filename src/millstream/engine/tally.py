@@ -3,7 +3,11 @@ who want whole nanoseconds of this process by phase and batch size."""
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_left
 from collections.abc import Iterable
+from functools import partial
+from zlib import crc32
 
 from millstream.meter import Meter
 from millstream.types import Array, BatchStatistics, Ran, Spent, Statistics, TensorSpec
@@ -15,13 +19,21 @@ SHORT = (0.00001, 0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.1)  # seconds o
 TIMES = tuple(2.0 ** (step / 16) for step in range(-14 * 16, 6 * 16 + 1))
 _UP = tuple(2.0 ** (step / 16) for step in range(-16 * 16, 16 * 16 + 1))
 SCORES = (*(-edge for edge in reversed(_UP)), *_UP)
+# What tells how alike requests of one caller are: callers fall into GROUPS by a hash of what decides their arm, and of
+# each group WIDTH sums are kept: failed, answered by time (1 ms to 4 s, doubling), scored, and the scores' places
+# (buckets of SCORES).
+GROUPS = 32
+WAITS = tuple(2.0**step for step in range(-10, 3))
+WIDTH = len(WAITS) + 4
 
 
 class Numbers:
-    """The meter's slots of one version, so that counting is an addition."""
+    """The meter's slots of one loaded version, so that counting is an addition; `release` gives them back."""
 
     def __init__(self, meter: Meter, model: str, version: str) -> None:
         labels = {"model": model, "version": version}
+        meter.claim(labels)
+        self.release = partial(meter.release, labels)  # once, when the version is no longer loaded
         with meter.together():
             self._make(meter, labels)
 
@@ -64,29 +76,45 @@ class Watched:
     """What one arm ("live" or "canary") of a guarded canary did by policy, in series that watch/guard.py reads.
 
     A request's score is the first element of the first numeric output: one number a request, as rows of one request
-    are not independent. NaN and infinity are no scores.
+    are not independent. NaN and infinity are no scores. `release` gives the slots back.
     """
 
     def __init__(self, meter: Meter, model: str, arm: str, outputs: Iterable[TensorSpec]) -> None:
+        self._unnamed = itertools.count()
         labels = {"model": model, "arm": arm}
+        meter.claim(labels)
+        self.release = partial(meter.release, labels)  # once, when the route of this arm is no longer followed
         with meter.together():
             self._seconds = meter.histogram("_guard_seconds", "From submit to the answer", labels, TIMES)
             self._scores = meter.histogram("_guard_scores", "One a request", labels, SCORES)
-            self._failures = meter.counter("_guard_failures", "Failed, late or refused for want of room", labels)
+            self._failures = meter.counter("_guard_failures", "Failed, late, refused, or given up", labels)
+            cells = tuple(map(float, range(GROUPS * WIDTH - 1)))
+            self._groups = meter.histogram("_guard_groups", "Sums by group of callers", labels, cells)
         self._output = next((spec.name for spec in outputs if spec.datatype not in ("BYTES", "BF16")), "")
 
-    def failed(self) -> None:
-        """A request got an error that is not its own mistake, or no answer in time."""
+    def failed(self, key: str) -> None:
+        """A request got an error that is not its own mistake, or no answer while its caller waited. `key`: what decided
+        its arm; none: nothing is known of its caller."""
         self._failures.add()
+        self._groups.add(self._row(key))
 
-    def answered(self, seconds: float, outputs: dict[str, Array]) -> None:
+    def answered(self, key: str, seconds: float, outputs: dict[str, Array]) -> None:
         """A request was answered after so long."""
+        row = self._row(key)
         self._seconds.observe(seconds)
+        self._groups.add(row + 1 + bisect_left(WAITS, seconds))
         array = outputs.get(self._output)
         if array is not None and array.size:
             score = float(array.item(0))
             if score - score == 0.0:
-                self._scores.observe(score)
+                place = bisect_left(SCORES, score)
+                self._scores.add(place)
+                self._groups.add(row + WIDTH - 2)
+                self._groups.add(row + WIDTH - 1, place)
+
+    def _row(self, key: str) -> int:
+        group = crc32(key.encode("utf-8", "surrogatepass")) if key else next(self._unnamed)
+        return group % GROUPS * WIDTH
 
 
 class Tally:

@@ -19,6 +19,7 @@ from millstream import errors
 from millstream.engine.batch import Copy
 from millstream.engine.lane import Lane
 from millstream.engine.worker import answers, call
+from millstream.models.chain import Faulty
 from millstream.models.manifest import Length, example_arrays
 from millstream.types import Array, Ran, Request
 
@@ -37,6 +38,8 @@ def warm(lane: Lane) -> None:
         if isinstance(error, errors.Busy) and not isinstance(
             error, errors.Lost
         ):  # a chain whose parts are not there yet
+            raise
+        if isinstance(error, Faulty):  # it would, whatever the values
             raise
         if lane.manifest.example:
             raise errors.Misconfigured(f"{lane.label} fails on its own example: {error}; it is not served") from error

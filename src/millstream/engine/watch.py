@@ -18,7 +18,7 @@ import concurrent.futures
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -26,16 +26,20 @@ import msgspec
 from millstream import errors
 from millstream.engine.budget import Budget, Tenant
 from millstream.engine.lane import Lane
+from millstream.engine.loader import Loader
 from millstream.engine.route import Route
 from millstream.engine.tally import Numbers, Watched
+from millstream.guard.pii import pseudonym, redact
 from millstream.meter import Meter
 from millstream.models.policy import Policy
 from millstream.models.repository import Repository, Stamp
+from millstream.models.runtimes import PROGRAMS
 from millstream.types import Description, Listed
 
 log = logging.getLogger(__name__)
 
 
+PROGRAMS_AT_ONCE = 4
 UNREADY: Stamp = ()
 """The stamp of a version that was refused for what is not there yet: no files have it."""
 
@@ -61,14 +65,22 @@ class Served:
         self.policy: Policy | None = None
         self.policy_problem = ""
         self.route: Route | None = None
+        self.followed: Policy | None = None  # last, and said so in the log
         self.lanes: dict[str, Lane] = {}
         self.loading: dict[str, asyncio.Task[None]] = {}
         self.refused: dict[str, tuple[Stamp, str]] = {}
-        self.said: dict[str, str] = {}  # version -> why it is not served, as it was logged last
+        self.said: dict[str, str] = {}  # version -> why it is not served, as it was logged last; "": it waits
+        self.waits: set[str] = set()  # versions that were refused for what was not there yet, and have not come since
         self.asleep: dict[str, Description] = {}  # of a model that gave way: a version, or "", as it was described
         self.waking = False
         self.callers = 0  # that wait for it to wake
         self.unloaded = False  # an operator wants it not served here, until it is loaded or the process starts again
+
+    def follow(self, route: Route | None) -> None:
+        """Answer by this route from now on, or by none."""
+        before, self.route = self.route, route
+        if before is not None:
+            before.left()
 
     def problems(self) -> dict[str, str]:
         """A version, or "policy" -> why it is not in use; empty when all is well."""
@@ -80,14 +92,23 @@ class Served:
                 f"{self.name} {version}: it takes or gives other tensors than the live version, so canary and split "
                 "send it nothing; ask for it by its number"
             )
+        for version in self.lanes:
+            if why := self.stuck(version):
+                problems[version] = f"{self.name} {version}: {why}"
         if self.unloaded:
             problems["unloaded"] = f"{self.name} was unloaded here; load it again"
         return problems
 
+    def stuck(self, version: str) -> str:
+        """Why a loaded version does not answer for now; "" when it does, or is not loaded."""
+        lane = self.lanes.get(version)
+        return getattr(lane.loaded, "problem", "") if lane else ""
+
     def listed(self, version: str) -> Listed:
         """One of its versions as the repository's index shows it."""
         if self.route is not None and version in self.lanes:
-            return Listed(self.name, version, "READY")
+            why = self.stuck(version)
+            return Listed(self.name, version, "UNAVAILABLE" if why else "READY", why)
         if version in self.loading:
             return Listed(self.name, version, "LOADING")
         refused = self.refused.get(version)
@@ -115,8 +136,11 @@ class Lanes(Protocol):
     def begin(self, lane: Lane) -> None:
         """A lane is new, and will get requests."""
 
-    def retire(self, lane: Lane) -> None:
-        """No route names it any more."""
+    def retire(self, lane: Lane, live: bool = False) -> None:
+        """No route names it any more; it was `live` until now."""
+
+    def let_go(self, model: str) -> None:
+        """Keep no version of a model that is no longer served here."""
 
     def revive(self, model: str, version: str, stamp: object) -> Lane | None:
         """A retired lane of these very files that is still needed by somebody, to be used again."""
@@ -140,7 +164,8 @@ class Watch:
         self._repository, self._meter, self._furnish = repository, meter, furnish
         self._prepare, self._lanes, self._loaded = prepare, lanes, loaded
         self._bad = meter.counter("millstream_refused_total", "Policies and versions that could not be used")
-        self._loader = ThreadPoolExecutor(1, "millstream-load")
+        # One at a time in this process: what each takes is measured. Programs load in their own, and may take minutes.
+        self._loader, self._programs = Loader[Lane](1), Loader[Lane](PROGRAMS_AT_ONCE)
         self._budget = budget
         self._closing = False
         self._arrived = 0  # versions that were loaded so far
@@ -152,7 +177,6 @@ class Watch:
         for served in self.served.values():
             for task in served.loading.values():
                 task.cancel()
-        self._loader.shutdown(wait=False, cancel_futures=True)
 
     async def refresh(self) -> None:
         """Look now, and return when nothing is loading any more."""
@@ -191,18 +215,22 @@ class Watch:
         served = self.served.get(name)
         if served is None:
             raise errors.NotFound(f"no model {name[:80]!r} here; there are: {', '.join(sorted(self.served)) or 'none'}")
-        served.unloaded, served.route, served.policy = True, None, None
+        served.unloaded, served.policy = True, None
+        served.follow(None)
         lanes, served.lanes = served.lanes, {}
         for lane in lanes.values():
             self._lanes.retire(lane)
+        self._lanes.let_go(name)
 
     async def wake(self, served: Served) -> None:
         """Load a model that gave way, and return when it answers or does not."""
         served.waking = True
-        self._advance(served)
-        while served.loading:
-            await asyncio.wait(served.loading.values())
-        served.waking = False
+        try:
+            self._advance(served)
+            while served.loading:
+                await asyncio.wait(served.loading.values())
+        finally:
+            served.waking = bool(served.loading)  # a caller who went away: the others wait on
         if served.route is None:
             served.asleep = {}  # what keeps it from answering is told from now on
 
@@ -236,7 +264,8 @@ class Watch:
             served.asleep = {version: lane.describe(versions) for version, lane in served.lanes.items()}
             assert served.route is not None
             served.asleep[""] = served.asleep[served.route.policy.live]
-            lanes, served.lanes, served.route = served.lanes, {}, None
+            lanes, served.lanes = served.lanes, {}
+            served.follow(None)
             for lane in lanes.values():
                 self._lanes.retire(lane)
 
@@ -315,11 +344,13 @@ class Watch:
         if policy.live not in served.lanes:
             return
         served.asleep = {}
+        was_live = served.route.policy.live if served.route is not None else ""
         before, served.lanes = served.lanes, {v: lane for v, lane in served.lanes.items() if v in named}
-        served.route = Route(served.name, policy, served.lanes, self._watched)
+        served.follow(Route(served.name, policy, served.lanes, self._watched))
+        _say_followed(served, policy)
         for version, lane in before.items():
             if version not in named:
-                self._lanes.retire(lane)
+                self._lanes.retire(lane, live=version == was_live)
 
     def _watched(self, lane: Lane, arm: str) -> Watched:
         return Watched(self._meter, lane.model, arm, lane.loaded.outputs)
@@ -329,7 +360,9 @@ class Watch:
         try:
             if self._furnish is not None:
                 await self._furnish(served.name, version)
-            lane = await asyncio.get_running_loop().run_in_executor(self._loader, self._made, served.name, version)
+            apart = self._repository.manifest(served.name, version).format in PROGRAMS
+            loader, call = self._programs if apart else self._loader, partial(self._prepare, served.name, version)
+            lane = await loader.run(f"{served.name} {version}", call)
             lane.stamp = stamp
             lane.numbers = Numbers(self._meter, served.name, version)
             self._lanes.begin(lane)
@@ -338,6 +371,7 @@ class Watch:
             else:
                 served.lanes[version] = lane
                 served.said.pop(version, None)
+                served.waits.discard(version)
                 self._arrived += 1
                 self._tell(served.name, version)
         except errors.Busy as error:  # nothing is wrong with its files: it is tried again at every look
@@ -351,19 +385,17 @@ class Watch:
         if self._arrived != arrived:
             self._try_the_unready()
 
-    def _made(self, model: str, version: str) -> Lane:
-        """A lane, in the loader's thread, which a model that ends its program must not end."""
-        try:
-            return self._prepare(model, version)
-        except Exception:
-            raise
-        except BaseException as error:
-            raise errors.Misconfigured(f"{model} {version} raises {error!r} while it loads") from error
-
     def _refuse(self, served: Served, version: str, stamp: Stamp, why: str) -> None:
         served.refused[version] = stamp, why
-        if served.said.get(version) != why:
-            served.said[version] = why
+        if stamp is UNREADY:
+            if version not in served.waits:
+                log.info("%s %s waits: %s", served.name, version, why)
+            served.waits.add(version)
+            if any(coming not in one.waits for one in self.served.values() for coming in one.loading):
+                return  # what it waits for may be on its way
+        told = "" if stamp is UNREADY else why  # what it waits for changes at every look, when others wait too
+        if served.said.get(version) != told:
+            served.said[version] = told
             self._bad.add()
             log.error("%s %s is not served: %s", served.name, version, why)
 
@@ -382,3 +414,22 @@ class Watch:
                 self._loaded(model, version)
             except Exception:
                 log.exception("%s %s is served, though what follows its loading failed", model, version)
+
+
+def _say_followed(served: Served, policy: Policy) -> None:
+    """One line in the log for each policy that is followed from now on."""
+    before, served.followed = served.followed, policy
+    if policy == before or not (before or policy.version):  # nobody has decided anything yet
+        return
+    arms = [f"{version} {role}" for version, role in policy.named().items() if role != "live"]
+    moved = f", was {before.live}" if before and before.live != policy.live else ""
+    log.info(
+        "%s: policy %d by %s (%s): live %s%s%s",
+        served.name,
+        policy.version,
+        pseudonym(policy.who) or "nobody named",
+        redact(policy.why) or "no reason given",
+        policy.live,
+        moved,
+        "".join(f", {arm}" for arm in arms),
+    )

@@ -5,7 +5,8 @@ Rules of the room:
   one. Slots move only when the whole call has succeeded.
 - NaN is no answer: the requests that got it are told so, the others of the batch are answered.
 - One request's fault is its own: when a joined call fails, requests with non-finite numbers are refused and the rest
-  is computed again, and failing that each alone. A model that is busy, or whose process died of it, is spared that.
+  is computed again, and failing that each alone. A model that is busy or late, or whose process died of it, is
+  spared that.
 - Whatever a model raises becomes a result; a worker thread never dies of it.
 """
 
@@ -103,7 +104,7 @@ def answers(lane: Lane, items: Sequence[Item], ran: Ran) -> list[Result]:
         ran.copy_s, ran.compute_s, ran.split_s = joined - started, computed - joined, clock() - computed
         return results
     except Exception as error:
-        if len(items) == 1 or isinstance(error, Stepped | errors.Busy):
+        if len(items) == 1 or isinstance(error, Stepped | errors.Busy | errors.Late):
             return [_told(lane, error) for _ in items]
     sound = [item for item in items if not lane.check.finite(item.request.inputs)]
     if not sound or len(sound) == len(items):
@@ -135,7 +136,7 @@ def call(lane: Lane, inputs: dict[str, Array], rows: int, slots: NDArray[np.intp
     else:
         outputs = _in_pieces(lane, inputs, rows, slots)
     if fault := _fault(lane, outputs, rows):
-        raise (errors.Error if slots is None else Stepped)(f"{lane.label}: {fault}")
+        raise (errors.Failed if slots is None else Stepped)(f"{lane.label}: {fault}")
     return outputs
 
 
@@ -179,7 +180,7 @@ def _sound(lane: Lane, result: Result) -> Result:
     name = lane.check.nan(result) if isinstance(result, dict) else ""
     if not name:
         return result
-    return (errors.Error if lane.slots is None else Stepped)(
+    return (errors.Failed if lane.slots is None else Stepped)(
         f"{lane.label} answered NaN in {name!r} to finite numbers: the version is at fault; roll it back (a model "
         "that means NaN says non_finite = 'pass' in its model.toml)"
     )
@@ -187,8 +188,11 @@ def _sound(lane: Lane, result: Result) -> Result:
 
 def _told(lane: Lane, error: BaseException) -> Exception:
     """`error` as the caller gets it: one of our own as it is, anything else as a failure of this version."""
-    if isinstance(error, errors.Error):
+    if type(error) is errors.Error:
+        told = errors.Failed(str(error))
+    elif isinstance(error, errors.Error):
         return error
-    told = errors.Error(f"{lane.label} failed on this request: {type(error).__name__}: {error}")
+    else:
+        told = errors.Failed(f"{lane.label} failed on this request: {type(error).__name__}: {error}")
     told.__cause__ = error
     return told

@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +30,7 @@ from millstream.meter import Meter
 logger = logging.getLogger(__name__)
 
 STDOUT = "-"
+PIPE_BYTES = 4096  # written in one piece, or not at all (PIPE_BUF of Linux)
 
 
 class AccessSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -71,10 +73,11 @@ class AccessLog:
             self._turn_over(len(data))
             if self._torn:
                 data = b"\n" + data  # what came before it broke off within a line
-            while data:
-                self._torn = True
-                data = data[os.write(self._fd, data) :]
-            self._torn = False
+            for piece in self._pieces(data):
+                while piece:
+                    self._torn = True
+                    piece = piece[os.write(self._fd, piece) :]
+                self._torn = False
         except OSError as error:
             self._lost.add(len(records))
             if not self._failing:
@@ -84,6 +87,17 @@ class AccessLog:
         if self._failing:
             logger.warning("access log %s goes on; about %d lines are missing", self._path, self._failing)
             self._failing = 0
+
+    def _pieces(self, data: bytes) -> Iterator[bytes]:
+        """What is written at once: to stdout, which may be a pipe that several processes write, whole lines of no more
+        than a pipe takes in one piece. A line that is longer goes alone."""
+        begin = 0
+        while self._settings.file == STDOUT and len(data) - begin > PIPE_BYTES:
+            end = data.rfind(b"\n", begin, begin + PIPE_BYTES) + 1 or data.index(b"\n", begin) + 1
+            yield data[begin:end]
+            begin = end
+        if begin < len(data):
+            yield data[begin:]
 
     def _open(self) -> None:
         """The file of that name, also when another process turned it over meanwhile."""

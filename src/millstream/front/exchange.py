@@ -18,6 +18,7 @@ import orjson
 
 from millstream import errors
 from millstream.front import answer, encoding
+from millstream.front.bugs import told
 from millstream.front.codec import Layout, Plan
 from millstream.front.record import Record
 
@@ -127,8 +128,7 @@ class Exchange:
         """Answer with what went wrong; a bug of ours is logged and says nothing more."""
         if isinstance(error, errors.Misconfigured) and self.label in (REPOSITORY, TRAFFIC):
             error = answer.Unloadable(str(error))
-        if not isinstance(error, errors.Error) or type(error) is errors.Error:
-            log.error("%s %s failed", self.method.decode(), ascii(self.url)[2:-1], exc_info=error)
+        if not told(log, error, f"{self.method.decode()} {ascii(self.url)[2:-1]} failed"):
             error = RuntimeError()
         self.status, self.answer = answer.refusal(error)
 

@@ -4,7 +4,7 @@ Rules of the room:
 - A body is a move as models/traffic.py has it, the same that the command line makes.
 - `policy` in a body is the number of the policy that it was decided on: of two people who decide at once, the second is
   told (409) who was faster.
-- Web pages change nothing here, and who may is for the Door to say.
+- Web pages read and change nothing here, and who may is for the Door to say.
 """
 
 from __future__ import annotations
@@ -43,9 +43,11 @@ class Traffic:
         return None
 
     def _show(self, exchange: Exchange, model: str) -> None:
+        no_page(exchange)
         exchange.wait(self._door.traffic(model, self._principal(exchange)), _document)
 
     def _compare(self, exchange: Exchange, model: str) -> None:
+        no_page(exchange)
         exchange.wait(self._door.comparison(model, self._principal(exchange)), _document)
 
     def _move(self, exchange: Exchange, model: str, verb: str) -> None:
@@ -66,7 +68,6 @@ _MADE = msgspec.json.schema_components([*MOVES.values(), Policy], ref_template=_
 _WORDS = thing({}, additionalProperties=words())
 _WORD = thing({"canary": words(), "said": words(), "when": NUMBER, "requests": count(), "beside": count()})
 _COUNTED = ("copies", "lost", "compared", "differing")
-_BYTES = ("memory_bytes", "live_memory_bytes", "device_bytes", "live_device_bytes")
 SCHEMAS: dict[str, Schema] = {
     **msgspec.json.decode(msgspec.json.encode(_MADE)),  # as a reader gets it: lists, no tuples
     "Traffic": thing(
@@ -90,7 +91,7 @@ SCHEMAS: dict[str, Schema] = {
                 thing(
                     {
                         "version": words(),
-                        **{name: count() for name in (*_COUNTED, *_BYTES)},
+                        **{name: count() for name in _COUNTED},
                         "seen": {"type": ["object", "null"], "description": "in detail, by the process that answers"},
                         "problem": words(),
                     }

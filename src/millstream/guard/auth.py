@@ -71,12 +71,13 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Bucket:
-    """A bound of `rate` requests a second, `burst` at once: it fills with time, and every request takes one out."""
+    """A bound of `rate` requests a second, `burst` at once: it fills with time, and every request takes one out.
+    `said`: the rate as its key has it."""
 
-    __slots__ = ("_left", "_limited", "_since", "burst", "rate")
+    __slots__ = ("_left", "_limited", "_said", "_since", "burst", "rate")
 
-    def __init__(self, rate: float, burst: float, now: float, limited: Counter) -> None:
-        self.rate, self.burst = rate, burst
+    def __init__(self, rate: float, burst: float, now: float, limited: Counter, said: str) -> None:
+        self.rate, self.burst, self._said = rate, burst, said
         self._left, self._since, self._limited = burst, now, limited
 
     def take(self, name: str, now: float) -> None:
@@ -86,7 +87,7 @@ class Bucket:
         if left < 1.0:
             self._limited.add()
             raise errors.Overloaded(
-                f"key {name!r} may send {self.rate:g} requests a second: slow down, or ask for a higher rate",
+                f"key {name!r} may send {self._said}: slow down, or ask for a higher rate",
                 (1.0 - left) / self.rate,
             )
         self._left = left - 1.0
@@ -148,8 +149,10 @@ class Keys:
             limited = self._meter.counter(
                 "millstream_rate_limited_total", "Requests refused because of the rate of their key", {"key": name}
             )
-            share = 1 / self._processes
-            bucket = buckets[name] = Bucket(rate * share, max(1.0, burst * share), now, limited)
+            share, said = 1 / self._processes, f"{rate:g} requests a second"
+            if self._processes > 1:
+                said += f", of which this process gives out its 1/{self._processes} (use several connections)"
+            bucket = buckets[name] = Bucket(rate * share, max(1.0, burst * share), now, limited, said)
             if name in self._buckets:
                 bucket.goes_on(self._buckets[name], now)
         self._known, self._buckets = known, buckets

@@ -4,8 +4,9 @@ Rules of the room:
 - TLS 1.2 or later. With `client_ca` every client must show a certificate that it signed, in TLS 1.3: before, the whole
   network could see that certificate, and a session could be resumed without showing it again.
 - A client's certificate opens the connection. What may be done on it the API key says: see auth.py.
-- Changed files are looked at every second and are in force for the next connection. A replacement that is broken,
-  expired or not valid yet changes nothing: the one in force stays, which is counted, and said once.
+- Changed files are looked at every second and are in force for the next connection. A certificate that is broken,
+  expired or not valid yet changes nothing: the one in force stays, which is counted, and said once. A changed
+  `client_ca` does not wait for it: who was let in may be no longer.
 - A start with an expired certificate serves it and says so: clients that do not check still get answers.
 """
 
@@ -13,8 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import ssl
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -52,9 +57,10 @@ class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class _Pair(msgspec.Struct, frozen=True):
-    """What the files hold: a context a protocol, and when the certificate is valid, in unix seconds."""
+    """What the files hold: the certificate and its key, in PEM, and when it is valid, in unix seconds."""
 
-    contexts: dict[str, ssl.SSLContext]
+    certificate: bytes
+    key: bytes
     begins: float
     ends: float
 
@@ -67,7 +73,9 @@ class Tls:
         self._key = folder / settings.key if settings.key else self._certificate
         self._client_ca = folder / settings.client_ca if settings.client_ca else None
         self._clock = clock
-        self._left = meter.gauge("millstream_certificate_expires_seconds", "Until the certificate in force expires")
+        self._left = meter.gauge(
+            "millstream_certificate_expires_seconds", "Until the certificate in force expires", joined="min"
+        )
         self._refused = meter.counter(
             "millstream_certificates_refused_total", "Changed certificates that were not taken into force"
         )
@@ -77,15 +85,16 @@ class Tls:
         self._suspect: object = None
         self._stamp = self._stamps()
         self._pair = self._read()
+        self._contexts = self._made(self._pair)
         self._tell()
 
     def http(self) -> ssl.SSLContext:
         """The context in force for HTTP."""
-        return self._pair.contexts[HTTP]
+        return self._contexts[HTTP]
 
     def grpc(self) -> ssl.SSLContext:
         """The context in force for gRPC."""
-        return self._pair.contexts[H2]
+        return self._contexts[H2]
 
     async def keep(self) -> None:
         """Look at the files and the date every second, until cancelled."""
@@ -100,18 +109,32 @@ class Tls:
         stamp = self._stamps()
         if stamp == self._stamp:
             return
+        pair, why = self._pair, ""
         try:
-            pair = self._read()
-            now = self._clock.now()
-            if not pair.begins <= now < pair.ends:
-                when = f"expired on {_date(pair.ends)}" if now >= pair.ends else f"is valid from {_date(pair.begins)}"
-                raise Misconfigured(f"{self._certificate}: it {when}, and the clock says {_date(now)}")
+            if stamp[:2] != self._stamp[:2]:
+                pair = self._valid()
+            contexts = self._made(pair)
         except Misconfigured as error:
-            self._keep_old(stamp, str(error))
+            pair, why = self._pair, str(error)
+        if not why:
+            self._stamp, self._pair, self._contexts, self._suspect = stamp, pair, contexts, None
+            self._loaded.add()
+            logger.info("%s: in force for new connections, until %s", self._certificate, self._until)
             return
-        self._stamp, self._pair, self._suspect = stamp, pair, None
-        self._loaded.add()
-        logger.info("%s: in force for new connections, until %s", self._certificate, _date(pair.ends))
+        self._keep_old(stamp, why)
+        if stamp[2:] != self._stamp[2:]:
+            with suppress(Misconfigured):  # it is the CA that cannot be used, which has been said
+                self._contexts = self._made(pair)
+                self._stamp = [*self._stamp[:2], *stamp[2:]]
+                logger.info("%s: in force for new connections", self._client_ca)
+
+    def _valid(self) -> _Pair:
+        """What the files hold, if it may come into force. Misconfigured."""
+        pair, now = self._read(), self._clock.now()
+        if not pair.begins <= now < pair.ends:
+            when = f"expired on {_date(pair.ends)}" if now >= pair.ends else f"is valid from {_date(pair.begins)}"
+            raise Misconfigured(f"{self._certificate}: it {when}, and the clock says {_date(now)}")
+        return pair
 
     def _keep_old(self, stamp: object, why: str) -> None:
         """Say once what is wrong, but not in the moment between two files of a replacement."""
@@ -143,7 +166,7 @@ class Tls:
     def _files(self) -> list[Path]:
         return [self._certificate, self._key, *([self._client_ca] if self._client_ca else [])]
 
-    def _stamps(self) -> object:
+    def _stamps(self) -> list[tuple[int, ...] | None]:
         found: list[tuple[int, ...] | None] = []
         for path in self._files():
             try:
@@ -155,25 +178,31 @@ class Tls:
 
     def _read(self) -> _Pair:
         """What the files hold now. Misconfigured."""
+        found = []
         for path in self._files():
             try:
-                path.open("rb").close()
+                found.append(path.read_bytes())
             except OSError as error:
                 raise Misconfigured(f"{path}: {error.strerror}; name a PEM file that can be read") from None
         try:
-            begins, ends = validity(self._certificate.read_text("ascii"))
-        except (OSError, ValueError):
+            begins, ends = validity(found[0].decode("ascii"))
+        except ValueError:
             raise Misconfigured(
                 f"{self._certificate}: no certificate in it; it wants PEM, the service's own first"
             ) from None
-        return _Pair({protocol: self._context(protocol) for protocol in (H2, HTTP)}, begins, ends)
+        return _Pair(found[0], found[1], begins, ends)
 
-    def _context(self, protocol: str) -> ssl.SSLContext:
+    def _made(self, pair: _Pair) -> dict[str, ssl.SSLContext]:
+        """A context a protocol, with the CA as it is now. Misconfigured."""
+        with _file(pair.certificate) as certificate, _file(pair.key) as key:
+            return {protocol: self._context(protocol, certificate, key) for protocol in (H2, HTTP)}
+
+    def _context(self, protocol: str, certificate: str, key: str) -> ssl.SSLContext:
         made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         made.minimum_version = ssl.TLSVersion.TLSv1_2
         made.set_alpn_protocols([protocol])
         try:
-            made.load_cert_chain(self._certificate, self._key, password=_no_passphrase)
+            made.load_cert_chain(certificate, key, password=_no_passphrase)
         except (ssl.SSLError, OSError, ValueError) as error:
             raise Misconfigured(
                 f"{self._certificate} and {self._key} are no pair that can be used: {_why(error)}"
@@ -187,6 +216,15 @@ class Tls:
             except (ssl.SSLError, OSError) as error:
                 raise Misconfigured(f"{self._client_ca}: no certificate in it: {_why(error)}") from None
         return made
+
+
+@contextmanager
+def _file(pem: bytes) -> Iterator[str]:
+    """A name for what is in memory, as OpenSSL reads files alone; a key that is in force is on no other disk for it."""
+    with os.fdopen(os.memfd_create("pem"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile() as file:
+        file.write(pem)
+        file.seek(0)
+        yield f"/dev/fd/{file.fileno()}"
 
 
 def _why(error: Exception) -> str:

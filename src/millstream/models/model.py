@@ -119,8 +119,10 @@ def load_from(
 
                 raise errors.Misconfigured(refusal(path.parent, manifest))
             if program == "chain":
+                from millstream.models.apart import check
                 from millstream.models.chain import Chain
 
+                check(path.parent, manifest)
                 return Chain(f"{model} {version}", path.parent, manifest)
             return programs.load(model, version, path.parent, manifest, device)
         case other:

@@ -60,7 +60,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     `version` counts the policy's own changes (0: no file yet). `sticky_by`: what decides a caller's arm, the request's
     key (a user, else its id) or always its id. `pin`: while set, `live` cannot be moved away from it. `learning`:
-    whether the learner may push. `who`, `why`: of the last change.
+    whether the learner may push. `who`, `why`, `when` (RFC 3339, UTC): of the last change.
     """
 
     version: int = 0
@@ -73,6 +73,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     pin: str = ""
     who: str = ""
     why: str = ""
+    when: str = ""
 
     def named(self) -> dict[str, str]:
         """Every version that this policy needs -> the role it needs it in; the most important role wins."""
@@ -82,6 +83,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return named | {self.live: "live"}
 
 
+GUARDED_SHARE_MAX = 0.5
+"""Most that a canary with a guard gets: live must answer as much, for the two to be compared."""
 SCHEMA = 1
 """What a field `schema` may say, in the file and in a line of the history; it is left out while it is 1."""
 
@@ -119,8 +122,17 @@ def parse(text: str, where: str, versions: Collection[str]) -> Policy:
     return policy
 
 
+def valid(policy: Policy, where: str, versions: Collection[str]) -> None:
+    """Misconfigured, where a policy that was made holds what none may; `where` is what the message calls it."""
+    try:
+        msgspec.convert(msgspec.to_builtins(policy), Policy)
+    except msgspec.ValidationError as error:
+        raise errors.Misconfigured(f"{where}: {str(error).replace('`$.', '`')}") from None
+    check(policy, where, versions)
+
+
 def check(policy: Policy, where: str, versions: Collection[str]) -> None:
-    """What the types cannot say: every version exists, and a pin holds. Else Misconfigured."""
+    """What the types cannot say: every version exists, a pin holds, and a canary can be judged. Else Misconfigured."""
     for version, role in policy.named().items():
         if version not in versions:
             there = ", ".join(sorted(versions, key=lambda v: (len(v), v))) or "none"
@@ -132,6 +144,25 @@ def check(policy: Policy, where: str, versions: Collection[str]) -> None:
         raise errors.Misconfigured(
             f"{where}: live is {policy.live} but the model is pinned to {policy.pin}; clear the pin first"
         )
+    if policy.canary and (why := _untried(policy, policy.canary)):
+        raise errors.Misconfigured(f"{where}: {why}")
+
+
+def _untried(policy: Policy, canary: Canary) -> str:
+    """Why this canary tries nothing out, or its guard has nothing to compare it with; empty when neither is so."""
+    if canary.version == policy.live:
+        return f"canary names version {canary.version}, which is live already; name another, or leave canary out"
+    if canary.guard and canary.share > GUARDED_SHARE_MAX:
+        return (
+            f"canary has a guard and a share of {canary.share:g}; a guard compares with what live answers beside it: "
+            f"give at most {GUARDED_SHARE_MAX}, or no guard"
+        )
+    if canary.guard and policy.split and policy.live not in policy.split:
+        return (
+            f"canary has a guard, and split gives live ({policy.live}) nothing to compare it with; give live a weight "
+            "in split, or the canary no guard"
+        )
+    return ""
 
 
 def render(policy: Policy) -> str:

@@ -5,7 +5,8 @@
 Rules of the room:
 - Off unless `record.share` is above 0. A sampled request costs its caller a copy of its arrays; the rest is done later,
   in a thread, for all that came meanwhile.
-- Text passes the redaction gate before it is written. Who asked is not kept, nor what was answered.
+- Text passes the redaction gate before it is written. Who asked is not kept, nor what was answered. A request with
+  bytes (UINT8, INT8) is left out: they may be text that the gate cannot read.
 - The file is bounded, the newest are kept, and it is replaced whole under a lock: processes add to it in turn.
 - A line that cannot be read is passed over. Bare files have no folder of their own: nothing is recorded of them.
 """
@@ -40,6 +41,7 @@ EVERY_S = 10.0
 WAITING_MAX = 256
 REQUEST_BYTES_MAX = 64 << 10
 _NAMES = {dtype: name for name, dtype in DTYPES.items() if name != "BF16"}  # its raw bits are UINT16 in a file too
+_BYTES = (np.dtype(np.uint8), np.dtype(np.int8))
 
 Submit = Callable[[Request], "asyncio.Future[Output]"]
 
@@ -83,7 +85,8 @@ class Recorder:
         return future
 
     def _take(self, request: Request, future: asyncio.Future[Output]) -> None:
-        if sum(array.nbytes for array in request.inputs.values()) > REQUEST_BYTES_MAX:
+        arrays = request.inputs.values()
+        if sum(array.nbytes for array in arrays) > REQUEST_BYTES_MAX or any(a.dtype in _BYTES for a in arrays):
             return
         inputs = {name: array.copy() for name, array in request.inputs.items()}
 

@@ -11,6 +11,7 @@ Rules of the room:
 - Several processes write: putting and changing policy each take a file lock, and a policy change is compare-and-swap.
 - What has no toml is served too: a bare `ranker/1/model.onnx`, a folder of `.onnx` files, a single `.onnx` file.
 - Nothing here is cached, so every process sees the same files.
+- The history is read from its end, as far back as is asked for: it grows as long as the model lives.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
 import msgspec
 
 from millstream import errors
+from millstream.clock import Clock, SystemClock
 from millstream.models import manifest as manifests
 from millstream.models import policy as policies
 from millstream.models.manifest import Manifest
@@ -42,15 +46,19 @@ _EXPECTED = (
     "expected a .onnx file, a folder of .onnx files, or a folder with NAME/VERSION/model.onnx (VERSION: 1, 2 ...)"
 )
 
+_BLOCK = 1 << 16
+
 Stamp = tuple[tuple[int, int, int], ...]
 
 
 class Repository:
-    """The models under `root`. `loose`: bare files served as version 1 of the model that each is named after."""
+    """The models under `root`. `loose`: bare files served as version 1 of the model that each is named after. `clock`
+    says when a policy was changed."""
 
-    def __init__(self, root: Path, loose: Mapping[str, Path] | None = None) -> None:
+    def __init__(self, root: Path, loose: Mapping[str, Path] | None = None, clock: Clock | None = None) -> None:
         self.root = root
         self._loose = dict(loose or {})
+        self._clock = clock or SystemClock()
 
     @classmethod
     def open(cls, path: Path) -> Repository:
@@ -210,28 +218,34 @@ class Repository:
         """Replace the policy by `change(policy)` in one durable step and return it, its version one higher.
 
         No change is lost: `change` always sees the last one written. A result that is not valid: Misconfigured, and
-        the file stays as it was.
+        the file stays as it was, as it does when `change` raises. The policy is in force and cannot be noted in the
+        history: Full, saying that.
         """
         folder = self._own(model)
         self.versions(model)
         with _locked(folder / ".policy.lock"):
             before = self.policy(model)
-            after = msgspec.structs.replace(change(before), version=before.version + 1, who=who, why=why)
-            text = policies.render(after)
-            where = f"the new policy of {model}"
-            after = policies.parse(text, where, self.versions(model))
-            write_atomic(folder / "policy.toml", text.encode())
+            when = datetime.fromtimestamp(self._clock.now(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            number = before.version + 1
+            after = msgspec.structs.replace(change(before), version=number, who=who, why=why, when=when)
+            policies.valid(after, f"the new policy of {model}", self.versions(model))
+            write_atomic(folder / "policy.toml", policies.render(after).encode())
             self._note(folder / "history.jsonl", before, after)
         return after
 
-    def history(self, model: str) -> list[Policy]:
-        """Every policy that `change_policy` wrote, oldest first."""
+    def history(self, model: str, last: int | None = None) -> list[Policy]:
+        """The `last` policies that `change_policy` wrote, or all of them, oldest first."""
+        return list(islice(self.newest_first(model), last))[::-1]
+
+    def newest_first(self, model: str) -> Iterator[Policy]:
+        """The policies that `change_policy` wrote, newest first; of the file only what is asked for is read."""
         path = self.root / model / "history.jsonl"
         if self._loose or not path.exists():
-            return []
-        lines = path.read_bytes().split(b"\n")
-        found = [policies.read_line(line, str(path)) for line in lines]  # None: torn; the next change notes it again
-        return [policy for policy in found if policy is not None]
+            return
+        for line in _lines_back(path):
+            policy = policies.read_line(line, str(path))
+            if policy is not None:  # None: torn; the next change notes it again
+                yield policy
 
     def seen(self, model: str) -> Path | None:
         """The folder for what was seen of a model's traffic: recorded requests, its guard's state. None for a bare
@@ -268,7 +282,7 @@ class Repository:
     def last_usable(self, model: str) -> Policy | None:
         """The latest policy of the history whose versions are all there; None without one."""
         versions = self.versions(model)
-        for policy in reversed(self.history(model)):
+        for policy in self.newest_first(model):
             with suppress(errors.Misconfigured):
                 policies.check(policy, f"the history of {model}", versions)
                 return policy
@@ -276,12 +290,18 @@ class Repository:
 
     def _note(self, path: Path, before: Policy, after: Policy) -> None:
         """Append to the history; first what a crash or a full disk kept from it the last time."""
-        noted = self.history(path.parent.name)
-        missing = [before] if before.version and (not noted or noted[-1].version < before.version) else []
-        with path.open("ab") as file:
-            file.write(b"".join(b"\n" + msgspec.json.encode(policy) for policy in (*missing, after)))
-            file.flush()
-            os.fsync(file.fileno())
+        noted = next(self.newest_first(path.parent.name), None)
+        missing = [before] if before.version and (noted is None or noted.version < before.version) else []
+        try:
+            with path.open("ab") as file:
+                file.write(b"".join(b"\n" + msgspec.json.encode(policy) for policy in (*missing, after)))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise errors.Full(
+                f"policy {after.version} of {path.parent.name} is in force (live {after.live}), do not ask again: only "
+                f"its line in {path} could not be written, and the next change adds it: {error.strerror or error}"
+            ) from error
 
     def stamp(self, model: str, version: str = "") -> Stamp:
         """Changes when the model's policy or set of versions may have changed, or with `version`, that version's files.
@@ -347,6 +367,19 @@ def _write(path: Path, content: bytes | Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return None
+
+
+def _lines_back(path: Path) -> Iterator[bytes]:
+    """The lines of a file, last one first, read a block at a time."""
+    with path.open("rb") as file:
+        at, rest = file.seek(0, os.SEEK_END), b""
+        while at:
+            start = max(0, at - _BLOCK)
+            file.seek(start)
+            first, *lines = (file.read(at - start) + rest).split(b"\n")
+            yield from reversed(lines)
+            at, rest = start, first
+        yield rest
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

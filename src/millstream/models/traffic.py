@@ -4,10 +4,12 @@ Rules of the room:
 - A change is a function from policy to policy, for `Repository.change_policy`: it sees the policy as it is then.
 - A move is a change as somebody asks for it, on a command line or over HTTP: one struct, checked once. With `policy` it
   is made only on that very policy, so that of two people who decide at once the second is told who was faster.
+- A roll back never gives a version that was rolled away from, also when two people roll back, or one does twice.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Literal
 
@@ -17,6 +19,11 @@ from msgspec.structs import replace
 from millstream.errors import BadInput, Conflict, NotFound
 from millstream.models.policy import Canary, Guard, Policy
 from millstream.models.repository import Repository
+
+LOOKED_BACK = 1000
+"""Policies of the history that a roll back looks at."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What moves the cursor of a terminal, or turns its lines about."""
 
 Change = Callable[[Policy], Policy]
 Version = str | Annotated[int, msgspec.Meta(ge=1)]
@@ -32,13 +39,44 @@ def roll_back(version: str) -> Change:
     return lambda policy: replace(policy, live=version, canary=None, split={}, pin=version)
 
 
-def previous(repository: Repository, model: str) -> str:
-    """The version that was live before the live one, and is still there. None: NotFound."""
-    live, there = repository.policy(model).live, set(repository.versions(model))
-    before = [policy.live for policy in repository.history(model) if policy.live != live and policy.live in there]
+def previous(repository: Repository, model: str, policy: Policy) -> str:
+    """The version to go back to from `policy`: the one that was live before and is still there; where the history has
+    none, the next lower one. Never one that was rolled away from. None: NotFound; rolled back already: Conflict."""
+    history = repository.history(model, LOOKED_BACK)
+    if policy.pin:
+        raise Conflict(_rolled_back(model, policy, history))
+    good, gone = _lives(history)
+    there = repository.versions(model)
+    lower = [version for version in there if int(version) < int(policy.live) and version not in gone]
+    before = [version for version in good if version != policy.live and version in there] or lower
     if not before:
-        raise NotFound(f"no version of {model} was live before {live}: name the one to go back to with --to")
+        raise NotFound(f"no version of {model} was live before {policy.live}: name the one to go back to with --to")
     return before[-1]
+
+
+def _lives(history: Sequence[Policy]) -> tuple[list[str], set[str]]:
+    """The versions that were live, by when each was last, and those among all that were rolled away from since."""
+    good: dict[str, None] = {}
+    gone: set[str] = set()
+    for before, after in zip([None, *history], history, strict=False):
+        if before is not None and after.pin and before.live != after.live:
+            good.pop(before.live, None)
+            gone.add(before.live)
+        good.pop(after.live, None)
+        good[after.live] = None
+        gone.discard(after.live)
+    return list(good), gone
+
+
+def _rolled_back(model: str, policy: Policy, history: Sequence[Policy]) -> str:
+    """Who pinned the model, in words."""
+    pinned = policy
+    for before in reversed(history):
+        if before.pin != policy.pin:
+            break
+        pinned = before
+    who, why, at = pinned.who or "somebody", pinned.why or "no reason given", pinned.when and f" at {pinned.when}"
+    return f"{model} is already rolled back to {policy.pin} by {who}{at}: {why}; name a version with --to to go further"
 
 
 def split(weights: Mapping[str, float], sticky_by: Literal["user", "request"]) -> Change:
@@ -117,7 +155,7 @@ class RollBack(Move, frozen=True, kw_only=True):
     to: Version = ""
 
     def change(self, repository: Repository, model: str) -> Change:
-        return roll_back(str(self.to) or previous(repository, model))
+        return lambda policy: roll_back(str(self.to) or previous(repository, model, policy))(policy)
 
 
 class Split(Move, frozen=True, kw_only=True):
@@ -147,7 +185,12 @@ class Copy(Move, frozen=True, kw_only=True):
     versions: tuple[Version, ...]
 
     def change(self, repository: Repository, model: str) -> Change:
-        return shadow([str(version) for version in self.versions])
+        def change(policy: Policy) -> Policy:
+            if policy.live in map(str, self.versions):
+                raise BadInput(f"{policy.live} of {model} is live: as a shadow it would compute nothing; name another")
+            return shadow([str(version) for version in self.versions])(policy)
+
+        return change
 
 
 class Learning(Move, frozen=True, kw_only=True):
@@ -171,7 +214,10 @@ MOVES: dict[str, type[Move]] = {
 
 def make(repository: Repository, model: str, verb: str, move: Move) -> Policy:
     """Make a move and give the policy after it. Blocks for a file lock and a sync. NotFound; Conflict, when the policy
-    is not the one it was decided on; Misconfigured, when what is asked for cannot be."""
+    is not the one it was decided on; BadInput, Misconfigured, when what is asked for cannot be."""
+    for field, text in (("who", move.who), ("why", move.why)):
+        if found := _CONTROL.search(text):
+            raise BadInput(f"`{field}` holds {found[0]!r}, which terminals act on: write plain text on one line")
     change = move.change(repository, model)
     if move.policy is not None:
         change = only_on(move.policy, model, change)

@@ -4,14 +4,16 @@ Rules of the room:
 - Nothing that is a program runs before the person said so; until then its digest and imports are all that is told.
 - A program is looked into, and then run as it will be served, in processes of its own.
 - A version is tried in its own folder before it has a number: what fails leaves nothing behind.
-- Who gets the version is for the policy to say: this changes none.
+- Who gets the version is for the policy to say. One is written where there is none, so that no version but the first
+  ever goes live by being added.
 """
 
 from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +99,7 @@ def add(root: Path, wish: Wish, say: Say) -> Added:
         files |= model_file.below(wish.requirements)
     example = examples.read(wish.example) if wish.example else {}
     manifest = _manifest(facts, files, wish)
-    with tempfile.TemporaryDirectory(prefix="millstream-add-") as aside:
-        folder = Path(aside)
+    with _aside(facts.file, path) as folder:
         _lay_out(folder, files)
         manifest, found = _look(folder, manifest, example)
         for note in found.notes:
@@ -121,6 +122,17 @@ def add(root: Path, wish: Wish, say: Say) -> Added:
             manifest, found = _look(folder, manifest, found.example)
         manifest = replace(manifest, example=_kept(found, say))
         return replace(_put(repository, name, manifest, files, say), converted=converted)
+
+
+@contextmanager
+def _aside(file: str, path: Path) -> Iterator[Path]:
+    """A folder to look into `file` in; errors within name what the person named, which is `path`."""
+    with tempfile.TemporaryDirectory(prefix="millstream-add-") as aside:
+        try:
+            yield Path(aside)
+        except errors.Error as error:
+            error.args = (str(error).replace(f"{aside}/{file}", str(path)).replace(f"{aside}/", ""),)
+            raise
 
 
 def _repository(root: Path) -> Repository:
@@ -231,7 +243,8 @@ def _chain(folder: Path, manifest: Manifest, example: Mapping[str, Array]) -> Fo
     """A chain's tensors are what its file says; its parts are not here, so it is not run."""
     from millstream.models import chain
 
-    module = chain.module(folder / manifest.file)
+    module = chain.module(folder / manifest.file, {})
+    chain.forget(module)
     chain.function(module, manifest.entry)
     said = [getattr(module, side, None) for side in ("inputs", "outputs")]
     if not all(isinstance(side, dict) and side for side in said):
@@ -273,9 +286,11 @@ def _put(repository: Repository, name: str, manifest: Manifest, files: Files, sa
     def check(folder: Path, whole: Manifest) -> None:
         say("trying it as it will be served")
         _try(name, folder, whole)
+        _hold(repository, name)
 
     version = repository.put(name, manifest, files, check)
     repository.verify(name, version)
+    _hold(repository, name)
     role = repository.policy(name).named().get(version, "-")
     root = repository.root
     if role == "-":
@@ -294,6 +309,13 @@ def _put(repository: Repository, name: str, manifest: Manifest, files: Files, sa
         outputs=trial.told(manifest.outputs),
         serve=f"millstream serve {root}{' --allow-code' if programs or _program(manifest) else ''}",
     )
+
+
+def _hold(repository: Repository, name: str) -> None:
+    """Where the highest version is live for want of a policy, write one that says so, and stays when another comes."""
+    if repository.versions(name) and not (repository.root / name / "policy.toml").exists():
+        live = repository.policy(name).live
+        repository.change_policy(name, lambda policy: policy, who="models add", why=f"{live} stays live beside others")
 
 
 def _program(manifest: Manifest) -> bool:

@@ -31,6 +31,7 @@ from millstream.types import DTYPES, Array, TensorSpec
 
 FILE = "model.onnx"
 OPSET, OPSET_ML = 17, 3
+_LOCALE = "C.UTF-8"  # in which texts become lower case; ONNX Runtime's own is not there on every machine
 Say = Callable[[str], None]
 _ELEMENTS = {
     "BOOL": "BOOL",
@@ -127,11 +128,12 @@ def _version(package: str) -> str:
 
 
 def _sklearn(folder: Path, manifest: Manifest, source: Any) -> tuple[Any, str]:
-    import joblib
     from skl2onnx import convert_sklearn
     from skl2onnx.common import data_types
 
-    estimator = joblib.load(folder / manifest.file)
+    from millstream.models.runtimes.sklearn import parts
+
+    estimator = source.estimator
     kinds = {"BYTES": data_types.StringTensorType, "BOOL": data_types.BooleanTensorType}
     types = []
     for spec in manifest.inputs:
@@ -147,10 +149,15 @@ def _sklearn(folder: Path, manifest: Manifest, source: Any) -> tuple[Any, str]:
         floats = importlib.import_module("onnxmltools.convert.common.data_types").FloatTensorType
         return convert(estimator, initial_types=[(n, floats(k.shape)) for n, k in types]), _version("onnxmltools")
     boosted = _know_boosters()
-    options = {id(estimator): {"zipmap": False}} if hasattr(estimator, "classes_") else None
+    options: dict[int, dict[str, object]] = {
+        id(part): {"locale": _LOCALE} for part in parts(estimator) if hasattr(part, "build_analyzer")
+    }
+    if hasattr(estimator, "classes_") and hasattr(estimator, "predict_proba"):  # which would else be a list of tables
+        options[id(estimator)] = {"zipmap": False}
     made = convert_sklearn(
         estimator, initial_types=types, options=options, target_opset={"": OPSET, "ai.onnx.ml": OPSET_ML}
     )
+    del made.graph.output[len(manifest.outputs) :]  # scores behind the labels, which the estimator is not asked for
     return made, ", ".join([_version("skl2onnx"), *([_version("onnxmltools")] if boosted else [])])
 
 
@@ -294,6 +301,10 @@ def _aligned(model: Any, manifest: Manifest) -> Any:
                 f"{manifest.file} {side} {trial.told(specs)}, and converted "
                 f"{', '.join(value.name for value in values)}: they do not match; add it without --to"
             )
+    there = {value.name for value in (*takes, *gives)}
+    for spec in (*manifest.inputs, *manifest.outputs):
+        if spec.name not in there:  # a converter may call something within as well
+            _rename(graph, spec.name, f"{spec.name}__within")
     del graph.input[:], graph.output[:]
     before = [_taken(graph, spec, value) for spec, value in _matched(manifest.inputs, takes)]
     after = [_given(graph, spec, value) for spec, value in _matched(manifest.outputs, gives)]

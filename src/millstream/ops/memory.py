@@ -20,13 +20,14 @@ from collections.abc import Callable, Collection, Mapping
 from millstream.clock import Clock
 from millstream.machine import memory_limit, offspring, resident
 from millstream.meter import Meter
-from millstream.ops.supervise import Supervisor
+from millstream.ops.supervise import READY_S_MAX, Supervisor
 
 EVERY_S = 5.0
 WARM_S = 600.0
 WINDOW_S = 3600.0
 POINTS = 60
 AGAIN_S = 60.0
+ASK_S = 0.2
 FREED = 0.02  # of the whole service: less was not worth a replacement
 SMALLEST_BYTES = 64e6  # less growth than this is not told
 MB = 1e6
@@ -96,9 +97,12 @@ class Watchdog:
         self._crowded = False  # there was no room for two
 
     async def keep(self) -> None:
-        """Look every few seconds until cancelled."""
+        """Look every few seconds until cancelled; what fails is said, and tried again."""
         while True:
-            await self.look()
+            try:
+                await self.look()
+            except OSError as error:
+                logger.error("memory cannot be looked after, and is looked at again: %s", error)
             await self._clock.sleep(EVERY_S)
 
     async def look(self) -> None:
@@ -149,7 +153,7 @@ class Watchdog:
                 return
         else:
             await self._supervisor.renew(largest, "memory")
-            await self._supervisor.ready(largest).wait()
+            await self._ready(self._supervisor, largest)
         after = sum((await asyncio.to_thread(self._sizes, self._pids())).values())
         self._last = self._clock.monotonic()
         self._quiet = total - after < FREED * total
@@ -163,6 +167,15 @@ class Watchdog:
             )
         else:
             logger.info("replacing %s freed %.0f MB", largest, (total - after) / MB)
+
+    async def _ready(self, supervisor: Supervisor, role: str) -> None:
+        """Wait until the role's process does its work: if one dies before that, for the next."""
+        until = self._clock.monotonic() + READY_S_MAX
+        while not supervisor.ready(role).is_set():
+            if self._clock.monotonic() >= until:
+                logger.error("%s is not back after %.0f s", role, READY_S_MAX)
+                return
+            await self._clock.sleep(ASK_S)
 
 
 def held(pids: Mapping[str, int]) -> dict[str, int]:

@@ -9,8 +9,8 @@ Rules of the room:
 from __future__ import annotations
 
 import ast
-import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ from typing import Any
 import msgspec
 
 from millstream import errors
-from millstream.models.apart.pickles import imports_of
+from millstream.models.apart.pickles import UNREAD, imports_in, imports_of, is_pickle
 from millstream.models.runtimes import SUFFIXES
 from millstream.store.blob import digest
 
 _IMPORTS_MAX = 12
+_MEMBER_MAX = 8 << 20
+"""Bytes of a file in a zip that are read: what is looked for is small, and a small zip may hold more than a disk."""
 
 
 class Facts(msgspec.Struct):
@@ -50,7 +52,7 @@ class Facts(msgspec.Struct):
 
 _WHAT = {
     "onnx": "an ONNX model",
-    "sklearn": "a pickled estimator",
+    "sklearn": "an estimator",
     "torch": "a PyTorch file",
     "keras": "a Keras model",
     "tensorflow": "a TensorFlow model",
@@ -73,13 +75,17 @@ def examine(path: Path) -> Facts:
     kind = SUFFIXES.get(path.suffix.lower())
     if kind is None:
         raise errors.Misconfigured(f"{path}: {path.suffix or 'a file without a suffix'} is no model; {_expected()}")
+    if kind == "sklearn" and not is_pickle(path):
+        with path.open("rb") as file:
+            if not file.read(4).startswith((b"{", b"tree")):
+                raise errors.Misconfigured(f"{path}: not what XGBoost or LightGBM saves a model as; {_expected()}")
     files = {path.name: path}
     if kind == "onnx":  # large ones keep their weights in files beside them, named after them
         beside = (path.with_name(path.name + suffix) for suffix in (".data", "_data"))
         files |= {one.name: one for one in beside if one.is_file()}
     facts = Facts(kind, path.name, files, _bytes(files), digest(path))
     match kind:
-        case "sklearn":
+        case "sklearn" if is_pickle(path):
             facts.imports = tuple(imports_of(path))
         case "torch":
             facts.imports, facts.saved_with = _in_torch_zip(path)
@@ -123,27 +129,41 @@ def _in_torch_zip(path: Path) -> tuple[tuple[str, ...], str]:
     """(what its pickle would import, what it was saved with) of a PyTorch file."""
     if not zipfile.is_zipfile(path):
         return tuple(imports_of(path)), ""
-    with zipfile.ZipFile(path) as held:
-        for name in held.namelist():
-            if name.endswith("/models/model.json"):
-                said = _json(held.read(name))
-                return (), f"PyTorch {said.get('torch_version', '')}".strip()
-        pickles = [name for name in held.namelist() if name.endswith("/data.pkl")]
-        script = any(name.endswith("/constants.pkl") for name in held.namelist())
-        if script or not pickles:
-            return (), ""
-        with tempfile.TemporaryDirectory() as aside:
-            return tuple(imports_of(Path(held.extract(pickles[0], aside)))), ""
+    try:
+        with zipfile.ZipFile(path) as held:
+            for name in held.namelist():
+                if name.endswith("/models/model.json"):
+                    said = _json(_member(held, name))
+                    return (), f"PyTorch {said.get('torch_version', '')}".strip()
+            pickles = [name for name in held.namelist() if name.endswith("/data.pkl")]
+            script = any(name.endswith("/constants.pkl") for name in held.namelist())
+            if script or not pickles:
+                return (), ""
+            return tuple(imports_in(_member(held, pickles[0]))), ""
+    except _BROKEN:
+        return (UNREAD,), ""
 
 
 def _in_keras_zip(path: Path) -> str:
     if not zipfile.is_zipfile(path):
         return ""
-    with zipfile.ZipFile(path) as held:
-        if "metadata.json" not in held.namelist():
-            return ""
-        version = _json(held.read("metadata.json")).get("keras_version", "")
+    try:
+        with zipfile.ZipFile(path) as held:
+            if "metadata.json" not in held.namelist():
+                return ""
+            version = _json(_member(held, "metadata.json")).get("keras_version", "")
+    except _BROKEN:
+        return ""
     return f"Keras {version}" if version else ""
+
+
+def _member(held: zipfile.ZipFile, name: str) -> bytes:
+    """The beginning of a file in a zip; mostly all of it."""
+    with held.open(name) as file:
+        return file.read(_MEMBER_MAX)
+
+
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)  # the last: encrypted, or packed otherwise
 
 
 def _json(data: bytes) -> dict[str, Any]:

@@ -93,7 +93,8 @@ class Supervisor:
         await asyncio.gather(*(self._end(child) for child in (*self._running.values(), *self._aside)))
 
     async def run(self) -> None:
-        """Start, wait for SIGINT or SIGTERM, stop."""
+        """Start, wait for SIGINT or SIGTERM, stop. SIGHUP ends nothing, here and in the roles."""
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         loop, asked = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, asked.set)

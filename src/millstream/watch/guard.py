@@ -25,13 +25,13 @@ from msgspec.structs import replace
 
 from millstream import errors
 from millstream.clock import Clock
-from millstream.engine.tally import SCORES, TIMES
+from millstream.engine.tally import GROUPS, SCORES, TIMES, WIDTH
 from millstream.meter import Meter
 from millstream.models.policy import Policy
 from millstream.models.repository import Repository
 from millstream.models.traffic import Change, only_on, promote
 from millstream.store.blob import write_atomic
-from millstream.watch.rules import Counts, Verdict, decide
+from millstream.watch.rules import Counts, Verdict, decide, rows
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +53,14 @@ class Word(msgspec.Struct, frozen=True):
 
 class State(msgspec.Struct):
     """One canary under watch: the policy it began with, both versions, what their arms did since, and the counters as
-    they were read last."""
+    they were read last. What comes between two looks is a `block` of time; GROUPS of them, and it goes round."""
 
     since: int
     live: str
     canary: str
     counted: tuple[Counts, Counts]
     read: tuple[Counts, Counts]
+    block: int = 0
     looks: int = 0
     at: float = 0.0
     said: str = "watched from now on"
@@ -134,8 +135,11 @@ class Guards:
             self._states[model] = state
             self._keep(model, folder, state)
             return
-        live, tried = (_more(*three) for three in zip(state.counted, now, state.read, strict=True))
+        before = sum(arm.requests for arm in state.counted)
+        live, tried = (_more(*three, state.block) for three in zip(state.counted, now, state.read, strict=True))
         state.counted, state.read = (live, tried), now
+        if live.requests + tried.requests > before:
+            state.block = (state.block + 1) % GROUPS
         verdict = decide(live, tried, canary.guard, state.looks, state.at)
         if not tried.requests:
             said = "no request has reached it: it cannot be judged"
@@ -198,18 +202,20 @@ class Guards:
     def _read(self, model: str, arm: str) -> Counts:
         """An arm's counters, over all processes."""
         labels = {"model": model, "arm": arm}
-        failed, seconds, scores = (
-            self._meter.values(f"_guard_{name}", labels) for name in ("failures", "seconds", "scores")
+        failed, seconds, scores, groups = (
+            self._meter.values(f"_guard_{name}", labels) for name in ("failures", "seconds", "scores", "groups")
         )
         none = _nothing()
-        return Counts(sum(failed), seconds[:-1] or none.seconds, scores[:-1] or none.scores)
+        return Counts(
+            sum(failed), seconds[:-1] or none.seconds, scores[:-1] or none.scores, groups[:-1] or none.by_key, []
+        )
 
     def _since(self, model: str, policy: Policy) -> int:
         """The number of the policy that this canary began with, beside this live version."""
         known = self._began.get(model)
         if known is None or known[0] != policy.version:
             since = policy.version
-            for before in reversed(self._repository.history(model)):
+            for before in self._repository.newest_first(model):
                 if before.version >= since:
                     continue
                 if before.live != policy.live or _version(before) != _version(policy):
@@ -239,21 +245,29 @@ def _version(policy: Policy) -> str:
 
 
 def _nothing() -> Counts:
-    return Counts(0.0, [0.0] * (len(TIMES) + 1), [0.0] * (len(SCORES) + 1))
+    groups = [0.0] * (GROUPS * WIDTH)
+    return Counts(0.0, [0.0] * (len(TIMES) + 1), [0.0] * (len(SCORES) + 1), groups, groups)
 
 
-def _more(counted: Counts, now: Counts, before: Counts) -> Counts:
-    """What was counted so far, with what the counters went up by."""
+def _more(counted: Counts, now: Counts, before: Counts, block: int) -> Counts:
+    """What was counted so far, with what the counters went up by, in this block of time."""
     if now.requests < before.requests:  # they began anew: somebody emptied the folder of counters
         before = _nothing()
 
     def added(total: Sequence[float], new: Sequence[float], old: Sequence[float]) -> list[float]:
         return [sum_ + max(0.0, up - down) for sum_, up, down in zip(total, new, old, strict=True)]
 
+    by_key = added(counted.by_key, now.by_key, before.by_key)
+    more = rows([up - down for up, down in zip(by_key, counted.by_key, strict=True)])
+    came = [sum(column) for column in zip(*more, strict=True)]
+    by_time, at = list(counted.by_time), block * WIDTH
+    by_time[at : at + WIDTH] = [a + b for a, b in zip(by_time[at : at + WIDTH], came, strict=True)]
     return Counts(
         counted.failed + max(0.0, now.failed - before.failed),
         added(counted.seconds, now.seconds, before.seconds),
         added(counted.scores, now.scores, before.scores),
+        by_key,
+        by_time,
     )
 
 
@@ -263,6 +277,6 @@ def _load(path: Path) -> State | None:
         state = msgspec.json.decode(path.read_bytes(), type=State)
     except (OSError, msgspec.MsgspecError):
         return None
-    counts = (*state.counted, *state.read)
-    fits = all(len(c.seconds) == len(TIMES) + 1 and len(c.scores) == len(SCORES) + 1 for c in counts)
-    return state if fits else None
+    sizes = len(TIMES) + 1, len(SCORES) + 1, GROUPS * WIDTH
+    fits = all((len(c.seconds), len(c.scores), len(c.by_key)) == sizes for c in (*state.counted, *state.read))
+    return state if fits and all(len(c.by_time) == GROUPS * WIDTH for c in state.counted) else None

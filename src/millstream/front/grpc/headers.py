@@ -14,6 +14,7 @@ import re
 from typing import NamedTuple
 
 from millstream import errors
+from millstream.front.bugs import told
 from millstream.front.grpc.hpack import Decoder, Field, literal
 
 logger = logging.getLogger(__name__)
@@ -148,9 +149,8 @@ def head(fields: list[Field]) -> Head:
 
 def verdict(error: Exception) -> tuple[str, str]:
     """(code, sentence) of what went wrong. What is none of our tree is logged and says nothing."""
-    if isinstance(error, errors.Error) and type(error) is not errors.Error and error.code in CODES:
+    if told(logger, error, "a call failed") and isinstance(error, errors.Error) and error.code in CODES:
         return error.code, str(error)[:SENTENCE_CHARS_MAX]
-    logger.error("a call failed", exc_info=error)
     return "INTERNAL", INTERNAL
 
 

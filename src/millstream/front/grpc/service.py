@@ -25,6 +25,7 @@ from google.protobuf.message import DecodeError
 from millstream import errors
 from millstream.clock import Clock
 from millstream.front import answer
+from millstream.front.bugs import told
 from millstream.front.codec import REMEMBERED_BYTES_MAX, Plan
 from millstream.front.door import Door
 from millstream.front.explain import HEADER, explain
@@ -451,10 +452,8 @@ def _no_message() -> errors.Error:
 
 def _sentence(error: Exception) -> str:
     """What a stream says of a request that failed; a bug of ours is logged and says nothing."""
-    if isinstance(error, errors.Error) and type(error) is not errors.Error:
-        return str(error)[: answer.SENTENCE_CHARS_MAX]
-    log.error("a request of a stream failed", exc_info=error)
-    return answer.INTERNAL
+    said = told(log, error, "a request of a stream failed")
+    return str(error)[: answer.SENTENCE_CHARS_MAX] if said else answer.INTERNAL
 
 
 def _code(error: Exception) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from millstream import errors
 from millstream.meter import Meter
-from millstream.models.apart.pickles import imports_of
+from millstream.models.apart.pickles import imports_of, is_pickle
 from millstream.models.apart.served import Apart
 from millstream.models.environment import python_for
 from millstream.models.manifest import Manifest
@@ -106,7 +106,7 @@ def refusal(folder: Path, manifest: Manifest) -> str:
 
 def _reach(path: Path, manifest: Manifest) -> str:
     """What a pickle would import, the unusual first."""
-    if manifest.format != "sklearn" or path.stat().st_size > LOOKED_THROUGH_MAX:
+    if not is_pickle(path) or path.stat().st_size > LOOKED_THROUGH_MAX:
         return ""
     names = sorted(imports_of(path), key=lambda name: name.partition(".")[0] in _USUAL)
     more = f" and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else ""

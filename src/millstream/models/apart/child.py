@@ -7,6 +7,7 @@ Rules of the room:
   files once more as they are imported, and no compiled leftovers of them are read.
 - An exception of the model goes back as words, and the process lives on. Whatever else it does to the process (exit,
   crash, hang) is for the other side to notice.
+- A copy that the model makes of its process (fork) answers nobody: it ends when it comes back.
 - The process ends with the one that started it, and is the first to go when memory runs out.
 """
 
@@ -26,7 +27,7 @@ import threading
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, FileFinder, SourceFileLoader
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ import msgspec
 from millstream import errors
 from millstream.models.apart.ring import Slot
 from millstream.models.manifest import Manifest, example_arrays, fitting
+from millstream.models.pinned import pin
 from millstream.models.runtimes import PROGRAMS, Found
 from millstream.types import Array, TensorSpec
 
@@ -95,8 +97,9 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # where it was is told on stderr
     faulthandler.enable()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    slots = [Slot(fd) for fd in rest[0::2]]
+    slots = [_Own(fd) for fd in rest[0::2]]
     replies = rest[1::2]
+    os.register_at_fork(after_in_child=partial(_close, [requests, *replies]))  # else a copy hides that this one died
     loaded: _Loaded | None = None
     while (number := os.read(requests, 1)) and number[0] != QUIT:
         slot = slots[number[0]]
@@ -109,11 +112,32 @@ def main() -> None:
     os._exit(0)  # whatever the framework would still like to do at its end: nobody waits for it
 
 
+class _Own(Slot):
+    """A slot that only the process which opened it writes to."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(fd)
+        self._pid = os.getpid()
+
+    def write(self, message: bytes, arrays: Sequence[tuple[int, Array]]) -> None:
+        if os.getpid() != self._pid:
+            with suppress(OSError):
+                os.write(2, b"a copy of the process (fork) came back from the model's code, and was ended\n")
+            os._exit(1)
+        super().write(message, arrays)
+
+
+def _close(fds: Sequence[int]) -> None:
+    for fd in fds:
+        with suppress(OSError):
+            os.close(fd)
+
+
 def _first(slot: Slot, message: bytes, arrays: Sequence[tuple[int, Array]]) -> _Loaded | None:
     """Do what the first message says."""
     asked = msgspec.msgpack.decode(message, type=Asked)
     folder = Path(asked.folder).absolute()
-    _pin(folder, asked.manifest)
+    pin(folder, asked.manifest.digests)
     try:
         runtime = importlib.import_module(PROGRAMS[asked.manifest.format])
         if isinstance(asked, Load):
@@ -131,8 +155,7 @@ def _first(slot: Slot, message: bytes, arrays: Sequence[tuple[int, Array]]) -> _
         slot.write(_said(said), list(enumerate(found.example.values())))
     except Exception as error:
         if not isinstance(error, errors.Error):
-            traceback.print_exc()
-            sys.stderr.flush()
+            _tell()
         slot.write(_said(_failed(error)), [])
     return None
 
@@ -170,9 +193,15 @@ class _Loaded:
             failed = _failed(error)
             if failed.text != self._last and failed.kind != "BadInput":
                 self._last = failed.text
-                traceback.print_exc()
-                sys.stderr.flush()
+                _tell()
             slot.write(_said(failed), [])
+
+
+def _tell() -> None:
+    """Say on stderr where it was raised, unless the model has closed that."""
+    with suppress(Exception):
+        traceback.print_exc()
+        sys.stderr.flush()
 
 
 def _said(message: Told) -> bytes:
@@ -202,29 +231,3 @@ def _end_with(parent: int) -> None:
 
     gone = threading.Event()
     threading.Thread(target=watch, name="millstream-parent", daemon=True).start()
-
-
-def _pin(folder: Path, manifest: Manifest) -> None:
-    """Let the version's own Python files be imported, each as its digest says."""
-    digests = manifest.digests
-
-    class Pinned(SourceFileLoader):
-        def get_data(self, path: str) -> bytes:
-            data = super().get_data(path)
-            name = str(Path(path).relative_to(folder))
-            if digests.get(name, "") not in ("", f"sha256:{hashlib.sha256(data).hexdigest()}"):
-                raise errors.Corrupt(
-                    f"{path}: it differs from what its digest in model.toml says; put the version again"
-                )
-            return data
-
-        def path_stats(self, path: str) -> Any:
-            raise OSError("no compiled leftovers")  # importlib then reads the source
-
-    def hook(path: str) -> FileFinder:
-        if Path(path) != folder and folder not in Path(path).parents:
-            raise ImportError
-        return FileFinder(path, (ExtensionFileLoader, EXTENSION_SUFFIXES), (Pinned, [".py"]))
-
-    sys.path_hooks.insert(0, hook)
-    sys.path.insert(0, str(folder))

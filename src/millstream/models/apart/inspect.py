@@ -16,7 +16,7 @@ from millstream.types import Array
 def look_into(folder: Path, manifest: Manifest, example: dict[str, Array], python: Path) -> Found:
     """What the file says of itself: its tensors, and an example that was run. `example` may be empty; blocks for as
     long as `manifest.process.start_s_max`. What cannot be looked into: Misconfigured, in the program's own words."""
-    child = Child(str(folder / manifest.file), python)
+    child = Child(manifest.file, python)
     try:
         asked = Inspect(str(folder), manifest, tuple(example))
         told, arrays = child.first(asked, list(enumerate(example.values())), manifest.process.start_s_max)

@@ -36,12 +36,26 @@ _PACKED: dict[bytes, Callable[[BinaryIO], Any]] = {
 _Reader: Any = pickle._Unpickler  # the one in Python: joblib's own reader is one, too
 
 
+def is_pickle(path: Path) -> bool:
+    """Whether the file is called as pickles are."""
+    return path.suffix.lower() in (".pkl", ".pickle", ".joblib")
+
+
 def imports_of(path: Path) -> list[str]:
     """What the pickle (or joblib file) in `path` would import, as "module.name", sorted; UNREAD after these when it
     cannot be read to its end."""
+    try:
+        content = _content(path)
+    except Exception:  # torn, in one of many ways
+        return [UNREAD]
+    return imports_in(content)
+
+
+def imports_in(content: bytes) -> list[str]:
+    """`imports_of`, of bytes that are not packed."""
     found: set[str] = set()
     try:
-        _Looker(io.BytesIO(_content(path)), found).load()
+        _Looker(io.BytesIO(content), found).load()
     except Exception:  # bytes that are no pickle fail in as many ways as there are
         return [*sorted(found), UNREAD]
     return sorted(found)

@@ -80,6 +80,19 @@ class Seat:
         self._poll = select.poll()
         self._poll.register(reply, select.POLLIN)
 
+    def write(self, message: bytes, arrays: Sequence[tuple[int, Array]]) -> None:
+        """Put the next call in. See Slot.write."""
+        self.slot.call += 1
+        self.slot.write(message, arrays)
+
+    def read(self) -> tuple[bytes, list[tuple[int, Array]]]:
+        """The answer to it. See Slot.read; one to another call: Corrupt."""
+        asked = self.slot.call
+        answer = self.slot.read()
+        if self.slot.call != asked:
+            raise errors.Corrupt(f"call {asked} was asked, and an answer to {self.slot.call} came")
+        return answer
+
     def ask(self) -> bool:
         """Say that a call lies in the slot. False: nobody is there any more."""
         try:
@@ -147,11 +160,11 @@ class Child:
         """Send the first message and wait for its answer, while what is printed is logged. One that says Failed, or
         does not come: Misconfigured."""
         seat, until = self.seats[0], time.monotonic() + seconds
-        seat.slot.write(msgspec.msgpack.encode(asked), arrays)
+        seat.write(msgspec.msgpack.encode(asked), arrays)
         asked_it = seat.ask()
         while asked_it and (answered := seat.wait(0.0)) is not False:
             if answered:
-                message, given = seat.slot.read()
+                message, given = seat.read()
                 told = _decode_told(message)
                 if isinstance(told, Failed):
                     self._hear(0.0)

@@ -3,7 +3,8 @@
 Rules of the room:
 - A slot belongs to whoever's turn it is: the caller writes, says the slot's number through a pipe, and touches it again
   only when the number came back. So nothing here locks.
-- What lies in a slot: a head (msgpack: a message, and where each array lies), then raw bytes. Nothing is pickled.
+- What lies in a slot: the number of its call, a head (msgpack: a message, and where each array lies), then raw bytes.
+  Nothing is pickled. An answer carries the number of its call, so that none is taken for another's.
 - The memory has no name and is held by descriptors alone: however its processes end, it goes with them.
 - A slot grows to the largest call it has seen, up to `BYTES_MAX`. Room is taken before it is written to: a write that
   finds none would be a SIGBUS, here of all places.
@@ -33,6 +34,7 @@ from millstream.types import Array
 BYTES_MAX = 512 << 20
 _FIRST = 1 << 16
 _ALIGN = 64
+_CALL = struct.Struct("<Q")  # before the head, which is the same for calls that are alike
 _START = struct.Struct("<QQ")  # bytes of the head, bytes in use
 _PLAIN = "?bBhHiIqQefd"
 _TEXTS = "T"
@@ -65,10 +67,11 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Slot:
-    """One piece of shared memory. `fd` is passed to the other process, which makes its own Slot of it."""
+    """One piece of shared memory. `fd` is passed to the other process, which makes its own Slot of it. `call`: the
+    number of the call that lies in it, which `write` puts there and `read` finds."""
 
     def __init__(self, fd: int) -> None:
-        self.fd = fd
+        self.fd, self.call = fd, 0
         # How calls were laid out before: most are alike, and then a call is copies into and out of views that are there
         self._written: dict[_Key, tuple[bytes, list[Array]]] = {}
         self._read: dict[bytes, tuple[bytes, list[tuple[int, Array]]]] = {}
@@ -98,17 +101,18 @@ class Slot:
             self._lay_out(key, message, arrays)
             return
         head, views = known
-        self._map[: len(head)] = head
+        self._put(head)
         for view, (_, array) in zip(views, arrays, strict=True):
             view[...] = array
 
     def read(self) -> tuple[bytes, list[tuple[int, Array]]]:
         """The message and the arrays, copied out. Nonsense: Corrupt."""
         try:
-            length, end = _START.unpack_from(self._map)
+            length, end = _START.unpack_from(self._map, _CALL.size)
             if end > len(self._map):
                 self._remap(end)  # the other side has made it larger
-            head = self._map[: _START.size + length]
+            (self.call,) = _CALL.unpack_from(self._map)
+            head = self._map[_CALL.size : _CALL.size + _START.size + length]
             known = self._read.get(head)
             if known is not None:
                 message, views = known
@@ -136,7 +140,7 @@ class Slot:
         if end > len(self._map):
             self._grow(end)
         head = _START.pack(len(packed), end) + packed
-        self._map[: len(head)] = head
+        self._put(head)
         views = []
         for place, (number, array) in zip(placed, arrays, strict=True):
             begin = start + place.offset
@@ -147,6 +151,10 @@ class Slot:
                 views[-1][...] = array
         if not texts:
             _keep(self._written, key, (head, views))
+
+    def _put(self, head: bytes) -> None:
+        _CALL.pack_into(self._map, 0, self.call)
+        self._map[_CALL.size : _CALL.size + len(head)] = head
 
     def _take_apart(self, head: bytes) -> tuple[bytes, list[tuple[int, Array]]]:
         """`read` of a call that is not laid out like one before."""
@@ -205,7 +213,7 @@ def _keep(known: dict[Any, Any], key: Any, value: Any) -> None:
 
 def _after(head: int) -> int:
     """Where the arrays begin behind a head of so many bytes."""
-    return -(-(_START.size + head) // _ALIGN) * _ALIGN
+    return -(-(_CALL.size + _START.size + head) // _ALIGN) * _ALIGN
 
 
 def _take_room(fd: int, there: int, size: int) -> None:
@@ -254,6 +262,8 @@ def _marked(cell: object) -> bytes:
 def _texts(data: bytes, place: _Placed) -> Array:
     """The array that `_cells` took apart."""
     count = math.prod(place.shape)
+    if count < 0:
+        raise ValueError(f"texts of shape {place.shape}")
     ends = np.frombuffer(data, "<u8", count + 1)
     blob = data[8 * (count + 1) :]
     if ends[-1] != len(blob) or (ends[1:] < ends[:-1]).any():

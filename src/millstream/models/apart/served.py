@@ -30,6 +30,7 @@ from millstream.types import Array
 
 UP_S_MAX = 2.0  # a call waits so long for a process while there is none
 PAUSES = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds before the next start, while processes keep ending
+RESTARTS = 2  # that may fail in a row, before a model is said not to answer
 STEADY_S = 10.0  # a process that lived so long ended by chance: the next starts at once
 CLOSE_S_MAX = 5.0
 _decode_failed = msgspec.msgpack.Decoder(Failed).decode
@@ -65,6 +66,7 @@ class Apart:
         self._children: set[Child] = set()
         self._closing = threading.Event()
         self._failure: Exception | None = None
+        self._unable = ""
         self._starting = instances
         self._keepers = [
             threading.Thread(target=self._keep, name=f"millstream-keep-{label}-{number}", daemon=True)
@@ -83,12 +85,12 @@ class Apart:
         Busy when its process ended or was ended meanwhile, or is not there; TooLarge; Full."""
         seat = self._take()
         try:
-            seat.slot.write(b"", [(number, inputs[spec.name]) for number, spec in enumerate(self.inputs)])
+            seat.write(b"", [(number, inputs[spec.name]) for number, spec in enumerate(self.inputs)])
             answered = seat.ask() and seat.wait(self._bounds.call_s_max)
             if not answered:
                 raise self._lost(seat.child, late=answered is None)
             try:
-                message, arrays = seat.slot.read()
+                message, arrays = seat.read()
             except errors.Corrupt as error:
                 log.error("%s: %s; its process (pid %d) is replaced", self.label, error, seat.child.pid)
                 seat.child.stop()
@@ -109,6 +111,11 @@ class Apart:
         until = time.monotonic() + CLOSE_S_MAX
         for keeper in self._keepers:
             keeper.join(max(0.0, until - time.monotonic()))
+
+    @property
+    def problem(self) -> str:
+        """Why it has had no process for a while; "" while it has one, or may soon."""
+        return "" if self._children else self._unable
 
     def pids(self) -> list[int]:
         """Of the processes that can answer now."""
@@ -195,6 +202,8 @@ class Apart:
                         self._changed.notify_all()
                     return
                 ended += 1
+                if ended > RESTARTS:
+                    self._unable = f"its process cannot be started again: {error}"
                 if not self._closing.is_set():
                     log.error("%s: its process cannot be started again: %s. %s", self.label, error, _next(ended))
                 continue
@@ -220,6 +229,7 @@ class Apart:
         with self._changed:
             self.inputs, self.outputs = ready.inputs, ready.outputs
             self._children.add(child)
+            self._unable = ""
             self._free[:0] = child.seats[1:]
             self._free.append(child.seats[0])
             self._starting = max(0, self._starting - 1)

@@ -24,12 +24,17 @@ PROGRAMS = {
     "tensorflow": "millstream.models.runtimes.tensorflow",
     "python": "millstream.models.runtimes.python",
 }
-"""Format -> module. `sklearn` is any pickled estimator, those of XGBoost and LightGBM too."""
+"""Format -> module. `sklearn` is any pickled estimator, those of XGBoost and LightGBM too, and the files of those."""
 SUFFIXES = {
     ".onnx": "onnx",
     ".pkl": "sklearn",
     ".pickle": "sklearn",
     ".joblib": "sklearn",
+    ".json": "sklearn",
+    ".ubj": "sklearn",
+    ".xgb": "sklearn",
+    ".txt": "sklearn",
+    ".lgb": "sklearn",
     ".pt": "torch",
     ".pth": "torch",
     ".pt2": "torch",
@@ -39,7 +44,8 @@ SUFFIXES = {
     ".pb": "tensorflow",
     ".py": "python",
 }
-"""Suffix -> format. A folder with `saved_model.pb` is "tensorflow" too; a `.py` with `def call(models)`, "chain"."""
+"""Suffix -> format; of XGBoost are `.json`, `.ubj` and `.xgb`, of LightGBM `.txt` and `.lgb`. A folder with
+`saved_model.pb` is "tensorflow" too; a `.py` with `def call(models)`, "chain"."""
 
 
 class Found(msgspec.Struct):

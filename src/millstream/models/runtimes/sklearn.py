@@ -3,8 +3,8 @@
 Rules of the room:
 - The file is read once, and these bytes are what was compared with the digest and what is loaded.
 - What an estimator takes is one matrix `x`, one `text`, or a column each where it tells columns apart by name.
-- What comes out is named for what it is: label, probability, prediction, transformed. Only what the manifest names is
-  computed.
+- What comes out is named for what it is: label, probability, prediction, transformed, and has the estimator's own
+  datatype. Only what the manifest names is computed.
 - One thread a call: an estimator's own `n_jobs` is set to 1.
 - A value that the estimator refuses (ValueError) is the caller's mistake.
 """
@@ -12,9 +12,12 @@ Rules of the room:
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import pickle
+import struct
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,15 +30,17 @@ from millstream.models.runtimes import Found, trial
 from millstream.types import Array, TensorSpec
 
 _TEXT, _MATRIX = "text", "x"
+_TORN = (EOFError, IndexError, pickle.UnpicklingError, struct.error, zlib.error)
 
 
 class Estimator:
-    """A Model over an estimator. `names` of outputs: those to compute; empty: all that it has."""
+    """A Model over `estimator`. `outputs`: those to compute; empty: all that it has."""
 
     device = "cpu"
 
     def __init__(self, estimator: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...] = ()) -> None:
         self.inputs, self.outputs = inputs, outputs
+        self.estimator = estimator
         self._join = _joiner(estimator, inputs)
         ways = _ways(estimator)
         names = [spec.name for spec in outputs] or list(ways)
@@ -83,13 +88,16 @@ def inspect(folder: Path, manifest: Manifest, example: dict[str, Array]) -> Foun
 
 def _opened(folder: Path, manifest: Manifest) -> tuple[Any, list[str]]:
     """The estimator, ready for one thread, and what its library says of the file."""
-    data = (folder / manifest.file).read_bytes()
+    path = folder / manifest.file
+    data = path.read_bytes()
+    if manifest.digests.get(manifest.file, "") not in ("", f"sha256:{hashlib.sha256(data).hexdigest()}"):
+        raise errors.Corrupt(f"{path}: it differs from its digest in model.toml; put the version again")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        estimator = _unpickled(data)
+        estimator = _read(data, path)
     if not _methods(estimator) and _booster(estimator) is None:
         raise errors.Misconfigured(
-            f"{folder / manifest.file} holds a {type(estimator).__module__}.{type(estimator).__qualname__}, which has "
+            f"{path} holds a {type(estimator).__module__}.{type(estimator).__qualname__}, which has "
             "neither predict nor transform; pickle the estimator (or Pipeline) itself, or write a class around it "
             "(format 'python')"
         )
@@ -97,6 +105,26 @@ def _opened(folder: Path, manifest: Manifest) -> tuple[Any, list[str]]:
         threads = [name for name in estimator.get_params() if name.rpartition("__")[2] in ("n_jobs", "nthread")]
         estimator.set_params(**dict.fromkeys(threads, 1))
     return estimator, sorted({str(warning.message).partition("\n")[0] for warning in said})
+
+
+def _read(data: bytes, path: Path) -> Any:
+    """The estimator, or the booster, that these bytes hold. Not all of it: Misconfigured."""
+    try:
+        if data.startswith(b"{"):  # JSON or UBJSON, which no pickle begins with
+            import xgboost
+
+            return xgboost.Booster(model_file=bytearray(data))
+        if data.startswith(b"tree"):
+            import lightgbm
+
+            return lightgbm.Booster(model_str=data.decode())
+        return _unpickled(data)
+    except Exception as error:
+        if not isinstance(error, _TORN) and not str(error).startswith("EOF"):  # joblib's, of an array that ends early
+            raise
+        raise errors.Misconfigured(
+            f"{path} is not a whole pickle ({type(error).__name__}: {str(error)[:200]}): copy or export it again"
+        ) from error
 
 
 def _unpickled(data: bytes) -> Any:
@@ -135,7 +163,7 @@ def _library(estimator: Any) -> str:
     return f"{ {'sklearn': 'scikit-learn'}.get(name, name) } {version}".strip()
 
 
-def _parts(estimator: Any) -> Iterator[Any]:
+def parts(estimator: Any) -> Iterator[Any]:
     """It and the estimators within it, in the order that rows go through them."""
     yield estimator
     inside: list[Any] = [step for _, step in getattr(estimator, "steps", None) or ()]
@@ -144,7 +172,7 @@ def _parts(estimator: Any) -> Iterator[Any]:
     inside += [made for _, made in getattr(estimator, "transformer_list", None) or ()]
     for part in inside:
         if part is not None and not isinstance(part, str | type):
-            yield from _parts(part)
+            yield from parts(part)
 
 
 # What it takes.
@@ -159,7 +187,7 @@ def _inputs(estimator: Any, example: dict[str, Array], where: str) -> tuple[Tens
             TensorSpec(name, _datatype(example[name]) if name in example else _cell(known.get(name)), (-1,))
             for name in columns
         )
-    if any(hasattr(part, "build_analyzer") for part in _parts(estimator)):
+    if any(hasattr(part, "build_analyzer") for part in parts(estimator)):
         return (TensorSpec(_TEXT, "BYTES", (-1,)),)
     width = _width(estimator)
     if width is None and example:
@@ -192,7 +220,7 @@ def _width(estimator: Any) -> int | None:
 
 def _by_name(estimator: Any) -> bool:
     """Whether it tells columns apart by name, so that a matrix will not do."""
-    for part in _parts(estimator):
+    for part in parts(estimator):
         for _, _, columns in getattr(part, "transformers_", None) or ():
             if isinstance(columns, str) or (isinstance(columns, list) and columns and isinstance(columns[0], str)):
                 return True
@@ -208,9 +236,9 @@ def _mixed(example: dict[str, Array]) -> bool:
 def _categories(estimator: Any) -> dict[str, Array]:
     """Column -> the categories that an encoder knows of it."""
     known: dict[str, Array] = {}
-    for part in _parts(estimator):
+    for part in parts(estimator):
         for _, made, columns in getattr(part, "transformers_", None) or ():
-            encoder = next((one for one in _parts(made) if hasattr(one, "categories_")), None)
+            encoder = next((one for one in parts(made) if hasattr(one, "categories_")), None)
             if encoder is not None and not isinstance(columns, str):
                 known |= dict(zip(map(str, columns), encoder.categories_, strict=False))
     return known
@@ -297,7 +325,8 @@ def _ways(estimator: Any) -> dict[str, Callable[[Any], Array]]:
 
 def _numbers(values: Any) -> Array:
     dense = values.toarray() if hasattr(values, "toarray") else values
-    return np.asarray(dense, np.float32)
+    array = np.asarray(dense)
+    return array if array.dtype.kind in "fiub" else array.astype(np.float64)
 
 
 def _label(values: Any) -> Array:

@@ -64,13 +64,13 @@ class Torch:
             raise errors.Misconfigured(f"PyTorch has no text tensors, the manifest says BYTES for {', '.join(texts)}")
         self._halves = {spec.name for spec in inputs if spec.datatype == "BF16"}
         self._names = [spec.name for spec in self.outputs]
-        self.moduleed = time.monotonic()
+        self._called = time.monotonic()
         if self.device != "cpu":
             threading.Thread(target=self._rest, daemon=True, name="gpu-rest").start()
 
     def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """All outputs. An index outside a table, or a size that the model's own checks refuse: BadInput."""
-        self.moduleed = time.monotonic()
+        self._called = time.monotonic()
         tensors = [self._tensor(spec.name, inputs[spec.name]) for spec in self.inputs]
         try:
             with torch.inference_mode():
@@ -99,9 +99,9 @@ class Torch:
         rested = 0.0
         while True:
             time.sleep(IDLE_S)
-            if rested == self.moduleed or time.monotonic() - self.moduleed < IDLE_S:
+            if rested == self._called or time.monotonic() - self._called < IDLE_S:
                 continue
-            rested = self.moduleed
+            rested = self._called
             unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
             torch.cuda.empty_cache()
             log.info("%s: %d MB were held and unused, given back", self.device, unused >> 20)
