@@ -244,11 +244,14 @@ def test_the_comparison_tells_what_shadows_say(tmp_path: Any, capsys: pytest.Cap
         assert by["2"]["seen"]["outputs"]["y"]["kind"] == "numeric" and by["2"]["differing"] >= 1
         assert by["2"]["seen"]["samples"][0]["inputs"]["x"] == {"shape": [1, 4], "data": [1.0] * 4}
         assert by["4"]["compared"] == 0 and re.search(r"expected FP32 \[1, 9\]", by["4"]["problem"])
-        assert told["live"] == "1" and not any("memory" in name for name in by["2"])
+        assert told["live"] == "1" and by["2"]["memory_bytes"] > 0 < by["2"]["live_memory_bytes"]
         command = ["traffic", "comparison", "m", "--url", f"http://127.0.0.1:{real.port}"]
         await asyncio.to_thread(main, command)
         lines = capsys.readouterr().out.splitlines()
-        assert re.fullmatch(r"m 2 beside live 1: \d+ copies, 0 lost, \d+ compared, \d+ differing \(100\.0%\)", lines[0])
+        assert re.fullmatch(
+            r"m 2 beside live 1: \d+ copies, 0 lost, \d+ compared, \d+ differing \(100\.0%\); memory live \d+ MB, shadow \d+ MB",
+            lines[0],
+        )
         assert re.search(r"0 failed; median time live \d+\.\d\d ms, shadow \d+\.\d\d ms$", lines[1])
         assert lines[2] == "  y: numeric, 100.0% of the elements differ, delta 1 on average, 1 at most"
         assert lines[3].startswith("m 4 beside live 1: ") and lines[4].startswith("  problem: ")

@@ -39,14 +39,17 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Shadowing(msgspec.Struct, frozen=True, kw_only=True):
-    """One shadow version: what all processes counted of it (copies computed, lost, compared and differing), and what
-    this process has seen in detail; None where it has seen nothing."""
+    """One shadow version: what all processes counted of it (copies computed, lost, compared and differing), the memory
+    that it and the live version took in this one (0: not loaded here), and what this one has seen in detail; None where
+    it has seen nothing."""
 
     version: str
     copies: int
     lost: int
     compared: int
     differing: int
+    memory_bytes: int
+    live_memory_bytes: int
     seen: Report | None
     problem: str = ""
 
@@ -74,7 +77,8 @@ class Steering:
     def comparison(self, model: str) -> asyncio.Future[Comparison]:
         """What its shadows say. NotFound."""
         view, followed = self._view(model), self._engine.policies().get(model)
-        return _beside(lambda: self._comparison(model, view, followed))
+        memory = self._engine.memory(model)
+        return _beside(lambda: self._comparison(model, view, followed, memory))
 
     def move(self, model: str, verb: str, move: Move) -> asyncio.Future[Policy]:
         """Make a move; the policy after it. NotFound, Conflict, Misconfigured, Full."""
@@ -106,17 +110,21 @@ class Steering:
             history=self._repository.history(model, HISTORY)[::-1],
         )
 
-    def _comparison(self, model: str, view: ModelView | None, followed: Policy | None) -> Comparison:
+    def _comparison(
+        self, model: str, view: ModelView | None, followed: Policy | None, memory: dict[str, int]
+    ) -> Comparison:
         policy, _ = self._policy(model, followed)
         seen = {report.shadow: report for report in self._comparisons.reports(model)}
         problems = view.problems if view else {}
         shadows = [
-            self._shadowing(model, policy.live, version, seen.get(version), problems.get(version, ""))
+            self._shadowing(model, policy.live, version, seen.get(version), problems.get(version, ""), memory)
             for version in policy.shadow
         ]
         return Comparison(model=model, live=policy.live, process=os.getpid(), shadows=shadows)
 
-    def _shadowing(self, model: str, live: str, version: str, seen: Report | None, problem: str) -> Shadowing:
+    def _shadowing(
+        self, model: str, live: str, version: str, seen: Report | None, problem: str, memory: dict[str, int]
+    ) -> Shadowing:
         def counted(name: str) -> int:
             return int(sum(self._meter.values(name, {"model": model, "version": version})))
 
@@ -128,6 +136,8 @@ class Steering:
             lost=counted("millstream_shadow_lost_total"),
             compared=counted("millstream_shadow_compared_total"),
             differing=counted("millstream_shadow_differs_total"),
+            memory_bytes=memory.get(version, 0),
+            live_memory_bytes=memory.get(live, 0),
             seen=seen if seen is not None and seen.live == live else None,
             problem=problem,
         )

@@ -149,7 +149,8 @@ def _compared(found: dict[str, Any], shadow: dict[str, Any]) -> list[str]:
     share = f" ({shadow['differing'] / shadow['compared']:.1%})" if shadow["compared"] else ""
     lines = [
         f"{found['model']} {shadow['version']} beside live {found['live']}: {shadow['copies']} copies, "
-        f"{shadow['lost']} lost, {shadow['compared']} compared, {shadow['differing']} differing{share}"
+        f"{shadow['lost']} lost, {shadow['compared']} compared, {shadow['differing']} differing{share}; memory live "
+        f"{shadow['live_memory_bytes'] / 2**20:.0f} MB, shadow {shadow['memory_bytes'] / 2**20:.0f} MB"
     ]
     if shadow.get("problem"):
         lines.append(f"  problem: {shadow['problem']}")

@@ -64,6 +64,11 @@ class Catalogue:
             lanes = [lane for _, served in sorted(self._served.items()) for lane in served.lanes.values()]
         return [lane.tally.statistics(lane.model, lane.version) for lane in lanes]
 
+    def memory(self, model: str) -> dict[str, int]:
+        """Bytes that each loaded version of a model took, as `engine/budget.py` measures them."""
+        served = self._served.get(model)
+        return {version: int(lane.memory_bytes) for version, lane in served.lanes.items()} if served else {}
+
     def index(self) -> list[Listed]:
         """Every version of the repository and whether it answers."""
         return self._watch.index()
