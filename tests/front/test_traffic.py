@@ -248,7 +248,7 @@ def test_the_comparison_tells_what_shadows_say(tmp_path: Any, capsys: pytest.Cap
         command = ["traffic", "comparison", "m", "--url", f"http://127.0.0.1:{real.port}"]
         await asyncio.to_thread(main, command)
         lines = capsys.readouterr().out.splitlines()
-        first = r"m 2 beside live 1: \d+ copies, 0 lost, \d+ compared, \d+ differing \(100\.0%\); memory live \d+ MB, .*"
+        first = r"m 2 beside live 1: \d+ copies, 0 lost, \d+ compared, \d+ differing \(100\.0%\); memory live \d+ MB.*"
         assert re.fullmatch(first, lines[0])
         assert re.search(r"0 failed; median time live \d+\.\d\d ms, shadow \d+\.\d\d ms$", lines[1])
         assert lines[2] == "  y: numeric, 100.0% of the elements differ, delta 1 on average, 1 at most"
