@@ -78,13 +78,14 @@ def programs(meter=None, **more):
 
 
 def children() -> set[int]:
-    """Processes that this one has started and that have not ended."""
+    """Processes that this one has started and that have not ended, but for what multiprocessing keeps."""
     found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                if int(fields[1]) == os.getpid() and fields[0] != "Z":
+                ours = b"multiprocessing" not in (entry / "cmdline").read_bytes()
+                if int(fields[1]) == os.getpid() and fields[0] != "Z" and ours:
                     found.add(int(entry.name))
     return found
 
