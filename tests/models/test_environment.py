@@ -164,10 +164,7 @@ def test_a_program_runs_on_what_its_version_locks_while_others_run_on_what_is_he
 
     async def answers():
         programs = Programs(meter)
-        engine = Engine(
-            repository, SystemClock(), meter, load=partial(load, programs=programs),
-            furnish=partial(environment.furnish, repository),
-        )  # fmt: skip
+        engine = Engine(repository, SystemClock(), meter, load=partial(load, programs=programs))
         await engine.start()
         try:
             assert not any(view.problems for view in engine.views())
@@ -186,8 +183,8 @@ def test_a_lock_that_is_not_the_one_that_was_put_is_not_given_to_pip(tmp_path, c
     manifest = Manifest(format="python", file="told.py", code=("told.py",), requirements="lock.txt")
     repository.put("own", manifest, {"told.py": OWN.encode(), "lock.txt": b"iniconfig==2.0.0\n"})
     (repository.folder("own", "1") / "lock.txt").write_text("iniconfig==2.0.1\n")
-    with pytest.raises(errors.Corrupt, match="not the file that was put"):
-        asyncio.run(environment.furnish(repository, "own", "1"))
+    with pytest.raises(errors.Corrupt, match=r"lock\.txt"):
+        load(repository, "own", "1", programs=Programs(Meter()))
     assert not cache.exists()
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from millstream.learn import LearnSettings
 from millstream.meter import Meter
 from millstream.models.online import Settings as FtrlSettings
 from millstream.models.repository import Repository
+from millstream.store.blob import locked
 from millstream.stream import Join, JoinSettings, LenientReader, Log, LogLimits, Operation
 from millstream.stream.event import Event
 from millstream.types import Entity
@@ -87,11 +87,8 @@ class Installation:
     def alone(self) -> Iterator[None]:
         """Hold the installation as its one supervisor; Conflict while another runs."""
         (self.folder / "state").mkdir(parents=True, exist_ok=True)
-        with (self.folder / "state" / "up.lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise Conflict(f"`millstream up` is running for {self.folder} already; stop that one first") from None
+        other = Conflict(f"`millstream up` is running for {self.folder} already; stop that one first")
+        with locked(self.folder / "state" / "up.lock", other):
             yield
 
     def close(self) -> None:

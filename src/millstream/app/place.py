@@ -10,7 +10,6 @@ Rules of the room:
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import shutil
@@ -29,7 +28,7 @@ from millstream.engine import Engine
 from millstream.errors import Error, NotFound
 from millstream.meter import Meter
 from millstream.models.model import Stateful
-from millstream.store.blob import write_atomic
+from millstream.store.blob import locked, write_atomic
 
 LOOK_S = 0.1
 FOLLOW_S = 30.0
@@ -198,8 +197,7 @@ class Peers:
 
     def _write(self, verb: Verb, model: str) -> int:
         """Note an order, the latest one of its model; its number. Orders count from 2: 1 is to have none to follow."""
-        with self._orders.with_suffix(".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self._orders.with_suffix(".lock")):
             orders = self._read()
             number = max((number for number, _ in orders.values()), default=1) + 1
             orders[model] = number, verb

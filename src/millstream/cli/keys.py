@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,20 +78,16 @@ def _write(path: Path, text: str) -> None:
     from millstream.store.blob import write_atomic
 
     mode = path.stat().st_mode if path.exists() else 0o600
-    write_atomic(path, text.encode())
-    path.chmod(mode & 0o777)
+    write_atomic(path, text.encode(), mode & 0o777)
 
 
 @contextmanager
 def _changing(path: Path) -> Iterator[Path]:
     """The file behind the name, for one change at a time: two people lose neither's."""
+    from millstream.store.blob import locked
+
     path = path.resolve()
-    try:
-        folder = os.open(path.parent, os.O_RDONLY)
-    except OSError as error:
-        raise Misconfigured(f"{path.parent}: {error.strerror}; make the folder first") from None
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+    if not path.parent.is_dir():
+        raise Misconfigured(f"{path.parent}: no such folder; make the folder first")
+    with locked(path.parent):
         yield path
-    finally:
-        os.close(folder)

@@ -15,12 +15,12 @@ Rules of the room:
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -28,7 +28,7 @@ import millstream
 from millstream import errors
 from millstream.models import environment, manifest
 from millstream.models.repository import Repository
-from millstream.store.blob import digest, fsync_folder, full
+from millstream.store.blob import digest, full, writing
 
 FORMAT = 1
 BYTES_MAX = 256 << 30
@@ -86,15 +86,8 @@ def pack(repository: Repository, model: str, version: str, to: Path, wheels: boo
         header = _Header(
             archive=FORMAT, model=model, version=version, made_by=f"millstream {millstream.__version__}", files=listed
         )
-        part = to.with_name(f".{to.name}.part")
-        try:
-            _write(part, header, files)
-            part.replace(to)
-            fsync_folder(to.parent)
-        except OSError as error:
-            raise full(error, to) from error
-        finally:
-            part.unlink(missing_ok=True)
+        with writing(to) as out:
+            _write(out, header, files)
     return Packed(str(to), model, version, len(files), to.stat().st_size, digest(to))
 
 
@@ -126,21 +119,18 @@ def _described(content: bytes | Path) -> _File:
     return _File(digest(content), content.stat().st_size)
 
 
-def _write(part: Path, header: _Header, files: Mapping[str, bytes | Path]) -> None:
-    with part.open("wb") as out:
-        with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as made:
-            made.writestr(zipfile.ZipInfo(_HEADER, _TIME), msgspec.json.format(msgspec.json.encode(header)))
-            for name, content in sorted(files.items()):
-                info = zipfile.ZipInfo(f"{_BELOW}{name}", _TIME)
-                info.external_attr = 0o644 << 16
-                info.file_size = header.files[name].bytes
-                if isinstance(content, bytes):
-                    made.writestr(info, content)
-                    continue
-                with content.open("rb") as source, made.open(info, "w") as entry:
-                    shutil.copyfileobj(source, entry, _COPY_BYTES)
-        out.flush()
-        os.fsync(out.fileno())
+def _write(out: BinaryIO, header: _Header, files: Mapping[str, bytes | Path]) -> None:
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as made:
+        made.writestr(zipfile.ZipInfo(_HEADER, _TIME), msgspec.json.format(msgspec.json.encode(header)))
+        for name, content in sorted(files.items()):
+            info = zipfile.ZipInfo(f"{_BELOW}{name}", _TIME)
+            info.external_attr = 0o644 << 16
+            info.file_size = header.files[name].bytes
+            if isinstance(content, bytes):
+                made.writestr(info, content)
+                continue
+            with content.open("rb") as source, made.open(info, "w") as entry:
+                shutil.copyfileobj(source, entry, _COPY_BYTES)
 
 
 def _read_header(archive: Path, opened: zipfile.ZipFile) -> _Header:

@@ -13,8 +13,6 @@ Rules of the room:
 
 from __future__ import annotations
 
-import asyncio
-import fcntl
 import hashlib
 import logging
 import os
@@ -25,9 +23,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -35,9 +31,7 @@ import msgspec
 
 from millstream import config, errors
 from millstream.models.manifest import Manifest
-from millstream.models.repository import Repository
-from millstream.models.runtimes import PROGRAMS
-from millstream.store.blob import digest, full, write_atomic
+from millstream.store.blob import full, locked, write_atomic
 
 NEEDED = ("numpy", "msgspec")
 """What the process of a program imports beside the model's own framework."""
@@ -86,36 +80,6 @@ def python_for(folder: Path, manifest: Manifest) -> Path:
         return _environment(folder, text, lock, interpreter)
     except OSError as error:
         raise full(error, config.cache_folder() / "environments") from error
-
-
-async def furnish(repository: Repository, model: str, version: str) -> None:
-    """Have the environment of a version that is a program and locks others, before it is loaded. In a thread that
-    nobody waits for: other versions load meanwhile, and a process may end. Errors are those of `python_for`, and
-    Corrupt: pip runs what a lock names, so only the one that was put is taken."""
-    manifest = repository.manifest(model, version)
-    if manifest.format not in PROGRAMS or not manifest.requirements:
-        return
-    folder, loop = repository.folder(model, version), asyncio.get_running_loop()
-    built: asyncio.Future[None] = loop.create_future()
-
-    def settle(error: Exception | None) -> None:
-        if not built.done():
-            built.set_exception(error) if error else built.set_result(None)
-
-    def build() -> None:
-        problem: Exception | None = None
-        try:
-            path = folder / manifest.requirements
-            if digest(path) != manifest.digests.get(manifest.requirements):
-                raise errors.Corrupt(f"{path}: not the file that was put; restore it or put the version again")
-            python_for(folder, manifest)
-        except Exception as error:
-            problem = error
-        with suppress(RuntimeError):  # the loop is closed: nobody is left to hear it
-            loop.call_soon_threadsafe(settle, problem)
-
-    threading.Thread(target=build, name=f"environment of {model} {version}", daemon=True).start()
-    await built
 
 
 def fetch_wheels(folder: Path, manifest: Manifest, into: Path) -> list[Path]:
@@ -220,7 +184,7 @@ def _environment(folder: Path, text: str, lock: Lock, interpreter: Path) -> Path
     root = config.cache_folder() / "environments"
     root.mkdir(parents=True, exist_ok=True)
     home = root / key
-    with _locked(root / f"{key}.lock") as held:
+    with locked(root / f"{key}.lock") as held:
         if not (home / _WHOLE).exists():
             shutil.rmtree(home, ignore_errors=True)
             log.info("%s: building its environment in %s", folder, home)
@@ -283,13 +247,3 @@ def _run(folder: Path, command: Sequence[str], wrong: str, held: tuple[int, ...]
         lines = [line.strip() for line in said.splitlines() if line.strip()] or [f"exit code {process.returncode}"]
         why = [line for line in lines if line.startswith("ERROR:")] or lines
         raise errors.Misconfigured(f"{folder}: {wrong}: {why[-1]}")
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[int]:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield fd
-    finally:
-        os.close(fd)

@@ -14,9 +14,7 @@ Rules of the room:
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import os
 import random
 from collections import deque
 from collections.abc import Callable
@@ -31,7 +29,7 @@ from millstream import errors
 from millstream.clock import Clock
 from millstream.guard.pii import redact
 from millstream.models.repository import Repository
-from millstream.store.blob import write_atomic
+from millstream.store.blob import locked, write_atomic
 from millstream.types import DTYPES, Array, Output, Request
 
 log = logging.getLogger(__name__)
@@ -124,9 +122,7 @@ class Recorder:
         if folder is None:
             return
         folder.mkdir(exist_ok=True)
-        lock = os.open(folder / "recorded.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(folder / "recorded.lock"):
             path = folder / FILE
             before = path.read_bytes().splitlines() if path.exists() else []
             kept: list[bytes] = []
@@ -137,8 +133,6 @@ class Recorder:
                     break
                 kept.append(line)
             write_atomic(path, b"".join(line + b"\n" for line in reversed(kept)))
-        finally:
-            os.close(lock)
 
 
 def read(repository: Repository, model: str) -> list[dict[str, Array]]:

@@ -16,12 +16,11 @@ Rules of the room:
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -35,7 +34,7 @@ from millstream.models import policy as policies
 from millstream.models.manifest import Manifest
 from millstream.models.policy import Policy
 from millstream.models.runtimes import SUFFIXES
-from millstream.store.blob import digest, fsync_folder, full, link, write_atomic
+from millstream.store.blob import digest, fsync_folder, full, link, locked, write_atomic
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
@@ -167,7 +166,7 @@ class Repository:
             manifests.check_file_name(name, model)
         folder = self._own(model)
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / NUMBER) as lock:
+        with locked(folder / NUMBER) as lock:
             aside = folder / ".put"
             shutil.rmtree(aside, ignore_errors=True)  # whoever left it there died: the lock is ours
             try:
@@ -194,7 +193,7 @@ class Repository:
     def remove(self, model: str, version: str) -> None:
         """Delete a version for good. One that the policy names: Conflict."""
         folder = self._own(model)
-        with _locked(folder / ".policy.lock"):
+        with locked(folder / ".policy.lock"):
             if role := self.policy(model).named().get(version):
                 raise errors.Conflict(f"{model} {version} is the policy's {role}; change the policy before removing it")
             aside = folder / f".removed-{version}"
@@ -223,7 +222,7 @@ class Repository:
         """
         folder = self._own(model)
         self.versions(model)
-        with _locked(folder / ".policy.lock"):
+        with locked(folder / ".policy.lock"):
             before = self.policy(model)
             when = datetime.fromtimestamp(self._clock.now(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             number = before.version + 1
@@ -257,7 +256,7 @@ class Repository:
         every version that the policy may name, and what was seen. Removing a version changes nothing there."""
         folder = self._own(model)
         into.mkdir(parents=True)
-        with _locked(folder / ".policy.lock"):  # no policy changes and no version goes; new ones may come
+        with locked(folder / ".policy.lock"):  # no policy changes and no version goes; new ones may come
             for name in ("policy.toml", "history.jsonl"):
                 if (folder / name).exists():
                     shutil.copyfile(folder / name, into / name)
@@ -388,14 +387,3 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     except OSError:
         return 0, 0, 0
     return stat.st_mtime_ns, stat.st_ino, stat.st_size
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[int]:
-    """Hold the file lock `path` (flock: gone with its process, however that ends); gives its descriptor."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield fd
-    finally:
-        os.close(fd)

@@ -28,7 +28,6 @@ Rules of the room:
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -46,7 +45,7 @@ import millstream
 from millstream import errors
 from millstream.clock import Clock, SystemClock
 from millstream.models.repository import NUMBER, Repository
-from millstream.store.blob import fsync_folder, full
+from millstream.store.blob import locked, writing
 from millstream.stream import Log, segment
 from millstream.stream.segment import GAP, SEGMENT, BadFrame, Mark
 
@@ -93,23 +92,13 @@ def backup(folder: Path, settings: str, keys: str, to: Path, clock: Clock) -> Ba
     for part in ("log", "models", "state"):
         if to.resolve().is_relative_to((folder / part).resolve()):
             raise errors.Misconfigured(f"{to} lies in {part}/ of the installation; write the backup somewhere else")
-    aside = to.with_name(f".{to.name}.part")
-    try:
-        with _alone(folder), _pins(folder), aside.open("wb") as out:
-            made_by = f"millstream {millstream.__version__}"
-            header = Header(backup=FORMAT, made_by=made_by, at=clock.now(), settings=settings)
-            with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
-                cut = _Cut(folder, tar, header)
-                cut.take(settings, keys)
-            out.flush()
-            os.fsync(out.fileno())
-            size = out.tell()
-        aside.replace(to)
-        fsync_folder(to.parent)
-    except OSError as error:
-        raise full(error, to) from error
-    finally:
-        aside.unlink(missing_ok=True)
+    with _alone(folder), _pins(folder), writing(to) as out:
+        made_by = f"millstream {millstream.__version__}"
+        header = Header(backup=FORMAT, made_by=made_by, at=clock.now(), settings=settings)
+        with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            cut = _Cut(folder, tar, header)
+            cut.take(settings, keys)
+        size = out.tell()
     return Backup(str(to), header.at, size, cut.topics, cut.models)
 
 
@@ -290,11 +279,8 @@ def _pin_partition(folder: Path, pins: Path) -> None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     (folder / "state").mkdir(parents=True, exist_ok=True)
-    with (folder / "state" / "backup.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise errors.Conflict(f"another backup of {folder} is under way; wait for its end") from None
+    other = errors.Conflict(f"another backup of {folder} is under way; wait for its end")
+    with locked(folder / "state" / "backup.lock", other):
         yield
 
 

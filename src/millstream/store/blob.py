@@ -5,27 +5,32 @@ Rules of the room:
   worst a `.part` beside it, which nobody reads.
 - After `write_atomic` returns, the file survives power loss: the file and the folder that names it are both synced.
 - No room on the disk is `errors.Full`, and what was there before is untouched.
+- A lock (flock) is held until its descriptor is closed, and so gone with its process, however that ends.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from millstream import errors
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Put `data` at `path`, replacing what is there in one step. Durable on return. Disk full: Full."""
     part = ""
     try:
         fd, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         with os.fdopen(fd, "wb") as file:
-            os.fchmod(file.fileno(), 0o644)
+            os.fchmod(file.fileno(), mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -37,6 +42,25 @@ def write_atomic(path: Path, data: bytes) -> None:
     finally:
         if part:
             Path(part).unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A large file to be written: it appears at `path`, replacing what is there in one step, when the block ends well,
+    and is durable then. For one writer at a time: what a killed one left is overwritten by the next. Disk full: Full.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        raise full(error, path) from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def link(path: Path, to: Path) -> None:
@@ -56,6 +80,31 @@ def fsync_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def lock(path: Path, wait: bool = True) -> int:
+    """Take the lock that the file or folder `path` stands for, making the file; the descriptor that holds it. While
+    another holds it: waits, or without `wait` BlockingIOError."""
+    fd = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+@contextmanager
+def locked(path: Path, refused: Exception | None = None) -> Iterator[int]:
+    """Hold `lock(path)`; gives its descriptor. While another holds it: waits, or raises `refused` where given."""
+    try:
+        fd = lock(path, wait=refused is None)
+    except BlockingIOError as error:
+        raise refused or error from None
+    try:
+        yield fd
     finally:
         os.close(fd)
 

@@ -12,7 +12,6 @@ Rules of the room:
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import threading
@@ -30,7 +29,7 @@ from millstream.meter import Meter
 from millstream.models.policy import Policy
 from millstream.models.repository import Repository
 from millstream.models.traffic import Change, only_on, promote
-from millstream.store.blob import write_atomic
+from millstream.store.blob import lock, write_atomic
 from millstream.watch.rules import Counts, Verdict, decide, rows
 
 log = logging.getLogger(__name__)
@@ -174,13 +173,10 @@ class Guards:
         if model in self._locks:
             return True
         folder.mkdir(exist_ok=True)
-        held = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._locks[model] = lock(folder / "lock", wait=False)
         except BlockingIOError:
-            os.close(held)
             return False
-        self._locks[model] = held
         if (state := _load(folder / FILE)) is not None:
             if not (self._meter.kept or model in self._kept):  # what was read last was another process's
                 state.read = _nothing(), _nothing()
