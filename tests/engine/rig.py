@@ -80,11 +80,11 @@ def delta(sequence, weight, base="1", model="w", **wrong):
     return Delta(model=model, base=base, sequence=sequence, upto=0, arrivals=b"", **fields)
 
 
-def one_weight(root, model="w", versions=1):
+def one_weight(root, model="w", versions=1, format="weight"):
     """Put versions of a Weight; gives (what Engine takes as `load`, version -> the loaded Weight)."""
     made = {}
     for _ in range(versions):
-        Repository(root).put(model, Manifest(format="weight", file="w"), {"w": b"-"})
+        Repository(root).put(model, Manifest(format=format, file="w"), {"w": b"-"})
 
     def load(repository, model, version):
         made[version] = Weight()

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import threading
 import weakref
 
 import msgspec
@@ -11,8 +12,8 @@ from rig import Weight, ask, one_weight, rows, serving, until
 
 import onnx_models
 from millstream import errors
-from millstream.clock import FakeClock
-from millstream.engine import EngineLimits
+from millstream.clock import FakeClock, SystemClock
+from millstream.engine import Engine, EngineLimits
 from millstream.meter import Meter
 from millstream.models import Canary, Manifest, Repository, load
 from millstream.models.traffic import promote
@@ -330,6 +331,31 @@ def counting(loads):
         return load(repository, model, version)
 
     return load_counted
+
+
+@pytest.mark.parametrize(("slow", "quick"), [("python", "python"), ("python", "weight"), ("weight", "python")])
+def test_a_program_that_takes_minutes_to_load_holds_up_no_other(tmp_path, slow, quick):
+    """An environment may have to be built first; and no program waits for what loads in the serving process."""
+    load, _ = one_weight(tmp_path, model="slow", format=slow)
+    one_weight(tmp_path, model="quick", format=quick)
+    gate = threading.Event()
+
+    def loads(repository, model, version):
+        assert model == "quick" or gate.wait(30.0)
+        return load(repository, model, version)
+
+    async def scene():
+        engine = Engine(Repository(tmp_path), SystemClock(), Meter(), load=loads)
+        starting = asyncio.create_task(engine.start())
+        await until(lambda: "quick" in engine.models(), seconds=30.0)
+        answer = await engine.submit(ask("quick", np.zeros((1, 4), np.float32)))
+        assert answer.outputs["y"].tolist() == [0.0] and "slow" not in engine.models()
+        gate.set()
+        await starting
+        assert sorted(engine.models()) == ["quick", "slow"]
+        await engine.stop()
+
+    asyncio.run(scene())
 
 
 def test_a_roll_back_loads_nothing(tmp_path):

@@ -28,7 +28,6 @@ from millstream.guard.auth import Keys
 from millstream.guard.tls import Tls, TlsSettings
 from millstream.machine import Gauges
 from millstream.meter import Meter
-from millstream.models import environment
 from millstream.models.apart import Programs
 from millstream.models.manifest import Manifest
 from millstream.models.model import load
@@ -113,7 +112,6 @@ class Service:
             on_first_answer=on_first_answer,
             load=partial(load, device=settings.device, programs=self._programs),
             compare=comparisons,
-            furnish=partial(environment.furnish, repository) if settings.allow_code else None,
         )
         self._steering = Steering(repository, self.engine, meter, comparisons)
         self._guards = Guards(repository, meter, clock, self.engine.policies)

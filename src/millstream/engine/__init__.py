@@ -3,7 +3,8 @@
 follow.py, which reads deltas from a log, is imported by its own name: serving models alone has no log to load.
 """
 
-from millstream.engine.engine import Engine, EngineLimits
+from millstream.engine.engine import Engine
+from millstream.engine.limits import EngineLimits
 from millstream.engine.watch import ModelView
 
 __all__ = ["Engine", "EngineLimits", "ModelView"]

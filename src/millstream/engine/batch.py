@@ -50,14 +50,16 @@ class Answer(asyncio.Future[Output]):
 
 
 class Copy:
-    """A request that a shadow version computes again; nobody waits for it. `live`: what was answered;
-    `differs`: whether the shadow says otherwise, None: not compared."""
+    """A request that a shadow version computes again; nobody waits for it. `due`: when, monotonic; `live`: what was
+    answered; `scores`: what the shadow says, None: nothing; `differs`: whether that is something else, None: not
+    compared."""
 
-    __slots__ = ("differs", "kind", "live", "request", "session")
+    __slots__ = ("differs", "due", "kind", "live", "request", "scores", "session")
 
-    def __init__(self, request: Request, kind: Kind, live: Output | None = None) -> None:
-        self.request, self.kind, self.live = request, kind, live
+    def __init__(self, request: Request, kind: Kind, due: float = 0.0, live: Output | None = None) -> None:
+        self.request, self.kind, self.due, self.live = request, kind, due, live
         self.session: Session | None = None
+        self.scores: bytes | None = None
         self.differs: bool | None = None
 
 

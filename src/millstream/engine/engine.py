@@ -1,7 +1,7 @@
 """The one door to models: route, check, queue, batch, compute, answer.
 
 Rules of the room:
-- One event loop's thread owns everything here; only `execute` (workers) and `_prepare` (the loader) run elsewhere.
+- One event loop's thread owns everything here; only `execute` (workers) and `_prepare` (a loader) run elsewhere.
 - A free instance takes whatever waits; each version has its own, so that no model stalls another. A quick model runs on
   the loop itself. Timers exist only for what asks for them: waits, timeouts, idle sessions.
 - A version answers only after it was verified, admitted, loaded and run on its example, off the loop (watch.py). Then
@@ -17,17 +17,14 @@ sessions on, copy to shadows; 4 step again if any wait.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import logging
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
 
-import msgspec
-from msgspec.structs import fields, replace
+from msgspec.structs import replace
 
 from millstream import errors
 from millstream.clock import Clock, Timer
@@ -38,7 +35,10 @@ from millstream.engine.cache import key_of
 from millstream.engine.catalogue import Catalogue
 from millstream.engine.deadline import Deadlines
 from millstream.engine.lane import Lane
+from millstream.engine.limits import EngineLimits
+from millstream.engine.parts import Parts
 from millstream.engine.queue import NOBODY_HURRIES, Queue
+from millstream.engine.retired import Retired
 from millstream.engine.route import Arm
 from millstream.engine.session import Sessions, only
 from millstream.engine.shadow import Compare, Shadows
@@ -48,9 +48,9 @@ from millstream.engine.worker import Stepped, Workers, execute
 from millstream.machine import Gpus
 from millstream.meter import Meter
 from millstream.models import recorded
-from millstream.models.chain import Chain, Faulty
-from millstream.models.manifest import Batching, BatchLimits, Manifest
-from millstream.models.model import Closing, Learner, Model, load
+from millstream.models.chain import Chain
+from millstream.models.manifest import Manifest
+from millstream.models.model import Closing, Elsewhere, Model, Waiting, load
 from millstream.models.repository import Repository
 from millstream.types import Array, Delta, Output, Request, Shadow
 
@@ -59,51 +59,8 @@ log = logging.getLogger(__name__)
 DECIDE_S = 1.0
 KINDS_MAX = 256  # sizes that wait for one version at once: more of them would be looked through for every batch
 SMOOTHING = 0.1
-LEAVE_S = 5.0
 STOP_S = 30.0  # what is computed at a stop may take so long
 SLOW = 20  # a call on the loop that takes so many times what is allowed there is the last one
-
-
-class EngineLimits(BatchLimits, frozen=True, forbid_unknown_fields=True):
-    """How much the engine takes on at once: how versions are batched that do not say it themselves, and the rest."""
-
-    rows_max: Annotated[
-        int, msgspec.Meta(ge=0, le=65536, description="most rows in one call; 0: as many as take 10 ms, 32 to 1024")
-    ] = 0
-    queue_rows_max: Annotated[
-        int, msgspec.Meta(ge=1, le=1_000_000, description="most rows that wait for one version; more are refused (429)")
-    ] = 8192
-    inline_us_max: Annotated[
-        int, msgspec.Meta(ge=0, le=10_000, description="models with quicker batches run on the loop, microseconds")
-    ] = 150
-    memory_bytes_max: Annotated[
-        int,
-        msgspec.Meta(
-            ge=0,
-            description="memory of all loaded versions; over it the model asked least recently is unloaded until it is "
-            "asked again; 0: no bound",
-        ),
-    ] = 0
-    poll_s: Annotated[
-        float, msgspec.Meta(ge=0.001, le=60, description="between two looks at policies and versions, seconds")
-    ] = 0.2
-    keep_s: Annotated[
-        float,
-        msgspec.Meta(
-            ge=0,
-            le=86400,
-            description="the version that was live before stays loaded for so long, for a roll back at once, seconds; "
-            "0, or with memory_bytes_max: not at all",
-        ),
-    ] = 600.0
-    drain_s: Annotated[
-        float, msgspec.Meta(ge=0, le=3600, description="at a stop, sessions may go on for so long, seconds")
-    ] = 10.0
-
-    def over(self, own: Batching) -> Batching:
-        """What a version says of its batching, with these settings where it says nothing."""
-        mine = {field.name: getattr(own, field.name) or getattr(self, field.name) for field in fields(BatchLimits)}
-        return replace(own, **mine)
 
 
 class Engine(Catalogue):
@@ -113,9 +70,8 @@ class Engine(Catalogue):
     both versions did (see shadow.py; it runs in the shadows' thread).
     `on_load(model, version)` comes before a version's first request: the moment to apply the deltas it has missed.
     `on_first_answer(model, version, sequence)` follows the first answer computed after a delta (the last, when several
-    were applied in between). `load` makes a version from its files; what it needs from elsewhere, however long
-    that takes, `furnish(model, version)` gets first. `admit` and `load` run in the loader's thread, the others on the
-    loop.
+    were applied in between). `load` makes a version from its files. `admit` and `load` run in a loader's thread, the
+    others on the loop.
     """
 
     def __init__(
@@ -130,7 +86,6 @@ class Engine(Catalogue):
         on_first_answer: Callable[[str, str, int], None] | None = None,
         load: Callable[[Repository, str, str], Model] = load,
         compare: Compare | None = None,
-        furnish: Callable[[str, str], Awaitable[None]] | None = None,
     ) -> None:
         self._repository, self._clock = repository, clock
         self._limits = limits or EngineLimits()
@@ -148,19 +103,18 @@ class Engine(Catalogue):
         self._deadlines = Deadlines(clock)
         self._gpus = Gpus()
         self._workers: dict[Lane, Workers[Answer]] = {}
-        self._retired: set[Lane] = set()
-        self._keep_s = 0.0 if self._limits.memory_bytes_max else self._limits.keep_s
-        self._kept: dict[str, tuple[Lane, float]] = {}  # model -> what was live before, and until when it stays
-        self._leaving: list[tuple[Lane, float]] = []
-        self._sessions = Sessions(self._queue, self._freed)
+        keep_s = 0.0 if self._limits.memory_bytes_max else self._limits.keep_s
+        self._retired = Retired(keep_s, self._now, self._free)
+        self._sessions = Sessions(self._queue, self._retired.look)
         self._budget = Budget(self._limits.memory_bytes_max)
-        self._watch = Watch(repository, meter, self._prepare, self, on_load, self._budget, furnish)
+        self._watch = Watch(repository, meter, self._prepare, self, on_load, self._budget)
         self._served = self._watch.served
 
     async def start(self) -> None:
         """Load and warm what the policies name, then watch. A bad model stops no other: see `ready` and `views`."""
         self._loop = asyncio.get_running_loop()
-        self._shadows = Shadows(self._loop, self._now, self._shadow, self._shadowed, self._compare)
+        self._parts = Parts(self._loop, self._served, self._take)
+        self._shadows = Shadows(self._loop, self._clock, self._shadow, self._shadowed, self.step, self._compare)
         await self.refresh()
         self._watching = asyncio.create_task(self._keep_watching())
 
@@ -225,38 +179,6 @@ class Engine(Catalogue):
         if self._closing:
             raise self.not_here(request.model)
         return self._take(request)
-
-    def ask(self, chain: str, request: Request) -> concurrent.futures.Future[Output]:
-        """`submit` for the threads of a chain, also while a stop waits for what is under way. Cancelling what it gives
-        gives the request up."""
-        done: concurrent.futures.Future[Output] = concurrent.futures.Future()
-
-        def begin() -> None:
-            try:
-                self._check_part(chain, request.model)
-                answer = self._take(request)
-            except Exception as error:
-                if done.set_running_or_notify_cancel():
-                    done.set_exception(error)
-                return
-            done.add_done_callback(lambda _: done.cancelled() and self._loop.call_soon_threadsafe(answer.cancel))
-            answer.add_done_callback(lambda _: _pass_on(answer, done))
-
-        self._loop.call_soon_threadsafe(begin)
-        return done
-
-    def _check_part(self, chain: str, part: str) -> None:
-        """Refuse a chain that would wait for itself: Faulty. All its threads would, for ever."""
-        seen, look = {part}, [part]
-        while look:
-            at = look.pop()
-            if at == chain:
-                raise Faulty(f"chain {chain} asks {part}, which asks {chain} again: it would never end")
-            served = self._served.get(at)
-            loaded = served.route.live.lane.loaded if served and served.route else None
-            if isinstance(loaded, Chain):
-                look += loaded.asked - seen
-                seen |= loaded.asked
 
     def _take(self, request: Request) -> asyncio.Future[Output]:
         """Route, check, let wait."""
@@ -386,7 +308,7 @@ class Engine(Catalogue):
             else:
                 lane.listed = False
                 if self._retired:
-                    self._freed(lane)
+                    self._retired.look(lane)
         if again != float("inf"):
             self._look_again(again)
         if not self._ready:
@@ -449,7 +371,7 @@ class Engine(Catalogue):
             lane.listed = True
             self._ready.append(lane)
         if self._retired:
-            self._freed(lane)
+            self._retired.look(lane)
 
     def _settle(self, batch: Batch[Answer]) -> None:
         """Give every caller its rows."""
@@ -578,7 +500,7 @@ class Engine(Catalogue):
             )
 
     def _prepare(self, model: str, version: str) -> Lane:
-        """A version ready to answer, or an error that says why not. Runs in the loader's thread."""
+        """A version ready to answer, or an error that says why not. Runs in a loader's thread."""
         manifest = self._repository.manifest(model, version)
         if self._admit:
             self._admit(model, manifest)
@@ -589,16 +511,15 @@ class Engine(Catalogue):
         loaded = self._load_model(self._repository, model, version)
         try:
             if isinstance(loaded, Chain):
-                loaded.attach(partial(self.ask, model))
-            instances = getattr(loaded, "instances", self._cores)
+                loaded.attach(partial(self._parts.ask, model))
+            instances = loaded.instances if isinstance(loaded, Waiting) else self._cores
             lane = Lane(model, version, manifest, loaded, self._limits.over(manifest.batching), instances)
             warm(lane)
             served = self._served.get(model)
             answers = served is not None and served.route is not None
             try_recorded(lane, recorded.read(self._repository, model), refuse=answers)
-            pids: list[int] = getattr(loaded, "pids", list)()
-            if pids:
-                lane.memory_bytes = max(weight, taken(pids))
+            if isinstance(loaded, Elsewhere):
+                lane.memory_bytes = max(weight, taken(loaded.pids()))
                 self._budget.check(lane.label, lane.memory_bytes)
             else:
                 lane.memory_bytes = estimate(weight, taken() - memory)
@@ -624,57 +545,25 @@ class Engine(Catalogue):
         self._workers[lane] = Workers(lane.instances, name, self._loop, self._now, self._finished)
 
     def retire(self, lane: Lane, live: bool = False) -> None:
-        """No route names this version any more: it goes when its last request and session have. One that was `live`
-        stays for `keep_s`, so that taking a promotion back loads nothing; of a model only the last, and no learner,
-        which would have to learn what it missed."""
-        self._retired.add(lane)
-        if live and self._keep_s and not isinstance(lane.loaded, Learner):
-            now = self._now()
-            if (before := self._kept.get(lane.model)) is not None:
-                # Freeing a large model holds everybody up for some milliseconds: not while another begins.
-                self._leaving.append((before[0], now + LEAVE_S))
-            self._kept[lane.model] = lane, now + self._keep_s
-        else:
-            self._freed(lane)
+        """No route names this version any more; it was `live` until now. It goes when nothing needs it."""
+        self._retired.add(lane, live)
 
     def let_go(self, model: str) -> None:
         """Keep no version of this model for a roll back."""
-        if (kept := self._kept.pop(model, None)) is not None:
-            self._freed(kept[0])
+        self._retired.let_go(model)
 
     def revive(self, model: str, version: str, stamp: object) -> Lane | None:
         """A version that was retired, is still here, and is named again."""
-        for lane in self._retired:
-            if (lane.model, lane.version, lane.stamp) == (model, version, stamp):
-                self._retired.discard(lane)
-                if self._kept.get(model, (None,))[0] is lane:
-                    del self._kept[model]
-                self._leaving = [(one, when) for one, when in self._leaving if one is not lane]
-                return lane
-        return None
+        return self._retired.revive(model, version, stamp)
 
-    def _freed(self, lane: Lane) -> None:
-        """Something of a lane has ended: if it was the last of a version that nobody names, end its threads."""
-        if lane in self._retired and lane.idle() and not self._is_kept(lane):
-            self._retired.discard(lane)
-            self._workers.pop(lane).stop()
-            lane.numbers.waiting.set(0)
-            lane.numbers.memory.set(0)
-            lane.numbers.release()
-            if isinstance(lane.loaded, Closing):
-                self._loop.run_in_executor(None, lane.loaded.close)
-
-    def _is_kept(self, lane: Lane) -> bool:
-        return self._kept.get(lane.model, (None,))[0] is lane or any(one is lane for one, _ in self._leaving)
-
-    def _let_go(self, now: float) -> None:
-        """Free what was kept for long enough."""
-        for model in [model for model, (_, until) in self._kept.items() if now >= until]:
-            self.let_go(model)
-        gone = [lane for lane, when in self._leaving if now >= when]
-        self._leaving = [(lane, when) for lane, when in self._leaving if now < when]
-        for lane in gone:
-            self._freed(lane)
+    def _free(self, lane: Lane) -> None:
+        """Nothing needs this version any more: end its threads."""
+        self._workers.pop(lane).stop()
+        lane.numbers.waiting.set(0)
+        lane.numbers.memory.set(0)
+        lane.numbers.release()
+        if isinstance(lane.loaded, Closing):
+            self._loop.run_in_executor(None, lane.loaded.close)
 
     # Time passing.
 
@@ -694,33 +583,21 @@ class Engine(Catalogue):
                 decided = self._now()
                 self._decide()
                 self._sessions.expire(decided)
-                self._let_go(decided)
+                self._retired.look_at_all()
 
     def _decide(self) -> None:
         """Which versions are quick enough for the loop. CPU time alone would miss a model that sleeps; wall time alone
         would blame a model in a thread for waiting on the loop."""
-        for lanes in (self._retired, *(served.lanes.values() for served in self._served.values())):
-            for lane in lanes:
-                wall = 0.0 if lane.fastest == float("inf") else lane.fastest
-                lane.inline = self._quick(lane, max(lane.cost, wall))
-                lane.fastest = float("inf")
-                lane.numbers.waiting.set(lane.rows_waiting)
-                if lane.goal is not None:
-                    lane.goal.correct()
+        for lane in self._workers:
+            wall = 0.0 if lane.fastest == float("inf") else lane.fastest
+            lane.inline = self._quick(lane, max(lane.cost, wall))
+            lane.fastest = float("inf")
+            lane.numbers.waiting.set(lane.rows_waiting)
+            if lane.goal is not None:
+                lane.goal.correct()
 
     def _quick(self, lane: Lane, seconds: float) -> bool:
         return seconds <= self._inline_s and self._inline_s > 0 and not lane.off_loop
-
-
-def _pass_on(answer: asyncio.Future[Output], done: concurrent.futures.Future[Output]) -> None:
-    if not done.set_running_or_notify_cancel():
-        return
-    if answer.cancelled():
-        done.set_exception(errors.Busy("the request was given up"))
-    elif (error := answer.exception()) is not None:
-        done.set_exception(error)
-    else:
-        done.set_result(answer.result())
 
 
 def _cores() -> int:

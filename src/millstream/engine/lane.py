@@ -25,7 +25,7 @@ from millstream.engine.join import Join, check_length
 from millstream.engine.queue import Queue
 from millstream.engine.tally import Numbers, Tally
 from millstream.models.manifest import Batching, Manifest
-from millstream.models.model import Learner, Model, Stateful
+from millstream.models.model import Learner, Model, Stateful, Waiting
 from millstream.types import Config, Delta, Description
 
 DELTAS_HELD_MAX = 64
@@ -68,7 +68,7 @@ class Lane:
         self.shared = length is not None and len(length.buckets) > 1 and self.instances > 1
         self.pace = Pace()
         self.goal = Goal(batching.p99_ms / 1e3, self.instances, self.pace) if batching.p99_ms else None
-        self.off_loop = getattr(loaded, "off_loop", False)
+        self.off_loop = isinstance(loaded, Waiting)
         self.cache = Cache(manifest.cache) if manifest.cache is not None else None
         sessions = manifest.sessions
         self.slots = loaded.slots(sessions.slots) if isinstance(loaded, Stateful) else None

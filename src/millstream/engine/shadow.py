@@ -2,6 +2,7 @@
 
 Rules of the room:
 - One thread for all shadows, behind everything that somebody waits for; what does not fit is dropped and counted.
+- Copies wait GATHER_S for others, so that a thread is woken for many of them: each waking holds up a caller a little.
 - A caller's answer never waits for a copy of it. Steps of sessions are not copied: a shadow has not their state.
 - Both answers are compared in the shadows' thread: what that costs slows shadows, so that copies are dropped.
 """
@@ -15,6 +16,7 @@ from collections.abc import Callable
 import msgspec
 
 from millstream import errors
+from millstream.clock import Clock, Timer
 from millstream.engine.batch import Batch, Copy
 from millstream.engine.lane import Lane
 from millstream.engine.worker import Workers
@@ -33,25 +35,30 @@ class Pair(msgspec.Struct):
     why: str = ""
 
 
+GATHER_S = 0.1
 Compare = Callable[[Pair], bool | None]
 """Told of every pair in the shadows' thread, and on the loop of copies that could not even be tried. Gives whether the
 answers differ; None: not compared."""
 
 
 class Shadows:
-    """`tell` gets what a shadow answered, `compare` both answers; `ended(lane)` follows every batch of copies."""
+    """`tell` gets what a shadow answered, `compare` both answers; `ended(lane)` follows every batch of copies. `step`
+    is asked for when copies are due, and calls `start` when nobody waits for anything else."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        now: Callable[[], float],
+        clock: Clock,
         tell: Callable[[Shadow], None] | None,
         ended: Callable[[Lane], None],
+        step: Callable[[], None],
         compare: Compare | None = None,
     ) -> None:
-        self._loop, self._tell, self._ended, self._compare = loop, tell, ended, compare
+        self._loop, self._clock, self._step = loop, clock, step
+        self._tell, self._ended, self._compare = tell, ended, compare
         self._lanes: deque[Lane] = deque()
-        self._worker: Workers[Copy] = Workers(1, "millstream-shadow", loop, now, self._done, self._look)
+        self._gathering: Timer | None = None
+        self._worker: Workers[Copy] = Workers(1, "millstream-shadow", loop, clock.monotonic, self._done, self._look)
         self.running = False
         self.stop, self.join = self._worker.stop, self._worker.join
 
@@ -70,12 +77,17 @@ class Shadows:
                 continue
             if not lane.copies:
                 self._lanes.append(lane)
-            lane.copies.append(Copy(request, kind, live if self._compare is not None else None))
+            due = self._clock.monotonic() + GATHER_S
+            lane.copies.append(Copy(request, kind, due, live if self._compare is not None else None))
             lane.copy_rows += request.rows
 
     def start(self) -> None:
-        """Compute the next batch of copies, if there is one and none runs."""
-        if self.running or not self._lanes:
+        """Compute the next batch of copies, if one is due and none runs."""
+        if self.running or self._gathering or not self._lanes:
+            return
+        wait = self._lanes[0].copies[0].due - self._clock.monotonic()
+        if wait > 0:
+            self._gathering = self._clock.later(wait, self._gathered)
             return
         lane = self._lanes.popleft()
         if lane.held:
@@ -88,18 +100,27 @@ class Shadows:
         lane.running += 1
         self._worker.start(batch)
 
+    def _gathered(self) -> None:
+        self._gathering = None
+        self._step()
+
     def drop(self) -> None:
         """Give up what waits."""
+        if self._gathering:
+            self._gathering.cancel()
+            self._gathering = None
         for lane in self._lanes:
             lane.numbers.lost.add(len(lane.copies))
             lane.copies.clear()
         self._lanes.clear()
 
     def _look(self, batch: Batch[Copy]) -> None:
-        """Compare what was answered with what a shadow says; in the shadows' thread."""
-        if self._compare is None:
-            return
+        """What the shadow says, and whether that differs from what was answered; in the shadows' thread."""
         for copy, result in zip(batch.items, batch.results, strict=True):
+            if isinstance(result, dict):
+                copy.scores = _scores(result)
+            if self._compare is None:
+                continue
             assert copy.live is not None
             pair = Pair(copy.request, copy.live, batch.name, ran=batch.ran)
             if isinstance(result, dict):
@@ -112,17 +133,16 @@ class Shadows:
         lane = batch.lane
         self.running = False
         lane.running -= 1
-        for copy, result in zip(batch.items, batch.results, strict=True):
-            if copy.differs is not None:
-                lane.numbers.compared.add()
-                lane.numbers.differs.add(copy.differs)
-            scores = _scores(result) if isinstance(result, dict) else None
-            if scores is None:
-                lane.numbers.lost.add()
-                continue
-            lane.numbers.copies.add()
-            if self._tell:
-                shadow = Shadow(request=copy.request.id, model=lane.model, version=batch.name, scores=scores)
+        answered = [copy for copy in batch.items if copy.scores is not None]
+        lane.numbers.copies.add(len(answered))
+        lane.numbers.lost.add(len(batch.items) - len(answered))
+        lane.numbers.compared.add(sum(copy.differs is not None for copy in batch.items))
+        lane.numbers.differs.add(sum(copy.differs is True for copy in batch.items))
+        if self._tell is not None:
+            for copy in answered:
+                shadow = Shadow(
+                    request=copy.request.id, model=lane.model, version=batch.name, scores=copy.scores or b""
+                )
                 self._loop.call_soon(self._tell, shadow)
         self._ended(lane)
 

@@ -2,7 +2,7 @@
 
 Rules of the room:
 - Looking is a few stat calls a model, on the loop. Reading, verifying, admitting, loading and warming a version is work
-  for the loader's one thread; meanwhile the model answers as before.
+  for a loader's thread; meanwhile the model answers as before.
 - A policy takes effect when its live version answers; its other arms join as they load. A newer policy whose live
   version is there takes effect at once, whatever is still loading.
 - What cannot be used (a policy, a version) replaces nothing, is logged, counted and shown once, and is tried again only
@@ -17,7 +17,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
@@ -31,6 +31,7 @@ from millstream.engine.route import Route
 from millstream.engine.tally import Numbers, Watched
 from millstream.guard.pii import pseudonym, redact
 from millstream.meter import Meter
+from millstream.models.model import Elsewhere
 from millstream.models.policy import Policy
 from millstream.models.repository import Repository, Stamp
 from millstream.models.runtimes import PROGRAMS
@@ -102,7 +103,7 @@ class Served:
     def stuck(self, version: str) -> str:
         """Why a loaded version does not answer for now; "" when it does, or is not loaded."""
         lane = self.lanes.get(version)
-        return getattr(lane.loaded, "problem", "") if lane else ""
+        return lane.loaded.problem if lane and isinstance(lane.loaded, Elsewhere) else ""
 
     def listed(self, version: str) -> Listed:
         """One of its versions as the repository's index shows it."""
@@ -147,9 +148,8 @@ class Lanes(Protocol):
 
 
 class Watch:
-    """Keeps `served` in step with the repository. `prepare(model, version)` makes a lane, or raises why not, in the
-    loader's thread, once `furnish(model, version)` has what it needs from elsewhere; `loaded(model, version)` is called
-    on the loop before that version gets its first request."""
+    """Keeps `served` in step with the repository. `prepare(model, version)` makes a lane, or raises why not, in a
+    loader's thread; `loaded(model, version)` is called on the loop before that version gets its first request."""
 
     def __init__(
         self,
@@ -159,9 +159,8 @@ class Watch:
         lanes: Lanes,
         loaded: Callable[[str, str], None] | None,
         budget: Budget,
-        furnish: Callable[[str, str], Awaitable[None]] | None,
     ) -> None:
-        self._repository, self._meter, self._furnish = repository, meter, furnish
+        self._repository, self._meter = repository, meter
         self._prepare, self._lanes, self._loaded = prepare, lanes, loaded
         self._bad = meter.counter("millstream_refused_total", "Policies and versions that could not be used")
         # One at a time in this process: what each takes is measured. Programs load in their own, and may take minutes.
@@ -216,10 +215,7 @@ class Watch:
         if served is None:
             raise errors.NotFound(f"no model {name[:80]!r} here; there are: {', '.join(sorted(self.served)) or 'none'}")
         served.unloaded, served.policy = True, None
-        served.follow(None)
-        lanes, served.lanes = served.lanes, {}
-        for lane in lanes.values():
-            self._lanes.retire(lane)
+        self._drop(served)
         self._lanes.let_go(name)
 
     async def wake(self, served: Served) -> None:
@@ -264,10 +260,14 @@ class Watch:
             served.asleep = {version: lane.describe(versions) for version, lane in served.lanes.items()}
             assert served.route is not None
             served.asleep[""] = served.asleep[served.route.policy.live]
-            lanes, served.lanes = served.lanes, {}
-            served.follow(None)
-            for lane in lanes.values():
-                self._lanes.retire(lane)
+            self._drop(served)
+
+    def _drop(self, served: Served) -> None:
+        """Answer by none of a model's versions any more."""
+        served.follow(None)
+        lanes, served.lanes = served.lanes, {}
+        for lane in lanes.values():
+            self._lanes.retire(lane)
 
     def index(self) -> list[Listed]:
         """Every version of the repository, by model and version."""
@@ -358,8 +358,6 @@ class Watch:
     async def _load(self, served: Served, version: str) -> None:
         stamp, arrived = self._repository.stamp(served.name, version), self._arrived
         try:
-            if self._furnish is not None:
-                await self._furnish(served.name, version)
             apart = self._repository.manifest(served.name, version).format in PROGRAMS
             loader, call = self._programs if apart else self._loader, partial(self._prepare, served.name, version)
             lane = await loader.run(f"{served.name} {version}", call)

@@ -63,7 +63,6 @@ class Chain:
     """A Model over the function `call` (or `entry`) of the version's file; one that cannot be used: Misconfigured.
     `asked`: its parts, as far as they were needed."""
 
-    off_loop = True  # it waits for the loop
     instances = THREADS
 
     def __init__(self, label: str, folder: Path, manifest: Manifest) -> None:

@@ -75,6 +75,27 @@ class Closing(Protocol):
 
 
 @runtime_checkable
+class Waiting(Protocol):
+    """A model whose calls wait for others, so that none is made on a loop: `instances` at once."""
+
+    instances: int
+
+
+@runtime_checkable
+class Elsewhere(Protocol):
+    """A model that is computed in processes of its own."""
+
+    @property
+    def problem(self) -> str:
+        """Why no process has answered for a while; "" while one does, or may soon."""
+        ...
+
+    def pids(self) -> list[int]:
+        """Of the processes that can answer now."""
+        ...
+
+
+@runtime_checkable
 class Learner(Protocol):
     """A model whose weights can change while it serves."""
 

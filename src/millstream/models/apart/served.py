@@ -41,8 +41,6 @@ class Apart:
     """A Model in `instances` processes that run `manifest`'s program from `folder` on `python`; ready when made. `died`
     and `hung` count the processes that had to be replaced. What cannot be loaded: Misconfigured, Corrupt."""
 
-    off_loop = True  # a call of it waits for another process
-
     def __init__(
         self,
         label: str,
