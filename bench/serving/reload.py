@@ -239,6 +239,7 @@ def shadowed(repository: Repository, rounds: int, seconds: float) -> dict[str, A
     change(repository, promote("2"))
     server, port, requests = served(repository, "shadow")
     found: dict[str, list[dict[str, float]]] = {"without": [], "with": []}
+    copies = {"computed": 0.0, "dropped": 0.0}
     try:
         latencies, _, _ = load.closed(load.Closed("binary", port, requests, 64, 3.0, 1.0), lambda: None, lambda: None)
         rate = SHADOW_SHARE * len(latencies) / 3.0
@@ -248,12 +249,14 @@ def shadowed(repository: Repository, rounds: int, seconds: float) -> dict[str, A
             change(repository, shadow(["1"] if name == "with" else []))
             time.sleep(1.0)
             arrivals = load.poisson(rate, seconds, range(BODIES), seed=turn)
+            before = copied(port)
             counted = load.opened(load.Open(port, requests, arrivals, CONNECTIONS))
             latencies = sorted(latency * 1e3 for _, status, latency, _ in counted.answers if status == 200)
             lost = len(arrivals) - len(latencies)
             found[name].append({"p50_ms": load.percentile(latencies, 0.5), "p99_ms": load.percentile(latencies, 0.99),
                                 "lost": lost})  # fmt: skip
-        copies = copied(port)
+            after = copied(port)
+            copies = {kind: copies[kind] + after[kind] - before[kind] for kind in copies}
     finally:
         server.stop()
     medians = {

@@ -38,6 +38,11 @@ def few_arenas() -> None:
         mallopt(ctypes.c_int(_ARENA_MAX), ctypes.c_int(2))
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Gpu(NamedTuple):
     """One NVIDIA GPU now; None where the driver does not say (utilisation of a card in MIG mode, say)."""
 

@@ -336,3 +336,11 @@ class Entity(msgspec.Struct, frozen=True, kw_only=True, tag="entity"):
 
     id: str
     attributes: dict[str, str | int | float | list[str] | None]
+
+
+class Fact(msgspec.Struct, frozen=True, kw_only=True, tag="fact"):
+    """One row of a source of features that a back end wrote: column -> its text or number, None or left out where it is
+    missing. Column `user` names a person."""
+
+    event_time: float
+    values: dict[str, str | float | None]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from millstream import errors
 from millstream.guard.pii import personal, pseudonym
 from millstream.stream.event import Event, decode, encode
-from millstream.types import Delta, Entity, Example, Outcome, PolicyChange, Served, SetAside, Shadow, Text
+from millstream.types import Delta, Entity, Example, Fact, Outcome, PolicyChange, Served, SetAside, Shadow, Text
 
 ids = st.sampled_from(["", "r-1", "u17", "物品", "a" * 300])
 floats = st.floats(allow_nan=False, width=32)
@@ -36,6 +36,7 @@ events = st.one_of(
     st.builds(
         Entity, id=ids, attributes=st.dictionaries(ids, st.none() | st.integers(0, 99) | floats | ids | st.lists(ids)),
     ),
+    st.builds(Fact, event_time=floats, values=st.dictionaries(ids, st.none() | floats | ids)),
 )  # fmt: skip
 
 
@@ -46,11 +47,14 @@ def test_what_holds_nothing_personal_comes_back_as_it_was(event: Event) -> None:
 
 def test_the_tags_are_the_format_and_do_not_change() -> None:
     assert {one.__struct_config__.tag for one in get_args(Event)} == {
-        "outcome", "served", "shadow", "example", "set_aside", "delta", "policy", "entity",
+        "outcome", "served", "shadow", "example", "set_aside", "delta", "policy", "entity", "fact",
     }  # fmt: skip
 
 
 def test_free_text_and_people_lose_what_is_personal() -> None:
+    fact = Fact(event_time=1.0, values={"user": "a@b.com", "note": "call a@b.com", "v": 1.0})
+    assert decode(encode(fact)).values == {"user": pseudonym("a@b.com"), "note": "call [EMAIL]", "v": 1.0}
+
     outcome = Outcome(kind="comment", event_time=1.0, text="call 13800138000 or a@b.com")
     assert decode(encode(outcome)) == msgspec.structs.replace(outcome, text="call [PHONE] or [EMAIL]")
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import msgspec
 
@@ -27,7 +27,24 @@ from millstream.stream import Join, JoinSettings, LenientReader, Log, LogLimits,
 from millstream.stream.event import Event
 from millstream.types import Entity
 
+if TYPE_CHECKING:  # it brings the compiler, which an installation that serves ONNX alone lacks
+    from millstream.features.registry import Registry
+
 logger = logging.getLogger("millstream")
+
+
+class FeatureStore(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Features that are kept in rows; see docs/features.md."""
+
+    definitions: Annotated[
+        str, msgspec.Meta(description="file of Python with the feature sets, beside this one; empty: there are none")
+    ] = ""
+    entities_max: Annotated[
+        int, msgspec.Meta(ge=1, le=100_000_000, description="entities of one kind that a feature set keeps rows of")
+    ] = 1_000_000
+    stale_s_max: Annotated[
+        float, msgspec.Meta(ge=0.1, description="rows as of longer ago are said to be stale, seconds")
+    ] = 60.0
 
 
 class Settings(ServeSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -40,6 +57,7 @@ class Settings(ServeSettings, frozen=True, forbid_unknown_fields=True, kw_only=T
     outcomes: CollectLimits = CollectLimits()
     recommend: RecommendLimits = RecommendLimits()
     features: Annotated[Definition | None, msgspec.Meta(description="what a feature row of a ranker holds")] = None
+    feature_store: FeatureStore = FeatureStore()
     join: JoinSettings = JoinSettings()
     learn: LearnSettings = LearnSettings()
     ftrl: FtrlSettings = FtrlSettings()
@@ -69,6 +87,18 @@ class Installation:
         if self.settings.features is None:
             raise Misconfigured(f"{self.folder}: ranking and learning need a [features] table in millstream.toml")
         return self.settings.features
+
+    def registry(self) -> Registry:
+        """The feature sets that its file of definitions names, none without one; Misconfigured."""
+        from millstream.features.registry import Registry
+
+        file = self.settings.feature_store.definitions
+        return Registry.load(self.folder / file) if file else Registry({}, {})
+
+    @property
+    def rows(self) -> Path:
+        """Where the rows of feature sets lie."""
+        return self.folder / "state" / "features"
 
     def entities(self) -> Entities:
         """Known users and items as topics `users` and `items` have them now."""

@@ -24,6 +24,7 @@ from millstream.config import orphaned
 from millstream.engine.follow import Follow
 from millstream.errors import BadInput, Conflict, Corrupt, Error, Full, Misconfigured, NotFound
 from millstream.features import Entities
+from millstream.features.pipeline import Pipeline
 from millstream.flows.collect import Collect
 from millstream.flows.recommend import Recommend
 from millstream.flows.served import ServedLog
@@ -195,7 +196,8 @@ class Serve:
 
 
 class Learn:
-    """The role that joins, learns and pushes. Reads `served`, `outcomes`; only it writes `examples` and `deltas`."""
+    """The role that joins, learns and pushes, and keeps features. Reads `served`, `outcomes`, `users`, `items` and the
+    topics of features; only it writes `examples`, `deltas` and rows."""
 
     def __init__(self, installation: Installation) -> None:
         at = installation
@@ -205,6 +207,10 @@ class Learn:
         self.learning = Learning(
             at.settings.learn, at.repository, at.log, at.log.writer("deltas"), at.clock, self.meter
         )
+        self.features = [
+            Pipeline(one, at.log, at.rows, at.clock, self.meter, at.settings.feature_store.entities_max)
+            for one in at.registry().sets.values()
+        ]
 
     def _count(self, event: Event) -> None:
         if isinstance(event, Example):
@@ -220,11 +226,14 @@ class Learn:
         An error here (a full disk, say) ends the process: a new one recovers from the log and knows where it is.
         """
         self._deleted.set(self._log.unread_deleted)
-        return self.join.step() + self.learning.step()
+        features = sum(pipeline.step() for pipeline in self.features)
+        return features + self.join.step() + self.learning.step()
 
     def close(self) -> None:
-        """Save the join's state and let go."""
+        """Save the join's state and the features', and let go."""
         self.join.close()
+        for pipeline in self.features:
+            pipeline.close()
 
 
 def _unread_deleted(meter: Meter) -> Counter:

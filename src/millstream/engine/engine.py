@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -45,7 +44,7 @@ from millstream.engine.shadow import Compare, Shadows
 from millstream.engine.warm import try_recorded, warm
 from millstream.engine.watch import Served, Watch
 from millstream.engine.worker import Stepped, Workers, execute
-from millstream.machine import Gpus
+from millstream.machine import Gpus, cores
 from millstream.meter import Meter
 from millstream.models import recorded
 from millstream.models.chain import Chain
@@ -95,7 +94,7 @@ class Engine(Catalogue):
         self._ready: deque[Lane] = deque()
         self._scheduled = False
         self._closing = False
-        self._cores = max(1, _cores() - 1)
+        self._cores = max(1, cores() - 1)
         self._running = 0
         self._drained: asyncio.Future[None] | None = None
         self._now = clock.monotonic
@@ -598,7 +597,3 @@ class Engine(Catalogue):
 
     def _quick(self, lane: Lane, seconds: float) -> bool:
         return seconds <= self._inline_s and self._inline_s > 0 and not lane.off_loop
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,6 +1,27 @@
-"""Features: one definition, one code for serving and training. See feature.py (rows) and entities.py (who is known)."""
+"""Features: one definition, one code for serving and training.
 
+What a user defines is exported here (define.py), beside the rows of tokens that a ranker learns from (feature.py,
+entities.py). state.py keeps values, pipeline.py follows the log, online.py reads, offline.py makes training frames.
+"""
+
+from millstream.features.define import Aggregate, Attribute, Cross, FeatureSet, Ratio, Sequence, Source, Transform
 from millstream.features.entities import Attributes, Entities
 from millstream.features.feature import Column, Definition, Rows, Texts, warm
 
-__all__ = ["Attributes", "Column", "Definition", "Entities", "Rows", "Texts", "warm"]
+__all__ = [
+    "Aggregate",
+    "Attribute",
+    "Attributes",
+    "Column",
+    "Cross",
+    "Definition",
+    "Entities",
+    "FeatureSet",
+    "Ratio",
+    "Rows",
+    "Sequence",
+    "Source",
+    "Texts",
+    "Transform",
+    "warm",
+]

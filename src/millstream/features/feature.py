@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millstream import errors
-from millstream.models.native import f64, given, i64, inner, kernel, u8, u32, u64, void
+from millstream.native import f64, given, i64, inner, kernel, u8, u32, u64, void
 
 Tokens = NDArray[np.uint32]
 Side = Literal["user", "item"]

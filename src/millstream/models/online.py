@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millstream import errors
-from millstream.models.native import f32, f64, given, i64, inner, kernel, record, u32
+from millstream.native import f32, f64, given, i64, inner, kernel, record, u32
 from millstream.store.blob import write_atomic
 from millstream.types import Array, TensorSpec
 

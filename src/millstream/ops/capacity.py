@@ -17,11 +17,12 @@ from pathlib import Path
 import msgspec
 
 from millstream import errors
+from millstream.machine import cores
 from millstream.models.repository import Repository
 from millstream.ops.body import candidates
 from millstream.ops.generator import Setup
 from millstream.ops.load import Load
-from millstream.ops.observe import Limit, Observer, Seen, cores, limit
+from millstream.ops.observe import Limit, Observer, Seen, limit
 from millstream.ops.probe import Overload, Probe, metadata, serving, taken
 from millstream.ops.search import Found, Tried, search
 

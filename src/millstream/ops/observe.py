@@ -145,7 +145,7 @@ class Observer:
         used = [card.utilization for card in cards if card.utilization is not None]
         return Seen(
             seconds=seconds,
-            cores=cores(),
+            cores=machine.cores(),
             loop=None if before.loop is None or after.loop is None else (after.loop - before.loop) / seconds,
             workers=None if before.loop is None else max(0.0, after.workers - before.workers) / seconds,
             waited=(after.waited - before.waited) / seconds,
@@ -207,11 +207,6 @@ def limit(seen: Seen, goal_ms: float, instances: int) -> Limit:
         f"{seen.queue_ms:.2f} ms and a call took {seen.compute_ms:.2f} ms on average"
     )
     return Limit("latency", figure, "a quicker model, a shorter batching delay, or a goal that leaves more room")
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ask(port: int, method: str, path: str, whole: bytes = b"") -> tuple[int, bytes]:

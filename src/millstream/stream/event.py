@@ -18,9 +18,9 @@ import msgspec
 
 from millstream import errors
 from millstream.guard.pii import Redacted, pseudonym, redact
-from millstream.types import Delta, Entity, Example, Outcome, PolicyChange, Served, SetAside, Shadow, Text
+from millstream.types import Delta, Entity, Example, Fact, Outcome, PolicyChange, Served, SetAside, Shadow, Text
 
-Event = Outcome | Served | Shadow | Example | SetAside | Delta | PolicyChange | Entity
+Event = Outcome | Served | Shadow | Example | SetAside | Delta | PolicyChange | Entity | Fact
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Event).decode
@@ -66,6 +66,11 @@ def _attributes(attributes: dict[str, Any]) -> dict[str, Any]:
     return {name: _attribute(value) for name, value in attributes.items()}
 
 
+def _values(values: dict[str, Any]) -> dict[str, Any]:
+    """Columns of a fact: who it is about is named as everywhere else."""
+    return {name: pseudonym(value) if name == "user" and value else _attribute(value) for name, value in values.items()}
+
+
 def _attribute(value: Any) -> Any:
     if isinstance(value, str):
         return redact(value)
@@ -82,5 +87,6 @@ _DECLARED: dict[type, tuple[tuple[str, Callable[[Any], Any]], ...]] = {
     Served: (("user", pseudonym),),
     PolicyChange: (("who", pseudonym), ("why", redact), ("text", redact)),
     Entity: (("attributes", _attributes),),
+    Fact: (("values", _values),),
 }
 _GATES = {event: _gates(event) for event in get_args(Event)}

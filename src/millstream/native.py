@@ -19,7 +19,7 @@ try:
     import numba
     from numba import types
 except ImportError as missing:
-    raise errors.Missing.extra("learn", "hashing feature rows and learning online") from missing
+    raise errors.Missing.extra("learn", "feature rows and learning online") from missing
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

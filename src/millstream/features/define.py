@@ -1,0 +1,429 @@
+"""What a feature is: definitions as code, checked, and hashed.
+
+Rules of the room:
+- A definition is data. Its hash covers all that decides a value (source, key, column, op, window, condition, datatype,
+  and the rules of time below), so another hash is another feature; who owns it and what it is for are not in it.
+- A *feature set* is the features that one model consumes, in their order. Its hash travels in the model's manifest, and
+  its rows are kept apart from those of any other hash: two versions live side by side.
+- Values are as of a time T, by what was known then: of the events that arrived before T, those with
+  `floor((T - window) / hop) * hop <= time < T`. `time` is the event's own, but never after its arrival. The hop is the
+  window's grain: the far edge moves by whole hops, the near edge is exact. docs/features.md says all of it.
+- Times and windows are whole microseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+import re
+import textwrap
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, Final, Literal
+
+import msgspec
+
+from millstream import errors
+from millstream.features.where import Condition, Type, columns_of, parse
+
+Op = Literal[
+    "count", "sum", "mean", "var", "std", "min", "max", "last", "last_n", "distinct_n", "top_k", "approx_distinct",
+    "quantile", "decay", "since",
+]  # fmt: skip
+Datatype = Literal["FP32", "FP64", "UINT32"]
+SEMANTICS: Final = 1
+"""The rules of time and of the ops; part of every hash."""
+SECOND: Final = 1_000_000
+LIFETIME: Final = "lifetime"
+N_MAX, HOPS_MAX, NAME_MAX = 64, 100, 64
+NEEDS_COLUMN: Final = frozenset(
+    ("sum", "mean", "var", "std", "min", "max", "last", "last_n", "distinct_n", "top_k", "approx_distinct", "quantile",
+     "decay")
+)  # fmt: skip
+TEXT_OPS: Final = frozenset(("last", "last_n", "distinct_n", "top_k", "approx_distinct"))
+"""Ops that take columns of text; all but `approx_distinct` then give tokens (UINT32)."""
+SKETCHES: Final = frozenset(("top_k", "approx_distinct", "quantile"))
+_SPAN = re.compile(r"(\d+)(s|m|h|d)")
+_UNITS = {"s": SECOND, "m": 60 * SECOND, "h": 3600 * SECOND, "d": 86400 * SECOND}
+_GRAINS = [seconds * SECOND for seconds in (5, 15, 60, 300, 900, 3600, 4 * 3600, 86400, 7 * 86400)]
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def span(text: str, where: str = "span") -> int:
+    """Microseconds of "90s", "30m", "1h", "7d"; 0 of "lifetime". Anything else: Misconfigured."""
+    if text == LIFETIME:
+        return 0
+    found = _SPAN.fullmatch(text)
+    if not found or int(found[1]) == 0 or int(found[1]) > 100_000:
+        raise errors.Misconfigured(
+            f'{where}: {text!r} is no span of time; write "90s", "30m", "1h", "7d" or "lifetime"'
+        )
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def hop_of(window: int, sketch: bool = False) -> int:
+    """The grain of a window, microseconds: the largest usual step that divides it into at least 12 (a sketch: 6) and at
+    most HOPS_MAX, else the largest number of whole days that does; 0 where none does."""
+    least = 6 if sketch else 12
+    fits = [grain for grain in _GRAINS if window % grain == 0 and window // grain >= least]
+    if not fits or window // fits[-1] > HOPS_MAX:
+        days = window // _UNITS["d"] if window % _UNITS["d"] == 0 else 0
+        fits = [days // hops * _UNITS["d"] for hops in range(HOPS_MAX, least - 1, -1) if days and days % hops == 0]
+    return fits[-1] if fits else 0
+
+
+class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Events of one kind: a topic, and Parquet files of the same rows. `columns`: name -> "number" or "text". Every row
+    also has `event_time` and `arrival` (unix seconds). `id`: the column that names an event: of those that come again
+    within `again` of one another the first counts, if it is given."""
+
+    name: str
+    columns: dict[str, Type]
+    topic: str = ""
+    table: str = ""
+    id: str = ""
+    again: str = "1h"
+    owner: str = ""
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        _named(self.name, "source")
+        where = f"source {self.name}"
+        for column in self.columns:
+            _named(column, where)
+        if "event_time" in self.columns or "arrival" in self.columns:
+            raise errors.Misconfigured(f"{where}: event_time and arrival are there anyway; leave them out of columns")
+        if self.id and self.columns.get(self.id) != "text":
+            raise errors.Misconfigured(f"{where}: id = {self.id!r} is no column of text")
+        if span(self.again, where) == 0:
+            raise errors.Misconfigured(f"{where}: again must end; write how far apart copies of one event may come")
+
+    @property
+    def content(self) -> object:
+        """What decides values."""
+        return [self.name, sorted(self.columns.items()), self.id, span(self.again) if self.id else 0]
+
+
+class Aggregate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, dict=True):
+    """One number (`last_n`, `distinct_n`, `top_k`: n of them) of the events of `source` whose column `key` names the
+    entity. See docs/features.md for every op, its value where there are no events, and its error if it has one."""
+
+    name: str
+    source: Source
+    key: str
+    op: Op
+    column: str = ""
+    window: str = LIFETIME
+    where: str = ""
+    entity: str = ""
+    n: int = 1
+    q: float = 0.5
+    half_life: str = ""
+    datatype: Datatype = "FP32"
+    owner: str = ""
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        _named(self.name, "feature")
+        where, columns = f"feature {self.name}", self.source.columns
+        if columns.get(self.key) != "text":
+            raise errors.Misconfigured(f"{where}: key = {self.key!r} is no column of text of source {self.source.name}")
+        if bool(self.column) != (self.op in NEEDS_COLUMN):
+            raise errors.Misconfigured(f"{where}: op {self.op!r} takes {'a' if not self.column else 'no'} column")
+        if self.column and self.column not in columns:
+            raise errors.Misconfigured(f"{where}: source {self.source.name} has no column {self.column!r}")
+        if self.column and columns[self.column] == "text" and self.op not in TEXT_OPS:
+            raise errors.Misconfigured(f"{where}: op {self.op!r} takes a number, and {self.column!r} is text")
+        if self.tokens != (self.datatype == "UINT32"):
+            wanted = "UINT32 (tokens)" if self.tokens else "FP32 or FP64"
+            raise errors.Misconfigured(f"{where}: its datatype is {wanted}, got {self.datatype}")
+        if not 1 <= self.n <= N_MAX or (self.n > 1 and self.op not in ("last_n", "distinct_n", "top_k")):
+            raise errors.Misconfigured(f"{where}: n = {self.n}: 1 to {N_MAX}, for last_n, distinct_n and top_k alone")
+        if not 0 <= self.q <= 1:
+            raise errors.Misconfigured(f"{where}: q = {self.q}: a quantile lies between 0 and 1")
+        if (self.op == "decay") != bool(self.half_life) or (self.half_life and not span(self.half_life, where)):
+            raise errors.Misconfigured(f'{where}: op "decay", and no other, has a half_life that ends')
+        if self.op == "decay" and self.window != LIFETIME:
+            raise errors.Misconfigured(f'{where}: op "decay" has the window "lifetime": its half_life forgets')
+        if (window := span(self.window, where)) and not (self.hop and window // self.hop <= HOPS_MAX):
+            raise errors.Misconfigured(
+                f"{where}: window {self.window!r} has no usual grain; take whole minutes up to an hour, else whole "
+                "hours or days"
+            )
+        if 0 < window < 60 * SECOND:
+            raise errors.Misconfigured(f"{where}: window {self.window!r} is shorter than a minute")
+        _ = self.condition
+
+    @property
+    def tokens(self) -> bool:
+        """Whether its values are tokens of text."""
+        text = bool(self.column) and self.source.columns.get(self.column) == "text"
+        return text and self.op != "approx_distinct"
+
+    @property
+    def of(self) -> str:
+        """The entity that it belongs to."""
+        return self.entity or self.key
+
+    @property
+    def width(self) -> int:
+        """How many values it is."""
+        return self.n
+
+    @property
+    def span(self) -> int:
+        """Its window in microseconds; 0: without end."""
+        return span(self.window)
+
+    @cached_property
+    def hop(self) -> int:
+        """The grain of its window in microseconds; 0 where it has none."""
+        return hop_of(self.span, self.op in SKETCHES) if self.span else 0
+
+    @cached_property
+    def condition(self) -> Condition | None:
+        """`where`, read."""
+        return parse(self.where, self.source.columns, f"feature {self.name}") if self.where else None
+
+    @property
+    def looks_at(self) -> set[str]:
+        """The columns of its source that it needs."""
+        named = {self.key, self.column} - {""}
+        return named | (columns_of(self.condition) if self.condition else set())
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def content(self) -> object:
+        """What decides its values."""
+        condition = msgspec.json.encode(self.condition).decode() if self.condition else ""
+        half_life = span(self.half_life) if self.half_life else 0
+        what = [self.op, self.column, self.n, self.q if self.op == "quantile" else 0, half_life]
+        return [
+            "aggregate",
+            self.source.content,
+            self.key,
+            self.of,
+            *what,
+            self.span,
+            self.hop,
+            condition,
+            self.datatype,
+        ]
+
+
+def Attribute(name: str, source: Source, key: str, column: str, **more: Any) -> Aggregate:  # noqa: N802
+    """What was last said of an entity: a column of the latest row of a source of facts about it."""
+    kind: Datatype = "UINT32" if source.columns.get(column) == "text" else more.pop("datatype", "FP32")
+    return Aggregate(name=name, source=source, key=key, op="last", column=column, datatype=kind, **more)
+
+
+def Sequence(name: str, source: Source, key: str, column: str, n: int, **more: Any) -> Aggregate:  # noqa: N802
+    """The last n values of a column, newest first: what a ranker that attends to history takes."""
+    kind: Datatype = "UINT32" if source.columns.get(column) == "text" else more.pop("datatype", "FP32")
+    return Aggregate(name=name, source=source, key=key, op="last_n", column=column, n=n, datatype=kind, **more)
+
+
+class Ratio(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One feature over another of the same entity: `(over + prior[0]) / (under + prior[1])`. NaN where a part is, and
+    where it would divide by 0."""
+
+    name: str
+    over: str
+    under: str
+    prior: tuple[float, float] = (0.0, 0.0)
+    datatype: Literal["FP32", "FP64"] = "FP32"
+    owner: str = ""
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        _named(self.name, "feature")
+        if not all(math.isfinite(part) for part in self.prior):
+            raise errors.Misconfigured(f"feature {self.name}: prior = {self.prior}: finite numbers")
+
+    @property
+    def width(self) -> int:
+        return 1
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Features that it is made of."""
+        return self.over, self.under
+
+    @property
+    def content(self) -> object:
+        return ["ratio", self.over, self.under, list(self.prior), self.datatype]
+
+
+class Transform(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`function(columns)`: one value a row, from other features and from what the request brings. Columns are arrays
+    [n], float64 (tokens: uint32), by the names in `inputs` and `request`. The function's text is part of the hash, so
+    it must not depend on anything but numpy and its argument."""
+
+    name: str
+    function: Callable[[Mapping[str, Any]], Any]
+    inputs: tuple[str, ...] = ()
+    request: tuple[str, ...] = ()
+    datatype: Datatype = "FP32"
+    owner: str = ""
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        _named(self.name, "feature")
+        if not self.inputs and not self.request:
+            raise errors.Misconfigured(f"feature {self.name}: a transform takes features or values of the request")
+        _ = self.content
+
+    @property
+    def width(self) -> int:
+        return 1
+
+    @property
+    def content(self) -> object:
+        try:
+            text = textwrap.dedent(inspect.getsource(self.function))
+        except (OSError, TypeError) as error:
+            raise errors.Misconfigured(
+                f"feature {self.name}: the text of its function cannot be read ({error})"
+            ) from None
+        return ["transform", list(self.inputs), list(self.request), text, self.datatype]
+
+
+class Cross(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The token of two features' tokens together; 0 where one is missing. Numbers are taken by `bucket`s."""
+
+    name: str
+    left: str
+    right: str
+    owner: str = ""
+    description: str = ""
+    datatype: Literal["UINT32"] = "UINT32"
+
+    def __post_init__(self) -> None:
+        _named(self.name, "feature")
+
+    @property
+    def width(self) -> int:
+        return 1
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.left, self.right
+
+    @property
+    def content(self) -> object:
+        return ["cross", self.left, self.right]
+
+
+Feature = Aggregate | Ratio | Transform | Cross
+
+
+class FeatureSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, dict=True):
+    """The features that a model consumes, in the order of its columns. Whatever they are made of must be among
+    `features` or in `parts`, which are computed and not given to the model. `ttl`: rows of entities that had no event
+    for so long may be dropped."""
+
+    name: str
+    features: tuple[Feature, ...]
+    parts: tuple[Feature, ...] = ()
+    ttl: str = LIFETIME
+    owner: str = ""
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        _named(self.name, "feature set")
+        where = f"feature set {self.name}"
+        if not self.features:
+            raise errors.Misconfigured(f"{where}: it names no feature")
+        _ = self.ordered
+        ttl = span(self.ttl, where)
+        for one in self.aggregates:
+            if ttl and not 0 < one.span <= ttl:
+                raise errors.Misconfigured(
+                    f"{where}: {one.name} looks back {one.window}, longer than rows are kept (ttl {self.ttl})"
+                )
+        sources: dict[str, Source] = {}
+        for one in self.aggregates:
+            if sources.setdefault(one.source.name, one.source).content != one.source.content:
+                raise errors.Misconfigured(f"{where}: two sources are named {one.source.name}")
+
+    @cached_property
+    def by_name(self) -> dict[str, Feature]:
+        """All of them, parts too."""
+        found: dict[str, Feature] = {}
+        for one in (*self.features, *self.parts):
+            if one.name in found and found[one.name] != one:
+                raise errors.Misconfigured(f"feature set {self.name}: two features are named {one.name}")
+            found[one.name] = one
+        return found
+
+    @cached_property
+    def ordered(self) -> tuple[Feature, ...]:
+        """All of them, each behind what it is made of."""
+        done: dict[str, Feature] = {}
+
+        def place(one: Feature, above: tuple[str, ...]) -> None:
+            if one.name in done:
+                return
+            if one.name in above:
+                raise errors.Misconfigured(f"feature {one.name} is made of itself: {' -> '.join((*above, one.name))}")
+            for name in one.inputs:
+                if name not in self.by_name:
+                    raise errors.Misconfigured(
+                        f"feature set {self.name}: {one.name} is made of {name}, which is in neither features nor parts"
+                    )
+                place(self.by_name[name], (*above, one.name))
+            done[one.name] = one
+
+        for one in self.by_name.values():
+            place(one, ())
+        return tuple(done.values())
+
+    @property
+    def aggregates(self) -> tuple[Aggregate, ...]:
+        """What is kept of entities; everything else is computed from it when it is read."""
+        return tuple(one for one in self.ordered if isinstance(one, Aggregate))
+
+    @property
+    def entities(self) -> tuple[str, ...]:
+        """The kinds of entities that have rows, in the order of their first feature."""
+        return tuple(dict.fromkeys(one.of for one in self.aggregates))
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return tuple({one.source.name: one.source for one in self.aggregates}.values())
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the model's columns: the feature's, or `name_0`, `name_1` ... of one that is several values."""
+        return tuple(
+            name
+            for one in self.features
+            for name in ([one.name] if one.width == 1 else [f"{one.name}_{at}" for at in range(one.width)])
+        )
+
+    @cached_property
+    def datatype(self) -> Literal["FP32", "FP64"]:
+        """Of the matrix: FP32 where that holds every feature exactly as it was declared, else FP64."""
+        return "FP32" if all(one.datatype == "FP32" for one in self.features) else "FP64"
+
+    @cached_property
+    def hash(self) -> str:
+        """16 hex digits of SHA-256 over the content of all of it: the version of the set."""
+        parts = {one.name: one.content for one in self.ordered}
+        content = [SEMANTICS, [one.name for one in self.features], parts, span(self.ttl)]
+        return hashlib.sha256(msgspec.json.encode(content)).hexdigest()[:16]
+
+    def hash_of(self, name: str) -> str:
+        """The version of one feature: its own content and that of what it is made of."""
+        one = self.by_name[name]
+        content = [SEMANTICS, one.content, [self.hash_of(part) for part in one.inputs]]
+        return hashlib.sha256(msgspec.json.encode(content)).hexdigest()[:16]
+
+
+def _named(name: str, what: str) -> None:
+    if not _NAME.fullmatch(name) or len(name) > NAME_MAX:
+        raise errors.Misconfigured(f"{what} {name[:80]!r}: a name is a letter, then at most 63 of a-z, 0-9 and _")

@@ -1,0 +1,74 @@
+"""A set's matrix, of what is kept of its entities: ratios, transforms and crosses are computed when they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millstream import errors
+from millstream.features.define import Aggregate, Cross, FeatureSet, Ratio, Transform
+from millstream.features.plan import Values
+
+
+class Columns:
+    """Makes a set's matrix of its aggregates' values: what is computed when it is read."""
+
+    def __init__(self, features: FeatureSet) -> None:
+        self.features = features
+        self._at: dict[str, tuple[str, int, int]] = {}
+        for entity in features.entities:
+            at = 0
+            for one in features.aggregates:
+                if one.of == entity:
+                    self._at[one.name] = entity, at, one.width
+                    at += one.width
+        made = [one for one in features.ordered if isinstance(one, Transform)]
+        self.request = tuple(dict.fromkeys(name for one in made for name in one.request))
+        self._datatype = np.float32 if features.datatype == "FP32" else np.float64
+
+    def make(self, values: Mapping[str, Values], request: Mapping[str, Any], n: int) -> NDArray[Any]:
+        """[n, columns] of `values` [n, values] by kind of entity."""
+        done: dict[str, NDArray[Any]] = {}
+        for one in self.features.ordered:
+            if isinstance(one, Aggregate):
+                entity, at, width = self._at[one.name]
+                done[one.name] = values[entity][:, at : at + width]
+            else:
+                done[one.name] = self._made(one, done, request, n)
+        out = np.empty((n, len(self.features.columns)), self._datatype)
+        at = 0
+        for one in self.features.features:
+            out[:, at : at + one.width] = done[one.name]
+            at += one.width
+        return out
+
+    def _made(self, one: Any, done: Mapping[str, NDArray[Any]], request: Mapping[str, Any], n: int) -> NDArray[Any]:
+        if isinstance(one, Ratio):
+            over, under = done[one.over] + one.prior[0], done[one.under] + one.prior[1]
+            ratio: NDArray[np.float64] = np.divide(over, under, out=np.full((n, 1), np.nan), where=under != 0)
+            return ratio
+        if isinstance(one, Cross):
+            return crossed(done[one.left], done[one.right])
+        given = {name: done[name][:, 0] for name in one.inputs}
+        given |= {name: np.broadcast_to(np.asarray(request[name]), n) for name in one.request}
+        try:
+            made = np.asarray(one.function(given), np.float64)
+        except Exception as error:
+            raise errors.Error(f"feature {one.name} failed: {type(error).__name__}: {error}") from error
+        if made.shape != (n,):
+            raise errors.Error(f"feature {one.name}: its function gave {list(made.shape)} values for {n} rows")
+        return made[:, None]
+
+
+def crossed(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
+    """The tokens of pairs [n, 1]: a mix of both (SplitMix64, Steele et al. 2014), 0 where one is missing."""
+    both = [np.where(np.isnan(side), 0, side).astype(np.float64) for side in (left, right)]
+    bits = [(side + 0.0).view(np.uint64) for side in both]
+    mixed = bits[0] * np.uint64(0x9E3779B97F4A7C15) + bits[1]
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    tokens = np.maximum((mixed >> np.uint64(32)).astype(np.float64), 1.0)
+    return np.where((both[0] == 0) | (both[1] == 0), 0.0, tokens)

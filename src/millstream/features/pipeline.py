@@ -1,0 +1,262 @@
+"""From the log to the rows: follow the topics of a feature set, keep its state, write what changed.
+
+Rules of the room:
+- One process does this for an installation. Everything it knows is a snapshot (state, and the position in every topic
+  that the state contains, in one file) and what the log holds beyond: killed at any moment, it takes up the snapshot,
+  reads on, and stands where it stood. It writes rows only when it has caught up, so that none goes back in time.
+- Within a step, what was served is read before what people did, so that an outcome finds who was asked; and the
+  partitions of a topic are merged by arrival.
+- Rows are as of the clock, or of the last arrival where that is later: a clock that was put back stops no time here.
+- Retention waits for the snapshot.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from millstream import errors
+from millstream.clock import Clock
+from millstream.features.define import SECOND, FeatureSet, span
+from millstream.features.online import Writer
+from millstream.features.plan import Plan
+from millstream.features.rows import Requests, events_of
+from millstream.features.state import State
+from millstream.meter import Meter
+from millstream.store.blob import writing
+from millstream.store.rows import RowFile
+from millstream.stream.event import Event, decode
+from millstream.stream.log import Log
+from millstream.stream.reader import Record
+
+FORMAT: Final = 1
+SNAPSHOT: Final = "state.snapshot"
+SAVE_S: Final = 60.0
+DROP_S: Final = 3600.0  # between two looks for entities whose time is over
+RECORDS_MAX: Final = 20_000  # of a topic in one step
+logger = logging.getLogger(__name__)
+Offsets = dict[str, dict[int, int]]
+
+
+class _Header(msgspec.Struct, frozen=True):
+    """First line of a snapshot. `at`: as of when, microseconds; `arrays`: name -> (dtype, shape), which follow in this
+    order; `users`: who made the latest requests."""
+
+    format: int
+    label: str
+    at: int
+    offsets: Offsets
+    users: dict[str, str]
+    arrays: list[tuple[str, str, list[int]]]
+
+
+class _AnyHeader(msgspec.Struct, frozen=True):
+    format: int
+
+
+def stores_of(features: FeatureSet, folder: Path, limit: int, write: bool) -> dict[str, RowFile]:
+    """The row files of a feature set in `folder`, one for each kind of entity; for writing they are made."""
+    opened: dict[str, RowFile] = {}
+    try:
+        for name in features.entities:
+            path, width = folder / f"{name}.rows", Plan(features, name).bytes
+            if write:
+                opened[name] = RowFile.create(path, width, features.hash, limit=limit)
+            else:
+                opened[name] = RowFile.open(path, width, features.hash)
+    except BaseException:
+        for one in opened.values():
+            one.close()
+        raise
+    return opened
+
+
+def folder_of(features: FeatureSet, root: Path) -> Path:
+    """Where the rows of a set lie: those of another hash lie elsewhere, so that both are served."""
+    return root / f"{features.name}-{features.hash}"
+
+
+class Pipeline:
+    """Keeps the rows of one feature set; `root` is the folder of all."""
+
+    def __init__(
+        self, features: FeatureSet, log: Log, root: Path, clock: Clock, meter: Meter, limit: int = 1_000_000
+    ) -> None:
+        self.features, self._log, self._clock = features, log, clock
+        self.folder = folder_of(features, root)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.state = State(features, limit)
+        self._requests = Requests()
+        self._topics = {source.name: source.topic or source.name for source in features.sources}
+        # What was served comes first, what people did last: see the rules.
+        self._order = sorted(
+            {"served", *self._topics.values()}, key=lambda topic: (topic != "served", topic == "outcomes")
+        )
+        self._readers = {topic: log.reader(topic) for topic in self._order}
+        self.offsets: Offsets = {topic: {} for topic in self._order}
+        self._at = 0
+        labels = {"set": features.name}
+        self._taken = meter.counter("millstream_feature_events_total", "Events taken into features.", labels)
+        self._written = meter.counter("millstream_feature_rows_total", "Rows of features written.", labels)
+        self._odd = meter.counter(
+            "millstream_feature_values_odd_total", "Values of events that were not of their column's type.", labels
+        )
+        self._lag = meter.gauge("millstream_feature_age_seconds", "How old the rows are that serving reads.", labels)
+        self._recover()
+        self._stores = stores_of(features, self.folder, limit, write=True)
+        self._writer = Writer(self.state, self._stores)
+        self._writer.write_later()
+        self._saved_at = self._dropped_at = clock.monotonic()
+        self._behind = True
+
+    def step(self) -> int:
+        """Take what came, up to a bound, and write what changed; how many events that was."""
+        ends = {topic: self._ends(topic) for topic in reversed(self._order)}
+        taken, until = 0, math.inf
+        for topic in self._order:
+            count, until = self._follow(topic, ends[topic], until)
+            taken += count
+        self._behind = self._behind and any(
+            self.offsets[topic].get(partition, 0) < end
+            for topic, found in ends.items()
+            for partition, end in found.items()
+        )
+        if not self._behind:
+            self._at = max(self._at + 1, int(self._clock.now() * SECOND))
+            self._written.add(self._writer.write(self._at))
+        self._lag.set(max(0.0, self._clock.now() - self._at / SECOND))
+        now = self._clock.monotonic()
+        if now - self._saved_at >= SAVE_S:
+            self.save()
+        if (ttl := span(self.features.ttl)) and now - self._dropped_at >= DROP_S:
+            self._dropped_at = now
+            for store in self._stores.values():
+                store.drop(self._at - ttl)
+        return taken
+
+    def save(self) -> None:
+        """Keep the state and where it stands, and let retention have what came before. No room: Full, and the last
+        snapshot stays."""
+        self._saved_at = self._clock.monotonic()
+        arrays = self._arrays()
+        named = [(name, str(array.dtype), list(array.shape)) for name, array in arrays.items()]
+        header = _Header(FORMAT, self.features.hash, self._at, self.offsets, dict(self._requests.users), named)
+        with writing(self.folder / SNAPSHOT) as file:
+            line = msgspec.msgpack.encode(header)
+            file.write(len(line).to_bytes(8, "little") + line)
+            for array in arrays.values():
+                file.write(np.ascontiguousarray(array).data)
+        for topic, offsets in self.offsets.items():
+            if offsets:
+                self._log.commit(f"features.{self.features.name}.{self.features.hash}", topic, offsets)
+
+    def close(self) -> None:
+        """Save and let go."""
+        self.save()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Let go without saving, as a crash would."""
+        for store in self._stores.values():
+            store.close()
+
+    def _ends(self, topic: str) -> dict[int, int]:
+        reader = self._readers[topic]
+        return {partition: reader.end(partition) for partition in reader.partitions()}
+
+    def _follow(self, topic: str, ends: dict[int, int], until: float) -> tuple[int, float]:
+        """Take the records of a topic that came before `ends` and arrived by `until`, as many as a step may have. How
+        many, and the arrival up to which all were taken."""
+        records, until = self._read(topic, ends, until)
+        for partition, found in records.items():
+            if found:
+                self.offsets[topic][partition] = found[-1].offset + 1
+        merged = [record for found in records.values() for record in found]
+        if len(records) > 1:
+            merged.sort(key=lambda record: (record.arrival, record.partition, record.offset))
+        if merged:
+            self._take(topic, merged)
+        return len(merged), until
+
+    def _read(self, topic: str, ends: dict[int, int], until: float) -> tuple[dict[int, list[Record]], float]:
+        """What each partition has next. While one has more than a step may take, no other gets ahead of it."""
+        reader, bound = self._readers[topic], max(1, RECORDS_MAX // max(1, len(ends)))
+        records: dict[int, list[Record]] = {}
+        for partition, end in sorted(ends.items()):
+            at = max(self.offsets[topic].get(partition, 0), reader.start(partition))
+            found = records[partition] = []
+            while at < end and len(found) < bound:
+                some = [one for one in reader.read(partition, at, bound - len(found)) if one.offset < end]
+                found += some
+                at = some[-1].offset + 1 if some else end
+            if at < end:
+                until = min(until, found[-1].arrival)
+        return {number: [one for one in found if one.arrival <= until] for number, found in records.items()}, until
+
+    def _take(self, topic: str, records: list[Record]) -> None:
+        events: list[tuple[float, Event | None]] = [(one.arrival, self._decoded(one)) for one in records]
+        if topic == "served":
+            self._requests.add([event for _, event in events])
+        self._at = max(self._at, int(records[-1].arrival * SECOND) + 1)
+        for source in self.features.sources:
+            if self._topics[source.name] == topic:
+                self._writer.apply(source.name, events_of(source, topic, events, self._requests, self._odd.add))
+        self._taken.add(len(records))
+
+    def _decoded(self, record: Record) -> Event | None:
+        try:
+            return decode(record.value)
+        except errors.Corrupt as error:
+            self._odd.add()
+            logger.error("feature set %s goes on without an event: %s", self.features.name, error)
+            return None
+
+    # What is kept.
+
+    def _arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        found: dict[str, np.ndarray[Any, Any]] = {}
+        for name, table in self.state.entities.items():
+            found |= {f"{name}.{part}": array for part, array in table.arrays().items()}
+        for name, copies in self.state.copies.items():
+            found[f"{name}/ids"], found[f"{name}/seen"] = copies.state()
+        return found
+
+    def _recover(self) -> None:
+        path = self.folder / SNAPSHOT
+        if not path.exists():
+            return
+        header, arrays = _read(path)
+        if header.label != self.features.hash:
+            raise errors.Corrupt(f"{path}: of definition {header.label}, not {self.features.hash}; move it away")
+        for name, table in self.state.entities.items():
+            table.restore({part: arrays[f"{name}.{part}"] for part in ("keys", "floats", "counts", "registers")})
+        for name, copies in self.state.copies.items():
+            copies.restore(arrays[f"{name}/ids"], arrays[f"{name}/seen"])
+        self._requests.users.update(header.users)
+        self.offsets = {topic: dict(header.offsets.get(topic, {})) for topic in self._order}
+        self._at = header.at
+
+
+def _read(path: Path) -> tuple[_Header, dict[str, np.ndarray[Any, Any]]]:
+    data = np.memmap(path, np.uint8, "r")
+    try:
+        length = int.from_bytes(data[:8].tobytes(), "little")
+        line, at = data[8 : 8 + length].tobytes(), 8 + length
+        if (said := msgspec.msgpack.decode(line, type=_AnyHeader).format) > FORMAT:
+            raise errors.Later(path, said, FORMAT)
+        header = msgspec.msgpack.decode(line, type=_Header)
+        arrays = {}
+        for name, dtype, shape in header.arrays:
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            arrays[name] = np.frombuffer(data[at : at + size].tobytes(), dtype).reshape(shape)
+            at += size
+    except (msgspec.MsgspecError, ValueError, TypeError) as error:
+        raise errors.Corrupt(
+            f"{path}: {error}; move it away: the log rebuilds the features from all that retention has left"
+        ) from None
+    return header, arrays
