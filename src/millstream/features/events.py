@@ -69,7 +69,8 @@ def micros(seconds: Sequence[Any] | NDArray[np.float64], where: str = "time") ->
         raise errors.BadInput(f"{where}: unix seconds, got {_first_odd(seconds)!r}") from None
     good = np.abs(found) < _LIMIT  # false for NaN
     if not good.all():
-        raise errors.BadInput(f"{where}: {seconds[int(np.argmin(good))]!r} is no time; send unix seconds")
+        at = int(np.argmin(good))
+        raise errors.BadInput(f"{where}: row {at} says {found[at] / SECOND:g}, which is no time; send unix seconds")
     return np.rint(found).astype(np.int64)
 
 
