@@ -344,3 +344,17 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True, tag="fact"):
 
     event_time: float
     values: dict[str, str | float | None]
+
+
+class FeaturesRead(msgspec.Struct, frozen=True, kw_only=True, tag="features_read"):
+    """A sample of what serving read: `values` float64 LE, n x columns, of the set `features` in its definition `hash`,
+    for the entities named in `keys` (n each, or one) as of `at`; the rows were as of `as_of`. Unix microseconds.
+    `request`: what transforms took of the request."""
+
+    features: str
+    hash: str
+    at: int
+    as_of: int
+    keys: dict[str, list[str]]
+    values: bytes
+    request: dict[str, list[float]] = {}

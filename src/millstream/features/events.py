@@ -53,6 +53,13 @@ class Events(msgspec.Struct, frozen=True):
         arrivals = micros([row.get("arrival") for row in rows], f"{where}: arrival")
         return cls(np.minimum(event_times, arrivals), arrivals, numbers, texts)
 
+    def joined(self, later: Events) -> Events:
+        """These, and behind them others of the same source."""
+        numbers = {name: np.concatenate((column, later.numbers[name])) for name, column in self.numbers.items()}
+        texts = {name: np.concatenate((column, later.texts[name])) for name, column in self.texts.items()}
+        times = np.concatenate((self.times, later.times))
+        return Events(times, np.concatenate((self.arrivals, later.arrivals)), numbers, texts)
+
     def take(self, chosen: NDArray[np.bool_] | Times) -> Events:
         """Some of them."""
         numbers = {name: column[chosen] for name, column in self.numbers.items()}

@@ -74,8 +74,12 @@ class Writer:
 
     def write_later(self) -> None:
         """Have the next `write` write every row: of a state that was restored, or filled from files."""
-        for name, table in self.state.entities.items():
-            self._changed[name] = [np.arange(table.places.count)]
+        self.write_again({name: np.arange(table.places.count) for name, table in self.state.entities.items()})
+
+    def write_again(self, places: Mapping[str, Times]) -> None:
+        """Have the next `write` write the rows of these places too."""
+        for name, some in places.items():
+            self._changed[name].append(some)
 
 
 class Reader:

@@ -23,6 +23,7 @@ import numpy as np
 from millstream import errors
 from millstream.clock import Clock
 from millstream.features.define import SECOND, FeatureSet, span
+from millstream.features.health import Health
 from millstream.features.online import Writer
 from millstream.features.plan import Plan
 from millstream.features.rows import Requests, events_of
@@ -38,6 +39,7 @@ FORMAT: Final = 1
 SNAPSHOT: Final = "state.snapshot"
 SAVE_S: Final = 60.0
 DROP_S: Final = 3600.0  # between two looks for entities whose time is over
+CHECK_S: Final = 60.0
 RECORDS_MAX: Final = 20_000  # of a topic in one step
 logger = logging.getLogger(__name__)
 Offsets = dict[str, dict[int, int]]
@@ -111,7 +113,8 @@ class Pipeline:
         self._stores = stores_of(features, self.folder, limit, write=True)
         self._writer = Writer(self.state, self._stores)
         self._writer.write_later()
-        self._saved_at = self._dropped_at = clock.monotonic()
+        self._health = Health(features, meter)
+        self._saved_at = self._dropped_at = self._checked_at = clock.monotonic()
         self._behind = True
 
     def step(self) -> int:
@@ -133,6 +136,9 @@ class Pipeline:
         now = self._clock.monotonic()
         if now - self._saved_at >= SAVE_S:
             self.save()
+        if not self._behind and now - self._checked_at >= CHECK_S:
+            self._checked_at = now
+            self._writer.write_again(self._health.look(self.state, self._stores, self._at))
         if (ttl := span(self.features.ttl)) and now - self._dropped_at >= DROP_S:
             self._dropped_at = now
             for store in self._stores.values():

@@ -18,9 +18,9 @@ import msgspec
 
 from millstream import errors
 from millstream.guard.pii import Redacted, pseudonym, redact
-from millstream.types import Delta, Entity, Example, Fact, Outcome, PolicyChange, Served, SetAside, Shadow, Text
+from millstream.types import Delta, Entity, Example, Fact, FeaturesRead, Outcome, PolicyChange, Served, SetAside, Shadow, Text
 
-Event = Outcome | Served | Shadow | Example | SetAside | Delta | PolicyChange | Entity | Fact
+Event = Outcome | Served | Shadow | Example | SetAside | Delta | PolicyChange | Entity | Fact | FeaturesRead
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Event).decode
@@ -71,6 +71,11 @@ def _values(values: dict[str, Any]) -> dict[str, Any]:
     return {name: pseudonym(value) if name == "user" and value else _attribute(value) for name, value in values.items()}
 
 
+def _keys(keys: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Entities that were read: people are named as everywhere else."""
+    return {kind: [pseudonym(name) for name in names] if kind == "user" else names for kind, names in keys.items()}
+
+
 def _attribute(value: Any) -> Any:
     if isinstance(value, str):
         return redact(value)
@@ -88,5 +93,6 @@ _DECLARED: dict[type, tuple[tuple[str, Callable[[Any], Any]], ...]] = {
     PolicyChange: (("who", pseudonym), ("why", redact), ("text", redact)),
     Entity: (("attributes", _attributes),),
     Fact: (("values", _values),),
+    FeaturesRead: (("keys", _keys),),
 }
 _GATES = {event: _gates(event) for event in get_args(Event)}

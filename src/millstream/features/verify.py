@@ -1,0 +1,167 @@
+"""Whether what was served is what training would see: samples of reads, recomputed from the log as of their time.
+
+Each value that was read ends in one of these:
+
+    equal      it is the value as of the time of the read
+    late       it is the value as of the rows' own time: something came, or a window moved on, between that and the read
+    ttl        there was no row any more
+    version    the definition that made it is not here any more
+    code       none of these: a fault in the program, or in the files it read
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from millstream.features.define import FeatureSet, Source
+from millstream.features.events import Copies, Events, Hashes, Times, keys_of
+from millstream.features.matrix import Columns
+from millstream.features.plan import Values
+from millstream.features.rows import Requests, events_of
+from millstream.features.state import State
+from millstream.stream.event import Event, decode
+from millstream.stream.log import Log
+from millstream.types import FeaturesRead
+
+TOPIC: Final = "features_read"
+CAUSES: Final = ("equal", "late", "ttl", "version", "code")
+SHOWN_MAX: Final = 20
+
+
+class Odd(msgspec.Struct, frozen=True):
+    """A value that nothing explains."""
+
+    features: str
+    column: str
+    keys: dict[str, str]
+    at: float
+    read: float | None
+    recomputed: float | None
+
+
+class Verified(msgspec.Struct):
+    """How many values ended where, by feature set, and some of those that nothing explains."""
+
+    reads: int = 0
+    values: dict[str, dict[str, int]] = {}
+    odd: list[Odd] = []
+
+    @property
+    def sound(self) -> bool:
+        """Whether everything is explained."""
+        return not any(found["code"] for found in self.values.values())
+
+
+def verify(sets: Mapping[str, FeatureSet], log: Log, events: Mapping[str, Events] | None = None) -> Verified:
+    """Recompute every read of topic `features_read`. `events`: by source, what came before the log begins. Damage in the
+    log: Corrupt."""
+    reads = [event for _, event in _all(log, TOPIC) if isinstance(event, FeaturesRead)]
+    found = Verified(len(reads), {})
+    by_set: dict[tuple[str, str], list[FeaturesRead]] = {}
+    for read in reads:
+        by_set.setdefault((read.features, read.hash), []).append(read)
+    for (name, hashed), some in by_set.items():
+        counts = found.values.setdefault(name, dict.fromkeys(CAUSES, 0))
+        features = sets.get(name)
+        if features is None or features.hash != hashed:
+            counts["version"] += sum(len(read.values) // 8 for read in some)
+            continue
+        before = events or {}
+        came = {source.name: _events(source, log, before.get(source.name)) for source in features.sources}
+        _compare(features, some, came, counts, found.odd)
+    return found
+
+
+class _Asked:
+    """Reads of one set as rows: each row of a read is one."""
+
+    def __init__(self, features: FeatureSet, reads: Sequence[FeaturesRead]) -> None:
+        width = len(features.columns)
+        self.read = np.concatenate([np.frombuffer(one.values, "<f8").reshape(-1, width) for one in reads])
+        rows = [len(one.values) // 8 // width for one in reads]
+        self.at = np.repeat(np.array([one.at for one in reads], np.int64), rows)
+        self.as_of = np.repeat(np.array([one.as_of for one in reads], np.int64), rows)
+        pairs = list(zip(reads, rows, strict=True))
+        self.names = {
+            kind: [name for one, n in pairs for name in _shared(one.keys[kind], n)] for kind in features.entities
+        }
+        self.request = {
+            name: np.array([value for one, n in pairs for value in _shared(one.request[name], n)], np.float64)
+            for name in Columns(features).request
+        }
+
+
+def _shared(values: Sequence[Any], n: int) -> list[Any]:
+    """n of them: one may be that of all."""
+    return list(values) * (n if len(values) == 1 else 1)
+
+
+def _compare(
+    features: FeatureSet, reads: Sequence[FeaturesRead], events: Mapping[str, Events], counts: dict[str, int],
+    odd: list[Odd],
+) -> None:  # fmt: skip
+    asked = _Asked(features, reads)
+    now = _recomputed(features, asked, events, asked.at)
+    then = _recomputed(features, asked, events, asked.as_of)
+    gone = _same(asked.read, _of_nothing(features, asked))
+    equal = _same(asked.read, now)
+    late = ~equal & (_same(asked.read, then) | ~_same(now, then))
+    ttl = ~equal & ~late & gone
+    code = ~(equal | late | ttl)
+    for cause, which in zip(("equal", "late", "ttl", "code"), (equal, late, ttl, code), strict=True):
+        counts[cause] += int(which.sum())
+    for row, column in np.argwhere(code)[: max(0, SHOWN_MAX - len(odd))].tolist():
+        keys = {kind: names[row] for kind, names in asked.names.items()}
+        values = [None if np.isnan(one) else float(one) for one in (asked.read[row, column], now[row, column])]
+        odd.append(Odd(features.name, features.columns[column], keys, asked.at[row] / 1e6, *values))
+
+
+def _recomputed(features: FeatureSet, asked: _Asked, events: Mapping[str, Events], known: Times) -> Values:
+    """The matrix [rows, columns] by what had arrived before `known`, read as of each read's own time."""
+    state, values = State(features), {}
+    for kind, table in state.entities.items():
+        stored = np.tile(table.plan.nothing_stored, (len(known), 1))
+        keys: Hashes = keys_of(asked.names[kind])
+        for source, some in events.items():
+            table.replay(source, some, keys, known, stored)
+        values[kind] = table.plan.finish(table.plan.unpack(table.plan.pack(stored)), asked.at)
+    made: NDArray[np.float64] = Columns(features).make(values, asked.request, len(known)).astype(np.float64)
+    return made
+
+
+def _of_nothing(features: FeatureSet, asked: _Asked) -> Values:
+    n = len(asked.at)
+    values = {kind: np.tile(table.plan.nothing, (n, 1)) for kind, table in State(features).entities.items()}
+    made: NDArray[np.float64] = Columns(features).make(values, asked.request, n).astype(np.float64)
+    return made
+
+
+def _same(left: Values, right: Values) -> NDArray[np.bool_]:
+    same: NDArray[np.bool_] = (left == right) | (np.isnan(left) & np.isnan(right))
+    return same
+
+
+def _events(source: Source, log: Log, before: Events | None) -> Events:
+    """All that a source has had, in the order in which it came, each event once."""
+    topic, requests = source.topic or source.name, Requests()
+    if topic == "outcomes":
+        requests.add([event for _, event in _all(log, "served")])
+    found = events_of(source, topic, _all(log, topic), requests, lambda: None)
+    if before is not None:
+        begins = found.arrivals[0] if len(found) else np.iinfo(np.int64).max
+        found = before.take(before.arrivals < begins).joined(found)
+    new = Copies(source).new(found)
+    return found if new is None else found.take(new)
+
+
+def _all(log: Log, topic: str) -> list[tuple[float, Event | None]]:
+    """(arrival, event) of a whole topic, merged by arrival."""
+    reader = log.reader(topic)
+    records = [record for partition in reader.partitions() for record in reader.records(partition)]
+    records.sort(key=lambda record: (record.arrival, record.partition, record.offset))
+    return [(record.arrival, decode(record.value)) for record in records]

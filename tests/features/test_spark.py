@@ -1,0 +1,57 @@
+"""The same cases on Spark: a warehouse that runs the text of its own dialect, not what SQLGlot takes for it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pyspark.sql import SparkSession
+from pyspark.sql.types import DoubleType, LongType, StringType, StructField, StructType
+from sql_cases import CASES, Case, tables_of
+from test_sql import approx, run
+
+from millstream.features.sql import sql
+
+TYPES: dict[str, Any] = {"text": StringType(), "double": DoubleType(), "bigint": LongType()}
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def spark() -> Iterator[SparkSession]:
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    session = (
+        SparkSession.builder.master("local[2]")
+        .config("spark.sql.shuffle.partitions", "2")
+        .config("spark.ui.enabled", "false")
+        .config("spark.sql.codegen.wholeStage", "false")  # compiling would take longer than these few rows
+        .config("spark.sql.adaptive.enabled", "false")
+        .config("spark.driver.host", "127.0.0.1")
+        .config("spark.driver.bindAddress", "127.0.0.1")
+        .getOrCreate()
+    )
+    yield session
+    session.stop()
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_spark_answers_as_duckdb_does(case: Case, spark: SparkSession) -> None:
+    tables = tables_of(case.features, case.tables, case.labels)
+    for name, (columns, rows) in tables.items():
+        fields = [StructField(column, TYPES[kind]) for column, kind in columns]
+        values = [tuple(row[column] for column, _ in columns) for row in rows]
+        spark.createDataFrame(values, StructType(fields)).createOrReplaceTempView(name)
+    answer = spark.sql(sql(case.features, "spark")).orderBy("row")
+    found: dict[str, list[Any]] = {name: [] for name in answer.columns}
+    for row in answer.collect():
+        for name, value in row.asDict().items():
+            found[name].append(value)
+    wanted = run(case.features, tables)
+    assert list(found) == list(wanted)
+    for name, values in wanted.items():
+        by_hand = case.wanted.get(name, values)
+        for said in (values, by_hand):
+            assert found[name] == [one if isinstance(one, (str, type(None))) else approx(one) for one in said], name
