@@ -134,7 +134,7 @@ def test_long_streams_say_what_a_recomputation_says(seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(4))
 def test_longer_streams_say_what_a_recomputation_says(seed: int) -> None:
     features = every_op(("1m", "1h", "1d", "7d", "30d", "lifetime"), again=random.Random(seed).choice(streams.AGAINS))
     check(features, *streams.long_stream(100 + seed, features, 4000, 90))
@@ -250,7 +250,7 @@ def test_a_matrix_says_what_a_recomputation_of_its_rows_says(example: Any) -> No
     events = {one.name: [event for name, event in rows if name == one.name] for one in WHOLE.sources}
 
     def cross(left: float, right: float) -> float:
-        return float(crossed(np.array([[left]]), np.array([[right]]))[0, 0])
+        return float(crossed(np.array([[left]]), np.array([[right]]), np.zeros((1, 1), bool))[0, 0])
 
     for got, (user, item), budget in zip(matrix.tolist(), pairs, budgets, strict=True):
         keys = {"user": user, "item": item}

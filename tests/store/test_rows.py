@@ -488,6 +488,7 @@ def test_a_snapshot_is_a_file_of_its_own(path, store, tmp_path):
     store.vouch(T + 1)
     copy = RowFile.open(tmp_path / "snapshot", WIDTH, LABEL)
     assert same(copy.get(which[1000:]), what[1000:]) and not copy.get(which[:1000]).written.any()
+    change(tmp_path / "snapshot", 8 * rowcode.BOOT, bytes(range(16)))  # on another machine
     assert copy.vouched() == T and len(copy) == 4000 and store.vouched() == T + 1
     assert copy.size == 4096 + (4 << rowfile.index_bits(4000)) + 4000 * STRIDE
     # it goes back, and who reads follows

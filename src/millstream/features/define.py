@@ -36,7 +36,7 @@ SEMANTICS: Final = 1
 """The rules of time and of the ops; part of every hash."""
 SECOND: Final = 1_000_000
 LIFETIME: Final = "lifetime"
-N_MAX, HOPS_MAX, NAME_MAX = 64, 100, 64
+N_MAX, HOPS_MAX, NAME_MAX, DEPTH_MAX, FEATURES_MAX = 64, 100, 64, 100, 4096
 NEEDS_COLUMN: Final = frozenset(
     ("sum", "mean", "var", "std", "min", "max", "last", "last_n", "distinct_n", "top_k", "approx_distinct", "quantile",
      "decay")
@@ -44,7 +44,7 @@ NEEDS_COLUMN: Final = frozenset(
 TEXT_OPS: Final = frozenset(("last", "last_n", "distinct_n", "top_k", "approx_distinct"))
 """Ops that take columns of text; all but `approx_distinct` then give tokens (UINT32)."""
 SKETCHES: Final = frozenset(("top_k", "approx_distinct", "quantile"))
-_SPAN = re.compile(r"(\d+)(s|m|h|d)")
+_SPAN = re.compile(r"([0-9]+)(s|m|h|d)")
 _UNITS = {"s": SECOND, "m": 60 * SECOND, "h": 3600 * SECOND, "d": 86400 * SECOND}
 _GRAINS = [seconds * SECOND for seconds in (5, 15, 60, 300, 900, 3600, 4 * 3600, 86400, 7 * 86400)]
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -88,6 +88,7 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     description: str = ""
 
     def __post_init__(self) -> None:
+        _typed(self, f"source {self.name}")
         _named(self.name, "source")
         where = f"source {self.name}"
         for column in self.columns:
@@ -125,7 +126,9 @@ class Aggregate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     description: str = ""
 
     def __post_init__(self) -> None:
+        _typed(self, f"feature {self.name}")
         _named(self.name, "feature")
+        _named(self.of, f"feature {self.name}: entity")
         where, columns = f"feature {self.name}", self.source.columns
         if columns.get(self.key) != "text":
             raise errors.Misconfigured(f"{where}: key = {self.key!r} is no column of text of source {self.source.name}")
@@ -217,19 +220,22 @@ class Aggregate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 def Attribute(name: str, source: Source, key: str, column: str, **more: Any) -> Aggregate:  # noqa: N802
     """What was last said of an entity: a column of the latest row of a source of facts about it."""
-    kind: Datatype = "UINT32" if source.columns.get(column) == "text" else more.pop("datatype", "FP32")
-    return Aggregate(name=name, source=source, key=key, op="last", column=column, datatype=kind, **more)
+    return Aggregate(name=name, source=source, key=key, op="last", column=column, **_of_type(source, column) | more)
 
 
 def Sequence(name: str, source: Source, key: str, column: str, n: int, **more: Any) -> Aggregate:  # noqa: N802
     """The last n values of a column, newest first: what a ranker that attends to history takes."""
-    kind: Datatype = "UINT32" if source.columns.get(column) == "text" else more.pop("datatype", "FP32")
-    return Aggregate(name=name, source=source, key=key, op="last_n", column=column, n=n, datatype=kind, **more)
+    more = _of_type(source, column) | more
+    return Aggregate(name=name, source=source, key=key, op="last_n", column=column, n=n, **more)
+
+
+def _of_type(source: Source, column: str) -> dict[str, Any]:
+    return {"datatype": "UINT32"} if source.columns.get(column) == "text" else {}
 
 
 class Ratio(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One feature over another of the same entity: `(over + prior[0]) / (under + prior[1])`. NaN where a part is, and
-    where it would divide by 0."""
+    """One number over another: `(over + prior[0]) / (under + prior[1])`. NaN where a part is, and where it would divide
+    by 0."""
 
     name: str
     over: str
@@ -240,6 +246,7 @@ class Ratio(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     description: str = ""
 
     def __post_init__(self) -> None:
+        _typed(self, f"feature {self.name}")
         _named(self.name, "feature")
         if not all(math.isfinite(part) for part in self.prior):
             raise errors.Misconfigured(f"feature {self.name}: prior = {self.prior}: finite numbers")
@@ -261,7 +268,7 @@ class Ratio(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class Transform(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`function(columns)`: one value a row, from other features and from what the request brings. Columns are arrays
     [n], float64 (tokens: uint32), by the names in `inputs` and `request`. The function's text is part of the hash, so
-    it must not depend on anything but numpy and its argument."""
+    it may depend on numpy and its argument alone: closures and defaults are refused."""
 
     name: str
     function: Callable[[Mapping[str, Any]], Any]
@@ -272,9 +279,15 @@ class Transform(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     description: str = ""
 
     def __post_init__(self) -> None:
+        _typed(self, f"feature {self.name}")
         _named(self.name, "feature")
-        if not self.inputs and not self.request:
-            raise errors.Misconfigured(f"feature {self.name}: a transform takes features or values of the request")
+        names = (*self.inputs, *self.request)
+        if not names or len(set(names)) < len(names):
+            raise errors.Misconfigured(
+                f"feature {self.name}: a transform takes features or values of the request, each once; got {names}"
+            )
+        for name in self.request:
+            _named(name, f"feature {self.name}: request")
         _ = self.content
 
     @property
@@ -289,11 +302,17 @@ class Transform(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             raise errors.Misconfigured(
                 f"feature {self.name}: the text of its function cannot be read ({error})"
             ) from None
+        kept = [getattr(self.function, name, None) for name in ("__closure__", "__defaults__", "__kwdefaults__")]
+        if any(kept) or text.count("lambda") > 1:
+            raise errors.Misconfigured(
+                f"feature {self.name}: its text does not say all of its function; write a function of its own, without "
+                "defaults, that takes nothing from around it"
+            )
         return ["transform", list(self.inputs), list(self.request), text, self.datatype]
 
 
 class Cross(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The token of two features' tokens together; 0 where one is missing. Numbers are taken by `bucket`s."""
+    """The token of two values together, tokens or numbers; 0 where one is missing."""
 
     name: str
     left: str
@@ -303,6 +322,7 @@ class Cross(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     datatype: Literal["UINT32"] = "UINT32"
 
     def __post_init__(self) -> None:
+        _typed(self, f"feature {self.name}")
         _named(self.name, "feature")
 
     @property
@@ -336,9 +356,13 @@ class FeatureSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     def __post_init__(self) -> None:
         _named(self.name, "feature set")
         where = f"feature set {self.name}"
-        if not self.features:
-            raise errors.Misconfigured(f"{where}: it names no feature")
-        _ = self.ordered
+        if not 1 <= len(self.features) + len(self.parts) <= FEATURES_MAX or not self.features:
+            raise errors.Misconfigured(f"{where}: it names no feature, or with its parts over {FEATURES_MAX}")
+        for one in self.ordered:
+            self._check_parts(one)
+        if len(set(self.columns)) < len(self.columns):
+            twice = next(name for name in self.columns if self.columns.count(name) > 1)
+            raise errors.Misconfigured(f"{where}: it has two columns {twice!r}; give a feature another name")
         ttl = span(self.ttl, where)
         for one in self.aggregates:
             if ttl and not 0 < one.span <= ttl:
@@ -349,6 +373,17 @@ class FeatureSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         for one in self.aggregates:
             if sources.setdefault(one.source.name, one.source).content != one.source.content:
                 raise errors.Misconfigured(f"{where}: two sources are named {one.source.name}")
+
+    def _check_parts(self, one: Feature) -> None:
+        """Refuse parts that are several values, or of which there is no ratio."""
+        for name in one.inputs:
+            part = self.by_name[name]
+            if part.width > 1:
+                raise errors.Misconfigured(
+                    f"feature {one.name}: its part {name} is {part.width} values; take one of one"
+                )
+            if isinstance(one, Ratio) and part.datatype == "UINT32":
+                raise errors.Misconfigured(f"feature {one.name}: its part {name} is text, and a ratio is of numbers")
 
     @cached_property
     def by_name(self) -> dict[str, Feature]:
@@ -368,6 +403,8 @@ class FeatureSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         def place(one: Feature, above: tuple[str, ...]) -> None:
             if one.name in done:
                 return
+            if len(above) > DEPTH_MAX:
+                raise errors.Misconfigured(f"feature {one.name}: over {DEPTH_MAX} features are made of one another")
             if one.name in above:
                 raise errors.Misconfigured(f"feature {one.name} is made of itself: {' -> '.join((*above, one.name))}")
             for name in one.inputs:
@@ -419,9 +456,26 @@ class FeatureSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     def hash_of(self, name: str) -> str:
         """The version of one feature: its own content and that of what it is made of."""
-        one = self.by_name[name]
-        content = [SEMANTICS, one.content, [self.hash_of(part) for part in one.inputs]]
-        return hashlib.sha256(msgspec.json.encode(content)).hexdigest()[:16]
+        return self._hashes[name]
+
+    @cached_property
+    def _hashes(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for one in self.ordered:
+            content = [SEMANTICS, one.content, [found[part] for part in one.inputs]]
+            found[one.name] = hashlib.sha256(msgspec.json.encode(content)).hexdigest()[:16]
+        return found
+
+
+def _typed(one: msgspec.Struct, where: str) -> None:
+    """Refuse a field that is not of its type: Python's own constructors take anything."""
+    for field in msgspec.structs.fields(one):
+        if field.name in ("source", "function", "features", "parts"):
+            continue
+        try:
+            msgspec.convert(getattr(one, field.name), field.type)
+        except (msgspec.ValidationError, OverflowError) as error:
+            raise errors.Misconfigured(f"{where}: {field.name}: {error}") from None
 
 
 def _named(name: str, what: str) -> None:

@@ -50,9 +50,11 @@ class Columns:
             over, under = done[one.over] + one.prior[0], done[one.under] + one.prior[1]
             ratio: NDArray[np.float64] = np.divide(over, under, out=np.full((n, 1), np.nan), where=under != 0)
             return ratio
+        tokens = {name: self.features.by_name[name].datatype == "UINT32" for name in one.inputs}
         if isinstance(one, Cross):
-            return crossed(done[one.left], done[one.right])
-        given = {name: done[name][:, 0] for name in one.inputs}
+            missing = [done[name] == 0 if tokens[name] else np.isnan(done[name]) for name in one.inputs]
+            return crossed(done[one.left], done[one.right], missing[0] | missing[1])
+        given = {name: done[name][:, 0].astype(np.uint32) if tokens[name] else done[name][:, 0] for name in one.inputs}
         given |= {name: np.broadcast_to(np.asarray(request[name]), n) for name in one.request}
         try:
             made = np.asarray(one.function(given), np.float64)
@@ -63,12 +65,10 @@ class Columns:
         return made[:, None]
 
 
-def crossed(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
-    """The tokens of pairs [n, 1]: a mix of both (SplitMix64, Steele et al. 2014), 0 where one is missing."""
-    both = [np.where(np.isnan(side), 0, side).astype(np.float64) for side in (left, right)]
-    bits = [(side + 0.0).view(np.uint64) for side in both]
+def crossed(left: NDArray[Any], right: NDArray[Any], missing: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The tokens of pairs [n, 1]: a mix of both as float64 (SplitMix64, Steele et al. 2014), 0 where `missing`."""
+    bits = [(np.nan_to_num(side).astype(np.float64) + 0.0).view(np.uint64) for side in (left, right)]
     mixed = bits[0] * np.uint64(0x9E3779B97F4A7C15) + bits[1]
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    tokens = np.maximum((mixed >> np.uint64(32)).astype(np.float64), 1.0)
-    return np.where((both[0] == 0) | (both[1] == 0), 0.0, tokens)
+    return np.where(missing, 0.0, np.maximum((mixed >> np.uint64(32)).astype(np.float64), 1.0))

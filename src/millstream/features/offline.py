@@ -105,7 +105,8 @@ def _unknown(state: State, entity: str, rows: int) -> Values:
 
 
 def _finished(state: State, entity: str, stored: Values, at: Times) -> Values:
-    return state.entities[entity].plan.finish(stored, at)
+    plan = state.entities[entity].plan
+    return plan.finish(plan.rounded(stored), at)
 
 
 def _table(frame: Any, where: str) -> pa.Table:

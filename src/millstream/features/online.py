@@ -55,7 +55,7 @@ class Writer:
 
     def write(self, at: int) -> int:
         """Write the rows that changed, as of `at` (microseconds, not before the arrival of any event), and vouch for
-        all; how many."""
+        all; how many. A store that is away, or full: Busy, Full; the next call writes them."""
         count = 0
         for name, table in self.state.entities.items():
             until = self._until[name]
@@ -63,11 +63,12 @@ class Writer:
                 room = max(table.places.count, 2 * len(until)) - len(until)
                 until = self._until[name] = np.concatenate((until, np.full(room, FOREVER, np.int64)))
             changed = np.unique(np.concatenate([*self._changed[name], np.flatnonzero(until <= at)]))
-            self._changed[name] = []
+            self._changed[name] = [changed]  # until all of them are written
             for first in range(0, len(changed), _WRITE):
                 places = changed[first : first + _WRITE]
                 stored, until[places] = table.stored(places, at)
                 self._stores[name].put(table.places.keys[places], table.plan.pack(stored), at)
+            self._changed[name] = []
             self._stores[name].vouch(at)
             count += len(changed)
         return count

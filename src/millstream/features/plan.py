@@ -155,7 +155,8 @@ class Plan:
         ordered = stored[:, self._order]
         rows.view(np.float64)[:, :eights] = ordered[:, :eights]
         at = 2 * eights
-        rows.view(np.float32)[:, at : at + fours] = ordered[:, eights : eights + fours]
+        with np.errstate(over="ignore"):  # what FP32 does not hold is infinite
+            rows.view(np.float32)[:, at : at + fours] = ordered[:, eights : eights + fours]
         tokens = len(self._order) - eights - fours
         rows.view(np.uint32)[:, at + fours : at + fours + tokens] = ordered[:, eights + fours :]
         return rows
@@ -170,6 +171,10 @@ class Plan:
         if tokens:
             stored[:, self._order[eights + fours :]] = rows.view(np.uint32)[:, at + fours : at + fours + tokens]
         return stored
+
+    def rounded(self, stored: Values) -> Values:
+        """Stored values as rows give them back. What is computed of them must not depend on whether a row was there."""
+        return self.unpack(self.pack(stored))
 
     def finish(self, stored: Values, at: int | Times) -> Values:
         """Values [n, values] as of `at` (microseconds, or int64 [n]): one a plain aggregate, n a list, in the

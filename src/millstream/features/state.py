@@ -43,7 +43,7 @@ class State:
 
     def read(self, entity: str, keys: Hashes, at: int) -> Values:
         """float64 [n, values]: of each entity its values as of `at` (microseconds), in the order of the set's
-        aggregates. Missing: NaN, of tokens 0."""
+        aggregates, before they are stored as their datatypes. Missing: NaN, of tokens 0."""
         return self.entities[entity].read(keys, at)
 
 

@@ -58,8 +58,8 @@ class Verified(msgspec.Struct):
 
 
 def verify(sets: Mapping[str, FeatureSet], log: Log, events: Mapping[str, Events] | None = None) -> Verified:
-    """Recompute every read of topic `features_read`. `events`: by source, what came before the log begins. Damage in the
-    log: Corrupt."""
+    """Recompute every read of topic `features_read`. `events`: by source, what came before the log begins. Damage in
+    the log: Corrupt."""
     reads = [event for _, event in _all(log, TOPIC) if isinstance(event, FeaturesRead)]
     found = Verified(len(reads), {})
     by_set: dict[tuple[str, str], list[FeaturesRead]] = {}
@@ -129,7 +129,7 @@ def _recomputed(features: FeatureSet, asked: _Asked, events: Mapping[str, Events
         keys: Hashes = keys_of(asked.names[kind])
         for source, some in events.items():
             table.replay(source, some, keys, known, stored)
-        values[kind] = table.plan.finish(table.plan.unpack(table.plan.pack(stored)), asked.at)
+        values[kind] = table.plan.finish(table.plan.rounded(stored), asked.at)
     made: NDArray[np.float64] = Columns(features).make(values, asked.request, len(known)).astype(np.float64)
     return made
 

@@ -61,10 +61,9 @@ Condition = Comparison | Both | Not
 def parse(text: str, columns: Mapping[str, Type], where: str) -> Condition:
     """The condition that `text` is, over these columns. Anything else: Misconfigured, which begins with `where`."""
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return _read(ast.parse(text.strip(), mode="eval").body, columns, where, text, 0)
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
         raise _wrong(where, text, f"it is no condition ({error})") from None
-    return _read(tree, columns, where, text, 0)
 
 
 def columns_of(condition: Condition) -> set[str]:
@@ -138,9 +137,10 @@ def _compare(
 
 def _constant(value: object, kind: Type, column: str, where: str, text: str) -> Value:
     if kind == "text" and isinstance(value, str) and value:
+        value.encode()  # half of a character is a ValueError
         return value
-    if kind == "number" and isinstance(value, (int, float)) and np.isfinite(float(value)):
-        return float(value)
+    if kind == "number" and type(value) in (int, float) and np.isfinite(float(value)):  # type: ignore[arg-type]
+        return float(value)  # type: ignore[arg-type]
     raise _wrong(where, text, f"{column!r} is a {kind} column, and {value!r} is no {kind} it could be equal to")
 
 
