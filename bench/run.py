@@ -32,11 +32,12 @@ PARTS: dict[str, tuple[str, list[str]]] = {
     "reload": ("Reloads, roll backs and shadows under load", [sys.executable, "bench/serving/reload.py"]),
     "sizes": ("What an install weighs", [sys.executable, "bench/sizes.py"]),
     "formats": ("A model in a process of its own", [sys.executable, "bench/formats.py"]),
+    "features": ("The feature store beside Feast", [sys.executable, "bench/features"]),
     "demo": ("The live demo, real time", [MILLSTREAM, "demo", "--seconds", "125", "--json", "--http-port", "0"]),
 }
 
 # Parts that print tables of markdown, not of text.
-MARKDOWN = {"serving", "straggler", "overload", "reload", "sizes", "formats"}
+MARKDOWN = {"serving", "straggler", "overload", "reload", "sizes", "formats", "features"}
 
 
 def processor() -> str:

@@ -338,7 +338,7 @@ class Entity(msgspec.Struct, frozen=True, kw_only=True, tag="entity"):
     attributes: dict[str, str | int | float | list[str] | None]
 
 
-class Fact(msgspec.Struct, frozen=True, kw_only=True, tag="fact"):
+class Fact(msgspec.Struct, frozen=True, kw_only=True, tag="fact", gc=False):
     """One row of a source of features that a back end wrote: column -> its text or number, None or left out where it is
     missing. Column `user` names a person."""
 

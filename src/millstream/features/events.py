@@ -90,7 +90,14 @@ def hashes_of(texts: Texts) -> Hashes:
 
 def keys_of(texts: Iterable[str]) -> Hashes:
     """The hashes of entities' names, uint64 [n]."""
-    return hashes_of(Texts.of([text.encode("utf-8", "surrogatepass") for text in texts]))
+    found = texts if isinstance(texts, (list, tuple)) else list(texts)
+    joined = "".join(found)
+    if not joined.isascii():
+        return hashes_of(Texts.of([text.encode("utf-8", "surrogatepass") for text in found]))
+    ends = np.zeros(len(found) + 1, np.int64)
+    ends[1:] = np.fromiter(map(len, found), np.int64, len(found))
+    np.cumsum(ends, out=ends)
+    return hashes_of(Texts(np.frombuffer(joined.encode(), np.uint8), ends[:-1], ends[1:], check=False))
 
 
 def token_of(hashes: Hashes) -> NDArray[np.uint32]:

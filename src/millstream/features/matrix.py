@@ -28,9 +28,26 @@ class Columns:
         made = [one for one in features.ordered if isinstance(one, Transform)]
         self.request = tuple(dict.fromkeys(name for one in made for name in one.request))
         self._datatype = np.float32 if features.datatype == "FP32" else np.float64
+        self._plain = self._taken() if all(isinstance(one, Aggregate) for one in features.features) else None
+
+    def _taken(self) -> list[tuple[str, slice | NDArray[np.int64], slice | NDArray[np.int64]]]:
+        """Where the matrix is columns of values and nothing else: (kind of entity, its columns there, and here)."""
+        found: dict[str, tuple[list[int], list[int]]] = {entity: ([], []) for entity in self.features.entities}
+        here = 0
+        for one in self.features.features:
+            entity, at, width = self._at[one.name]
+            found[entity][0].extend(range(at, at + width))
+            found[entity][1].extend(range(here, here + width))
+            here += width
+        return [(entity, _span(there), _span(here)) for entity, (there, here) in found.items() if there]
 
     def make(self, values: Mapping[str, Values], request: Mapping[str, Any], n: int) -> NDArray[Any]:
         """[n, columns] of `values` [n, values] by kind of entity."""
+        out = np.empty((n, len(self.features.columns)), self._datatype)
+        if self._plain is not None:
+            for entity, there, here in self._plain:
+                out[:, here] = values[entity][:, there]
+            return out
         done: dict[str, NDArray[Any]] = {}
         for one in self.features.ordered:
             if isinstance(one, Aggregate):
@@ -38,7 +55,6 @@ class Columns:
                 done[one.name] = values[entity][:, at : at + width]
             else:
                 done[one.name] = self._made(one, done, request, n)
-        out = np.empty((n, len(self.features.columns)), self._datatype)
         at = 0
         for one in self.features.features:
             out[:, at : at + one.width] = done[one.name]
@@ -63,6 +79,13 @@ class Columns:
         if made.shape != (n,):
             raise errors.Error(f"feature {one.name}: its function gave {list(made.shape)} values for {n} rows")
         return made[:, None]
+
+
+def _span(columns: list[int]) -> slice | NDArray[np.int64]:
+    """Column numbers as what picks them quickest."""
+    if columns == list(range(columns[0], columns[0] + len(columns))):
+        return slice(columns[0], columns[0] + len(columns))
+    return np.array(columns, np.int64)
 
 
 def crossed(left: NDArray[Any], right: NDArray[Any], missing: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -60,6 +60,8 @@ class Entities:
     def apply(self, source: str, events: Events) -> Times:
         """Take events of a source; the places that they changed, ascending."""
         changed = [self._apply(feed, events) for feed in self.plan.feeds(source)] if len(events) else []
+        if len(changed) == 1:
+            return changed[0]
         return np.unique(np.concatenate(changed)) if changed else np.zeros(0, np.int64)
 
     def _apply(self, feed: Any, events: Events) -> Times:
@@ -71,7 +73,15 @@ class Entities:
         values, masks = feed.values(events), feed.masks(events)
         arrays = self._floats, self._counts, self._registers
         tiles.apply(places, events.times, values, masks, self.plan.bases, used, *arrays)
-        return np.unique(places[places >= 0])
+        return self._each_once(places)
+
+    def _each_once(self, places: Times) -> Times:
+        """The numbers of entities, ascending; a mark for each is quicker than sorting while there are not very many."""
+        if self.places.count > 64 * len(places):
+            return np.unique(places[places >= 0])
+        marks = np.zeros(self.places.count + 1, np.bool_)
+        marks[places] = True  # -1 marks the last, which is nobody's
+        return np.flatnonzero(marks[:-1])
 
     def _place_some(self, keys: Hashes) -> Times:
         """Place as many new keys as there is room for, and count those left out."""
@@ -89,10 +99,10 @@ class Entities:
         count, have = self.places.count, len(self._floats)
         if count <= have:
             return
-        more = max(count, have + have // 2 + 64) - have
-        self._floats = np.concatenate((self._floats, np.tile(self.plan.blank, (more, 1))))
-        self._counts = np.concatenate((self._counts, np.zeros((more, self.plan.counts), np.uint32)))
-        self._registers = np.concatenate((self._registers, np.zeros((more, self.plan.registers), np.uint8)))
+        room = max(count, have + have // 2 + 64)
+        self._floats = _longer(self._floats, room)
+        self._floats[have:] = self.plan.blank
+        self._counts, self._registers = _longer(self._counts, room), _longer(self._registers, room)
 
     def stored(self, places: Times, at: int) -> tuple[Values, Times]:
         """(stored values [n, width] as of `at`, when each entity's change though nothing happens: microseconds)."""
@@ -152,6 +162,13 @@ class Entities:
         self.places.place(arrays["keys"])
         self._floats, self._counts = arrays["floats"].copy(), arrays["counts"].copy()
         self._registers = arrays["registers"].copy()
+
+
+def _longer(array: NDArray[Any], room: int) -> NDArray[Any]:
+    """With zeros behind it; memory is taken when it is written."""
+    made = np.zeros((room, array.shape[1]), array.dtype)
+    made[: len(array)] = array
+    return made
 
 
 def _by_place(places: Times, order: Times | None, count: int) -> Times:

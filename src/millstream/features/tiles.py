@@ -280,6 +280,19 @@ def _total(row: Any, at: Any, wide: Any, tile: Any, tiles: Any, count: Any) -> A
 
 
 @inner
+def _empty(row: Any, at: Any, wide: Any, tile: Any, tiles: Any, count: Any) -> Any:
+    """How many of `count` tiles of `wide` numbers each, from `tile` on, come before the first that counts anything."""
+    straight = min(count, tiles - tile)
+    for one in range(straight):
+        if row[at + wide * (tile + one)] != 0.0:
+            return one
+    for one in range(count - straight):
+        if row[at + wide * one] != 0.0:
+            return straight + one
+    return count
+
+
+@inner
 def _spread(row: Any, at: Any, tile: Any, tiles: Any, count: Any) -> Any:
     """The variance over tiles of (n, mean, sum of squares around it): Chan, Golub, LeVeque, 1979. NaN of nothing."""
     n, mean, total = 0.0, 0.0, 0.0
@@ -306,17 +319,16 @@ def _extreme(kind: Any, row: Any, at: Any, tile: Any, tiles: Any, count: Any) ->
 
 @inner
 def _of_tiles(op: Any, kind: Any, first: Any, last: Any, base: Any, row: Any) -> Any:
-    """Of the tiles from `first` to `last`."""
+    """Of the tiles from `first`, which is not empty unless all are, to `last`."""
     at, tiles, count = base[FLOATS], base[TILES], max(np.int64(0), last - first + 1)
     tile = first % tiles
     if kind == COUNT:
         return _total(row, at, 1, tile, tiles, count)
     if kind == SUM:
-        n = _total(row, at, 2, tile, tiles, count)
-        if n == 0.0:
+        if count == 0:
             return np.nan
         total = _total(row, at + 1, 2, tile, tiles, count)
-        return total if op == _SUM else total / n
+        return total if op == _SUM else total / _total(row, at, 2, tile, tiles, count)
     if kind == VAR:
         spread = _spread(row, at, tile, tiles, count)
         return math.sqrt(spread) if op == _STD else spread
@@ -439,13 +451,21 @@ def _value(
             out[output[AT]] = _of_bins(q, first, last, base, counts)
         elif kind == HLL:
             out[output[AT]] = _of_registers(first, last, base, registers)
+        elif kind <= VAR:  # most tiles of most entities are empty: they are passed over once
+            count = max(np.int64(0), last - first + 1)
+            first += _empty(row, base[FLOATS], kind + 1, first % base[TILES], base[TILES], count)
+            if hop and first <= last:
+                oldest = first
+            out[output[AT]] = _of_tiles(output[OP], kind, first, last, base, row)
         else:
             out[output[AT]] = _of_tiles(output[OP], kind, first, last, base, row)
-        if hop and watch:
+        if hop and watch and kind > VAR:
+            tile = first % base[TILES]
             for number in range(first, last + 1):
-                if _holds(kind, number % base[TILES], base, row):
+                if _holds(kind, tile, base, row):
                     oldest = number
                     break
+                tile = tile + 1 if tile + 1 < base[TILES] else 0
     return (oldest + 1) * hop + output[WINDOW] if oldest != -FOREVER else FOREVER
 
 
