@@ -33,6 +33,8 @@ VERBS = [
     *(["traffic", one] for one in ("show", "promote", "rollback", "split", "canary", "shadow", "learning",
       "history", "comparison")),
     ["log"], *(["log", one] for one in ("list", "tail", "verify", "audit", "import")), ["doctor"],
+    ["features"], *(["features", one] for one in ("list", "show", "diff", "sql", "get", "verify", "materialise")),
+    ["features", "export"], ["features", "dag"],
     ["backup"], ["restore"], ["keys"], *(["keys", one] for one in ("new", "list", "revoke")),
 ]  # fmt: skip
 TOML = """
@@ -118,7 +120,7 @@ def test_every_verb_has_help(call, verb):
 
 def test_every_verb_is_known_here(call):
     """A verb that is added belongs in VERBS."""
-    for group in ([], ["models"], ["traffic"], ["log"], ["keys"]):
+    for group in ([], ["models"], ["features"], ["traffic"], ["log"], ["keys"]):
         listed = call(*group, "--help")[1].split("VERB", 1)[1].split("positional", 1)[-1]
         names = {line.split()[0] for line in listed.splitlines() if line.startswith("    ") and line[4] != " "}
         assert {verb[len(group)] for verb in VERBS if verb[: len(group)] == group and len(verb) == len(group) + 1} == {

@@ -267,7 +267,13 @@ def test_every_metric_is_listed_and_every_listed_one_is_there(service):
         "millstream_rate_limited_total",
         "millstream_worker_restarts_total",
     }
-    with_a_setting = ("millstream_access", "millstream_certificate", "millstream_traces")
+    with_a_setting = (
+        "millstream_access",
+        "millstream_certificate",
+        "millstream_fact",
+        "millstream_feature",
+        "millstream_traces",
+    )
     assert {one for one in listed - rendered if not one.startswith(with_a_setting)} == at_first_use
     named = {span for page in PAGES for span in spans(page) if re.fullmatch(r"millstream_\w+", span)}
     assert named <= listed

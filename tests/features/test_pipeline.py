@@ -236,6 +236,18 @@ def test_two_definitions_of_a_set_live_side_by_side(tmp_path):
     second.close()
 
 
+@pytest.mark.parametrize("when", [-1e12, 1e12])
+def test_an_event_of_no_time_is_passed_over_and_stops_nothing(tmp_path, when):
+    world = World(tmp_path)
+    pipeline = world.pipeline()
+    world.do(50)
+    world.append("outcomes", Outcome(request="r0", item="i0", kind="like", event_time=when, id=f"at {when}"))
+    world.do(50)
+    settle(pipeline)
+    assert_as_recomputed(world, pipeline)
+    pipeline.close()
+
+
 def test_a_second_writer_is_refused(tmp_path):
     world = World(tmp_path)
     pipeline = world.pipeline()
@@ -269,5 +281,5 @@ def test_an_unknown_entity_is_missing_and_says_so(tmp_path):
     found = read(pipeline, users=["u0", "nobody"], items=["i0"])
     assert found.missing["user"].tolist() == [False, True] and found.missing["item"].tolist() == [False, False]
     assert found.values[1, 0] == 0.0 and np.isnan(found.values[1, 2]) and found.values[1, 3] == 0
-    assert found.age_s == 0.0
+    assert found.age_s == 0.0 and found.as_of == found.at
     pipeline.close()

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import threading
 from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -147,6 +148,37 @@ class House:
         if turn.end:
             del self.sessions[key]
         return Turn(ident, turn.start, turn.end, step, f"token-{principal.name}-{ident}", principal.name)
+
+    def features(
+        self, name: str, entities: dict[str, list[str]], request: dict[str, list[float | None]], principal: Principal
+    ) -> asyncio.Future[Any]:
+        self.admit(principal, name, "features")
+        if name != "ranker":
+            raise errors.NotFound(f"no feature set {name[:80]!r}; there are: ranker")
+        n = len(entities.get("item", ()))
+        if not n or entities.keys() != {"item"} or request:
+            raise errors.BadInput("feature set ranker needs item: send them")
+        values = np.full((n, 2), 7.0)
+        values[0, 0] = np.nan
+        missing = {"item": np.zeros(n, np.bool_)}
+        return self._done(SimpleNamespace(
+            set=name, hash="0123456789abcdef", columns=("rate", "last"), datatype="FP64", values=values,
+            missing=missing, age_s=0.25, stale=False,
+        ))  # fmt: skip
+
+    def facts(
+        self, source: str, rows: list[dict[str, str | float | None]], principal: Principal
+    ) -> asyncio.Future[int]:
+        self.admit(principal, source, "facts")
+        if source != "prices":
+            raise errors.NotFound(f"no source {source[:80]!r}; those that are written here: prices")
+        self.outcomes += rows
+        return self._done(len(rows))
+
+    def _done(self, result: Any) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        future.set_result(result)
+        return future
 
     def admit(self, principal: Principal, model: str, verb: str) -> None:
         if self.keys is not None:

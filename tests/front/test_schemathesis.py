@@ -72,6 +72,9 @@ def attack(operation: Any, examples: int) -> int:
         if case.path.endswith("/infer") and die == 0:  # what is made up never names a tensor of the model
             case.body, case.media_type, case.headers = VALID, "application/json", {}
             places |= {"model": "score", "version": "1"}
+        if case.path.endswith("/features/get") and die < 2:  # nor a set
+            case.body = {"set": "ranker", "entities": {"item": ["a", "b"]}, "as": ("json", "binary")[die]}
+            case.media_type, case.headers = "application/json", {}
         for name in case.path_parameters or ():
             case.path_parameters[name] = places[name]
         case.call_and_validate(checks=checks)

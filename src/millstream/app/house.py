@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from msgspec.structs import replace
@@ -22,7 +23,11 @@ from millstream.types import Description, Principal, Rank, Request, Turn
 if TYPE_CHECKING:  # serving models alone imports neither the log nor the compiler of feature rows
     from millstream.app.place import Peers
     from millstream.flows.collect import Collect
+    from millstream.flows.facts import Facts, Row
+    from millstream.flows.features import Features, Names, Numbers, Read
     from millstream.flows.recommend import Recommend
+
+_NO_SETS = "no feature sets are defined here: `millstream up -c FILE` has those of [feature_store] definitions"
 
 
 class House:
@@ -41,6 +46,8 @@ class House:
     ) -> None:
         self._engine, self._predict, self._recommend, self._collect = engine, predict, recommend, collect
         self._keys, self._steering = keys, steering
+        self._features: Features | None = None
+        self._facts: Facts | None = None
         self._verbs = peers.verbs if peers else {"load": engine.load, "unload": engine.unload}
         self.describe, self.config, self.statistics = engine.describe, engine.config, engine.statistics
         self.index = engine.index
@@ -65,6 +72,26 @@ class House:
         self.admit(principal, "*", "outcomes")
         self._spend(principal)
         return self._collect.call(request)
+
+    def furnish(self, features: Features, facts: Facts) -> None:
+        """Feature sets are defined here: they are read and their sources are written."""
+        self._features, self._facts = features, facts
+
+    def features(self, name: str, entities: Names, request: Numbers, principal: Principal) -> asyncio.Future[Read]:
+        """The features of a set. Forbidden, NotFound; else as the flow says."""
+        self.admit(principal, name, "features")
+        if self._features is None:
+            raise NotFound(_NO_SETS)
+        self._spend(principal)
+        return self._features.call(name, entities, request)
+
+    def facts(self, source: str, rows: Sequence[Row], principal: Principal) -> asyncio.Future[int]:
+        """Rows of a source; how many are durable now. Forbidden, NotFound; else as the flow says."""
+        self.admit(principal, source, "facts")
+        if self._facts is None:
+            raise NotFound(_NO_SETS)
+        self._spend(principal)
+        return self._facts.call(source, rows)
 
     def models(self) -> list[Description]:
         """Every model that answers now."""

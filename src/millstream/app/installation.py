@@ -17,6 +17,7 @@ from millstream.clock import Clock, SystemClock
 from millstream.errors import BadInput, Conflict, Misconfigured
 from millstream.features import Definition, Entities
 from millstream.flows.collect import CollectLimits
+from millstream.flows.facts import FactLimits
 from millstream.flows.recommend import RecommendLimits
 from millstream.learn import LearnSettings
 from millstream.meter import Meter
@@ -45,6 +46,10 @@ class FeatureStore(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stale_s_max: Annotated[
         float, msgspec.Meta(ge=0.1, description="rows as of longer ago are said to be stale, seconds")
     ] = 60.0
+    log_share: Annotated[
+        float,
+        msgspec.Meta(ge=0.0, le=1.0, description="share of the reads that is logged, for `features verify`"),
+    ] = 0.01
 
 
 class Settings(ServeSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -58,6 +63,7 @@ class Settings(ServeSettings, frozen=True, forbid_unknown_fields=True, kw_only=T
     recommend: RecommendLimits = RecommendLimits()
     features: Annotated[Definition | None, msgspec.Meta(description="what a feature row of a ranker holds")] = None
     feature_store: FeatureStore = FeatureStore()
+    facts: FactLimits = FactLimits()
     join: JoinSettings = JoinSettings()
     learn: LearnSettings = LearnSettings()
     ftrl: FtrlSettings = FtrlSettings()

@@ -26,6 +26,8 @@ from millstream.errors import BadInput, Conflict, Corrupt, Error, Full, Misconfi
 from millstream.features import Entities
 from millstream.features.pipeline import Pipeline
 from millstream.flows.collect import Collect
+from millstream.flows.facts import Facts
+from millstream.flows.features import Features
 from millstream.flows.recommend import Recommend
 from millstream.flows.served import ServedLog
 from millstream.guard.pii import pseudonym, redact
@@ -38,16 +40,16 @@ from millstream.models.policy import render
 from millstream.ops import Launch, Supervisor
 from millstream.stream import LenientReader, Writer, encode
 from millstream.stream.event import Event
-from millstream.types import Example, PolicyChange, SetAside, Shadow
+from millstream.types import Example, FeaturesRead, PolicyChange, SetAside, Shadow
 
 TAKE_S = 1.0  # between two tries to be the one that logs the policies' changes
 logger = logging.getLogger("millstream")
 
 
 class Serve:
-    """The role that answers: front, flows, engine. Writes `served`, `outcomes`, `shadow`, `policy`; reads `users`,
-    `items`, `deltas` and the repository. `place`: of one of several such processes; each writes partitions of its own,
-    and the first to get the one of `policy` logs the changes for all."""
+    """The role that answers: front, flows, engine. Writes `served`, `outcomes`, `shadow`, `policy` and the topics of
+    facts; reads `users`, `items`, `deltas`, rows of features and the repository. `place`: of one of several such
+    processes; each writes partitions of its own, and the first to get the one of `policy` logs the changes for all."""
 
     def __init__(self, installation: Installation, place: Place | None = None) -> None:
         at, self.installation = installation, installation
@@ -84,8 +86,21 @@ class Serve:
             Collect(at.log.writer("outcomes", self._partition), at.clock, self.meter, at.settings.outcomes),
         )
         self.door = self.service.door
+        self._furnish_features()
         self._handed = None if place else at.folder / "state" / "sessions"
         self._deleted = _unread_deleted(self.meter)
+
+    def _furnish_features(self) -> None:
+        """Let the Door read feature sets and write their sources, where any are defined."""
+        at = self.installation
+        if not (registry := at.registry()).sets:
+            return
+        kept = at.settings.feature_store
+        self._reads = self._writer("features_read", self._partition) if kept.log_share else None
+        features = Features(registry, at.rows, at.clock, self.meter, kept.stale_s_max, self._on_read, kept.log_share)
+        writer = partial(at.log.writer, partition=self._partition)
+        bounds = at.settings.facts, at.settings.log.frame_bytes_max
+        self.door.furnish(features, Facts(registry.sources, writer, at.clock, self.meter, *bounds))
 
     async def start(self) -> int:
         """Load, catch up, then listen; the port."""
@@ -127,8 +142,11 @@ class Serve:
                 f"{model} ranks here, and this version's manifest names no feature set: it cannot take the rows of "
                 "[features]; serve it under another model's name, or train it with `millstream train`"
             )
-        if manifest.features and (features is None or features.hash != manifest.features):
-            here = features.hash if features else "none"
+        known = {features.hash} if features is not None else set()
+        if not ranks:
+            known |= {one.hash for one in self.installation.registry().sets.values()}
+        if manifest.features and manifest.features not in known:
+            here = ", ".join(sorted(known)) or "none"
             raise Misconfigured(
                 f"{model} was trained on feature set {manifest.features}, this installation makes {here}: serve it "
                 "with the [features] it was trained on, or train it again"
@@ -151,6 +169,12 @@ class Serve:
     def _on_shadow(self, shadow: Shadow) -> None:
         try:
             self._append(self._shadow, shadow.request, shadow)
+        except Full as error:
+            self._say_unlogged(error)
+
+    def _on_read(self, read: FeaturesRead) -> None:
+        try:
+            self._append(self._reads, read.features, read)
         except Full as error:
             self._say_unlogged(error)
 

@@ -25,7 +25,7 @@ from millstream.native import given, i64, inner, kernel, u8, u64, void
 
 Hashes = NDArray[np.uint64]
 Times = NDArray[np.int64]
-_LIMIT: Final = 2**53  # microseconds: the year 2255
+SECONDS_MAX: Final = 2**53 / SECOND  # the year 2255
 _NEVER: Final = -(2**62)
 
 
@@ -74,7 +74,7 @@ def micros(seconds: Sequence[Any] | NDArray[np.float64], where: str = "time") ->
         found = np.asarray(seconds, np.float64) * SECOND
     except (TypeError, ValueError):
         raise errors.BadInput(f"{where}: unix seconds, got {_first_odd(seconds)!r}") from None
-    good = np.abs(found) < _LIMIT  # false for NaN
+    good = np.abs(found) < SECONDS_MAX * SECOND  # false for NaN
     if not good.all():
         at = int(np.argmin(good))
         raise errors.BadInput(f"{where}: row {at} says {found[at] / SECOND:g}, which is no time; send unix seconds")

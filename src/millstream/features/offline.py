@@ -99,6 +99,19 @@ def events_of(source: Source, table: Any) -> Events:
     return events.take(np.lexsort((positions, arrivals)))
 
 
+def files_of(path: str | Path, where: str) -> list[Path]:
+    """The Parquet files of a path: a file, a folder, or a pattern. None, or more than FILES_MAX: BadInput."""
+    text = str(path)
+    if any(mark in text for mark in "*?["):
+        root = Path(text[: min(text.index(mark) for mark in "*?[" if mark in text)]).parent
+        files = sorted(one for one in root.glob(str(Path(text).relative_to(root))) if one.is_file())
+    else:
+        files = sorted(Path(text).rglob("*.parquet")) if Path(text).is_dir() else [Path(text)]
+    if not files or len(files) > FILES_MAX or not files[0].exists():
+        raise errors.BadInput(f"{where}: no Parquet files at {text}")
+    return files
+
+
 def _unknown(state: State, entity: str, rows: int) -> Values:
     """Stored values [n, width] of entities that nobody knows."""
     return np.tile(state.entities[entity].plan.nothing_stored, (rows, 1))
@@ -132,20 +145,13 @@ def _like(frame: Any, table: pa.Table) -> Any:
 
 
 def _read(path: str | Path, columns: Sequence[str], where: str) -> pa.Table:
-    text = str(path)
-    if any(mark in text for mark in "*?["):
-        root = Path(text[: min(text.index(mark) for mark in "*?[" if mark in text)]).parent
-        files = sorted(one for one in root.glob(str(Path(text).relative_to(root))) if one.is_file())
-    else:
-        files = sorted(Path(text).rglob("*.parquet")) if Path(text).is_dir() else [Path(text)]
-    if not files or len(files) > FILES_MAX or not files[0].exists():
-        raise errors.BadInput(f"{where}: no Parquet files at {text}")
+    files = files_of(path, where)
     try:
         known = set(pq.read_schema(files[0]).names)
         wanted = [name for name in (*columns, "position") if name in known]
         return pa.concat_tables([pq.read_table(file, columns=wanted, partitioning=None) for file in files])
     except (pa.ArrowException, OSError) as error:
-        raise errors.BadInput(f"{where}: {text} cannot be read: {error}") from None
+        raise errors.BadInput(f"{where}: {path} cannot be read: {error}") from None
 
 
 def _column(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:

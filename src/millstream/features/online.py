@@ -10,7 +10,9 @@ Rules of the room:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import msgspec
@@ -22,7 +24,7 @@ from millstream.features.define import SECOND, FeatureSet, span
 from millstream.features.events import Events, Hashes, Times, keys_of
 from millstream.features.matrix import Columns
 from millstream.features.plan import Plan, Values
-from millstream.features.state import State
+from millstream.features.state import Entities, State
 from millstream.features.tiles import FOREVER
 from millstream.store.rows import RowStore
 
@@ -32,12 +34,19 @@ _WRITE: Final = 65_536  # rows at once: what they take in memory is bounded
 
 class Matrix(msgspec.Struct):
     """One request's features: `values` float32 or float64 [n, columns], C-contiguous; a missing number is NaN, a
-    missing token 0. `missing` bool [n] by kind of entity: there is no row. `age_s`: the rows are as of so long ago."""
+    missing token 0. `missing` bool [n] by kind of entity: there is no row. Read as of `at`, of rows as of `as_of`
+    (microseconds)."""
 
     values: NDArray[Any]
     columns: tuple[str, ...]
     missing: dict[str, NDArray[np.bool_]]
-    age_s: float
+    at: int
+    as_of: int
+
+    @property
+    def age_s(self) -> float:
+        """How long ago the rows were as they should be, seconds."""
+        return (self.at - self.as_of) / SECOND
 
 
 class Writer:
@@ -62,11 +71,13 @@ class Writer:
             if table.places.count > len(until):
                 room = max(table.places.count, 2 * len(until)) - len(until)
                 until = self._until[name] = np.concatenate((until, np.full(room, FOREVER, np.int64)))
-            changed = np.unique(np.concatenate([*self._changed[name], np.flatnonzero(until <= at)]))
+            due = until <= at
+            for places in self._changed[name]:
+                due[places] = True
+            changed = np.flatnonzero(due)
             self._changed[name] = [changed]  # until all of them are written
-            for first in range(0, len(changed), _WRITE):
-                places = changed[first : first + _WRITE]
-                stored, until[places] = table.stored(places, at)
+            for places, stored, change in _ahead(table, changed, at):
+                until[places] = change
                 self._stores[name].put(table.places.keys[places], table.plan.pack(stored), at)
             self._changed[name] = []
             self._stores[name].vouch(at)
@@ -81,6 +92,21 @@ class Writer:
         """Have the next `write` write the rows of these places too."""
         for name, some in places.items():
             self._changed[name].append(some)
+
+
+def _ahead(table: Entities, changed: Times, at: int) -> Iterator[tuple[Times, Values, Times]]:
+    """(places, stored values, when they change), in pieces: one is read, without the GIL, while the last is written."""
+    pieces = [changed[first : first + _WRITE] for first in range(0, len(changed), _WRITE)]
+    if len(pieces) < 2:
+        yield from ((piece, *table.stored(piece, at)) for piece in pieces)
+        return
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(table.stored, pieces[0], at)
+        for piece, after in itertools.zip_longest(pieces, pieces[1:]):
+            found = coming.result()
+            if after is not None:
+                coming = thread.submit(table.stored, after, at)
+            yield piece, *found
 
 
 class Reader:
@@ -100,14 +126,13 @@ class Reader:
         n = self._rows(keys, request or {})
         values: dict[str, Values] = {}
         missing: dict[str, NDArray[np.bool_]] = {}
-        as_of = FOREVER
+        as_of = at
         for name, plan, store in self._kinds:
             found, gone = self._one(plan, store, keys_of(keys[name]), at)
             values[name] = found if len(found) == n else np.broadcast_to(found, (n, found.shape[1]))
             missing[name] = gone if len(gone) == n else np.broadcast_to(gone, n)
             as_of = min(as_of, store.vouched())
-        age_s = max(0.0, (at - as_of) / SECOND) if self._kinds else 0.0
-        return Matrix(self._columns.make(values, request or {}, n), self.features.columns, missing, age_s)
+        return Matrix(self._columns.make(values, request or {}, n), self.features.columns, missing, at, as_of)
 
     def _one(self, plan: Plan, store: RowStore, keys: Hashes, at: int) -> tuple[Values, NDArray[np.bool_]]:
         found = store.get(keys)

@@ -7,6 +7,7 @@ Rules of the room:
 - Within a step, what was served is read before what people did, so that an outcome finds who was asked; and the
   partitions of a topic are merged by arrival.
 - Rows are as of the clock, or of the last arrival where that is later: a clock that was put back stops no time here.
+- Of a source whose files were taken in before (backfill.py), the log's events count from where the files ended.
 - Retention waits for the snapshot.
 """
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -23,42 +24,24 @@ import numpy as np
 from millstream import errors
 from millstream.clock import Clock
 from millstream.features.define import SECOND, FeatureSet, span
+from millstream.features.events import micros
 from millstream.features.health import Health
 from millstream.features.online import Writer
 from millstream.features.plan import Plan
 from millstream.features.rows import Requests, events_of
+from millstream.features.snapshot import SNAPSHOT, Stand, read, write
 from millstream.features.state import State
 from millstream.meter import Meter
-from millstream.store.blob import writing
 from millstream.store.rows import RowFile
 from millstream.stream.event import Event, decode
 from millstream.stream.log import Log
 from millstream.stream.reader import Record
 
-FORMAT: Final = 1
-SNAPSHOT: Final = "state.snapshot"
 SAVE_S: Final = 60.0
 DROP_S: Final = 3600.0  # between two looks for entities whose time is over
 CHECK_S: Final = 60.0
 RECORDS_MAX: Final = 20_000  # of a topic in one step
 logger = logging.getLogger(__name__)
-Offsets = dict[str, dict[int, int]]
-
-
-class _Header(msgspec.Struct, frozen=True):
-    """First line of a snapshot. `at`: as of when, microseconds; `arrays`: name -> (dtype, shape), which follow in this
-    order; `users`: who made the latest requests."""
-
-    format: int
-    label: str
-    at: int
-    offsets: Offsets
-    users: dict[str, str]
-    arrays: list[tuple[str, str, list[int]]]
-
-
-class _AnyHeader(msgspec.Struct, frozen=True):
-    format: int
 
 
 def stores_of(features: FeatureSet, folder: Path, limit: int, write: bool) -> dict[str, RowFile]:
@@ -100,8 +83,6 @@ class Pipeline:
             {"served", *self._topics.values()}, key=lambda topic: (topic != "served", topic == "outcomes")
         )
         self._readers = {topic: log.reader(topic) for topic in self._order}
-        self.offsets: Offsets = {topic: {} for topic in self._order}
-        self._at = 0
         labels = {"set": features.name}
         self._taken = meter.counter("millstream_feature_events_total", "Events taken into features.", labels)
         self._written = meter.counter("millstream_feature_rows_total", "Rows of features written.", labels)
@@ -109,8 +90,15 @@ class Pipeline:
             "millstream_feature_values_odd_total", "Values of events that were not of their column's type.", labels
         )
         self._lag = meter.gauge("millstream_feature_age_seconds", "How old the rows are that serving reads.", labels)
-        self._recover()
-        self._stores = stores_of(features, self.folder, limit, write=True)
+        self._stores = stores_of(features, self.folder, limit, write=True)  # the lock, before the snapshot is looked at
+        try:
+            self._stand = read(self.folder / SNAPSHOT, self.state) or Stand()
+        except BaseException:
+            self.abandon()
+            raise
+        self._requests.users.update(self._stand.users)
+        self.offsets = {topic: dict(self._stand.offsets.get(topic, {})) for topic in self._order}
+        self._at = self._stand.at
         self._writer = Writer(self.state, self._stores)
         self._writer.write_later()
         self._health = Health(features, meter)
@@ -149,14 +137,10 @@ class Pipeline:
         """Keep the state and where it stands, and let retention have what came before. No room: Full, and the last
         snapshot stays."""
         self._saved_at = self._clock.monotonic()
-        arrays = self._arrays()
-        named = [(name, str(array.dtype), list(array.shape)) for name, array in arrays.items()]
-        header = _Header(FORMAT, self.features.hash, self._at, self.offsets, dict(self._requests.users), named)
-        with writing(self.folder / SNAPSHOT) as file:
-            line = msgspec.msgpack.encode(header)
-            file.write(len(line).to_bytes(8, "little") + line)
-            for array in arrays.values():
-                file.write(np.ascontiguousarray(array).data)
+        self._stand = msgspec.structs.replace(
+            self._stand, at=self._at, offsets=self.offsets, users=dict(self._requests.users)
+        )
+        write(self.folder / SNAPSHOT, self.state, self._stand)
         for topic, offsets in self.offsets.items():
             if offsets:
                 self._log.commit(f"features.{self.features.name}.{self.features.hash}", topic, offsets)
@@ -209,9 +193,15 @@ class Pipeline:
         if topic == "served":
             self._requests.add([event for _, event in events])
         self._at = max(self._at, int(records[-1].arrival * SECOND) + 1)
+        arrivals = micros([arrival for arrival, _ in events])
         for source in self.features.sources:
-            if self._topics[source.name] == topic:
-                self._writer.apply(source.name, events_of(source, topic, events, self._requests, self._odd.add))
+            if self._topics[source.name] != topic:
+                continue
+            # What came before `since` was in the files of the source's table; see backfill.py.
+            news = events[int(np.searchsorted(arrivals, self._stand.since.get(source.name, 0))) :]
+            if news:
+                self._stand.followed[source.name] = int(arrivals[-1])
+                self._writer.apply(source.name, events_of(source, topic, news, self._requests, self._odd.add))
         self._taken.add(len(records))
 
     def _decoded(self, record: Record) -> Event | None:
@@ -221,48 +211,3 @@ class Pipeline:
             self._odd.add()
             logger.error("feature set %s goes on without an event: %s", self.features.name, error)
             return None
-
-    # What is kept.
-
-    def _arrays(self) -> dict[str, np.ndarray[Any, Any]]:
-        found: dict[str, np.ndarray[Any, Any]] = {}
-        for name, table in self.state.entities.items():
-            found |= {f"{name}.{part}": array for part, array in table.arrays().items()}
-        for name, copies in self.state.copies.items():
-            found[f"{name}/ids"], found[f"{name}/seen"] = copies.state()
-        return found
-
-    def _recover(self) -> None:
-        path = self.folder / SNAPSHOT
-        if not path.exists():
-            return
-        header, arrays = _read(path)
-        if header.label != self.features.hash:
-            raise errors.Corrupt(f"{path}: of definition {header.label}, not {self.features.hash}; move it away")
-        for name, table in self.state.entities.items():
-            table.restore({part: arrays[f"{name}.{part}"] for part in ("keys", "floats", "counts", "registers")})
-        for name, copies in self.state.copies.items():
-            copies.restore(arrays[f"{name}/ids"], arrays[f"{name}/seen"])
-        self._requests.users.update(header.users)
-        self.offsets = {topic: dict(header.offsets.get(topic, {})) for topic in self._order}
-        self._at = header.at
-
-
-def _read(path: Path) -> tuple[_Header, dict[str, np.ndarray[Any, Any]]]:
-    data = np.memmap(path, np.uint8, "r")
-    try:
-        length = int.from_bytes(data[:8].tobytes(), "little")
-        line, at = data[8 : 8 + length].tobytes(), 8 + length
-        if (said := msgspec.msgpack.decode(line, type=_AnyHeader).format) > FORMAT:
-            raise errors.Later(path, said, FORMAT)
-        header = msgspec.msgpack.decode(line, type=_Header)
-        arrays = {}
-        for name, dtype, shape in header.arrays:
-            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-            arrays[name] = np.frombuffer(data[at : at + size].tobytes(), dtype).reshape(shape)
-            at += size
-    except (msgspec.MsgspecError, ValueError, TypeError) as error:
-        raise errors.Corrupt(
-            f"{path}: {error}; move it away: the log rebuilds the features from all that retention has left"
-        ) from None
-    return header, arrays

@@ -9,6 +9,7 @@ Rules of the room:
 - An attribute that is a list is one text, its values joined by "|". A value of another type than its column's is
   missing, and counted: the log has it, so nobody can be told any more.
 - Who made a request is remembered for the latest `REQUESTS_MAX` of them; outcomes of older ones have no user.
+- The state takes these events as hashes (`events_of`), files keep their text (`Said`): one reading of the topics.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from millstream.features.define import Source
-from millstream.features.events import Events, keys_of, micros
+from millstream.features.events import SECONDS_MAX, Events, keys_of, micros
 from millstream.stream.event import Event
 from millstream.types import Entity, Fact, Outcome, Served
 
@@ -47,6 +50,48 @@ class Requests:
             self.users.popitem(last=False)
 
 
+class Said(msgspec.Struct, frozen=True):
+    """n events of one source as a topic has them. `event_times`, `arrivals` float64 [n], unix seconds; `numbers`
+    float64 [n], NaN where missing; `texts` n texts, empty where missing."""
+
+    event_times: NDArray[np.float64]
+    arrivals: NDArray[np.float64]
+    numbers: dict[str, NDArray[np.float64]]
+    texts: dict[str, list[str]]
+
+    @classmethod
+    def of(
+        cls,
+        source: Source,
+        topic: str,
+        records: Sequence[tuple[float, Event | None]],
+        requests: Requests,
+        odd: Callable[[], None],
+    ) -> Said:
+        """What a topic's (arrival, event) say of `source`, in their order; `odd` is told of each value that is not of
+        its column's type."""
+        taken = [one for one in records if type(one[1]) is Fact or _is_row(one[1])]
+        times = np.array([getattr(event, "event_time", 0.0) or arrival for arrival, event in taken], np.float64)
+        good = np.abs(times) < SECONDS_MAX
+        if not good.all():  # no time, or one that no clock has: it is in the log, and must not stop what follows it
+            for _ in range(len(taken) - int(good.sum())):
+                odd()
+            taken, times = [one for one, fits in zip(taken, good.tolist(), strict=True) if fits], times[good]
+        events = [event for _, event in taken]
+        of: Any = _of_outcomes if topic == "outcomes" else _of_entities if topic in ("users", "items") else _of_facts
+        numbers, texts = {}, {}
+        for name, kind in source.columns.items():
+            column = of(name, topic, events, requests)
+            if kind == "number":
+                plain = set(map(type, column)) <= {float, int}
+                if not plain or not np.isfinite(found := np.array(column, np.float64)).all():
+                    found = np.array([_number(value, odd) for value in column], np.float64)
+                numbers[name] = found
+            else:
+                texts[name] = [value if type(value) is str else _text(value, odd) for value in column]
+        return cls(times, np.array([arrival for arrival, _ in taken], np.float64), numbers, texts)
+
+
 def events_of(
     source: Source,
     topic: str,
@@ -54,20 +99,11 @@ def events_of(
     requests: Requests,
     odd: Callable[[], None],
 ) -> Events:
-    """Events of `source` out of a topic's (arrival, event), in their order; `odd` is told of each value that is not of
-    its column's type."""
-    taken = [(arrival, event) for arrival, event in records if _is_row(event)]
-    of: Any = _of_outcomes if topic == "outcomes" else _of_entities if topic in ("users", "items") else _of_facts
-    numbers, texts = {}, {}
-    for name, kind in source.columns.items():
-        column = of(name, topic, [event for _, event in taken], requests)
-        if kind == "number":
-            numbers[name] = np.array([_number(value, odd) for value in column], np.float64)
-        else:
-            texts[name] = keys_of([_text(value, odd) for value in column])
-    arrivals = micros(np.array([arrival for arrival, _ in taken], np.float64))
-    times = [getattr(event, "event_time", 0.0) or arrival for arrival, event in taken]
-    return Events(np.minimum(micros(np.array(times, np.float64)), arrivals), arrivals, numbers, texts)
+    """Events of `source` out of a topic's (arrival, event); see Said.of."""
+    said = Said.of(source, topic, records, requests, odd)
+    arrivals = micros(said.arrivals)
+    texts = {name: keys_of(column) for name, column in said.texts.items()}
+    return Events(np.minimum(micros(said.event_times), arrivals), arrivals, said.numbers, texts)
 
 
 def _is_row(event: Event | None) -> bool:

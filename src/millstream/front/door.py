@@ -8,6 +8,7 @@ Rules of the room:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from millstream import errors
@@ -42,6 +43,22 @@ class Door(Protocol):
 
     def admit(self, principal: Principal, model: str, verb: str) -> None:
         """Raise errors.Forbidden where the principal may not do this: for a border to ask before it reads a body."""
+
+    def features(
+        self,
+        name: str,
+        entities: Mapping[str, Sequence[str]],
+        request: Mapping[str, Sequence[float | None]],
+        principal: Principal,
+    ) -> asyncio.Future[Any]:
+        """The features of a set's entities, as a struct (flows/features.py). Authorised as verb "features" of the set;
+        NotFound, BadInput, TooLarge; Busy while its rows are not there."""
+
+    def facts(
+        self, source: str, rows: Sequence[Mapping[str, str | float | None]], principal: Principal
+    ) -> asyncio.Future[int]:
+        """Write rows into a source of features; how many are durable now. Authorised as verb "facts" of the source;
+        NotFound, BadInput, TooLarge."""
 
     def describe(self, model: str, version: str = "") -> Description:
         """A served model, or errors.NotFound. The same object until it changes: borders look at its identity first."""

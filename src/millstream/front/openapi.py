@@ -12,6 +12,7 @@ import msgspec
 import millstream
 from millstream.front import traffic
 from millstream.front.explain import HEADER
+from millstream.front.features import SAID as FEATURES_SAID
 from millstream.front.parameters import TEXT_CHARS_MAX
 from millstream.front.schemas import SCHEMAS, Schema, ref, words
 from millstream.models.traffic import MOVES
@@ -79,6 +80,8 @@ PATHS: tuple[Path, ...] = (
     Path("/v2/repository/models/{model}/unload", "Stop serving it", "Ready", (403, 404), "Control", True),
     Path("/v1/recommend", "Candidates in rank order", "Ranked", (*_CALL, 507), "RankRequest"),
     Path("/v1/outcomes", "What people did", "Accepted", (403, 404, 429, 504, 507), "Outcomes"),
+    Path("/v1/features/get", "Features of entities", "Features", (403, 404, 429), "FeaturesRequest"),
+    Path("/v1/features/write", "Facts that features are made of", "Accepted", (403, 404, 429, 507), "Facts"),
 )
 PATHS += (
     Path("/v1/traffic/{model}", "Who gets which version", "Traffic", (403, 404)),
@@ -178,6 +181,9 @@ def _answer(path: Path) -> dict[str, object]:
             "Inference-Header-Content-Length": _header("bytes of JSON before the binary tensors, unpacked"),
             HEADER: _header("version, queue_us, mates, rows, padding, copy_us, compute_us: a structured dictionary"),
         }
+    if path.answer == "Features":
+        content[BYTES] = {"schema": {"description": "the values, row after row, little-endian"}}
+        found["headers"] = {f"Millstream-{name}": _header(said) for name, said in FEATURES_SAID.items()}
     return found
 
 

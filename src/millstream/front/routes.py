@@ -21,6 +21,7 @@ from millstream.clock import Clock
 from millstream.front import answer, openapi, recommend
 from millstream.front.door import Door
 from millstream.front.exchange import LABELS, METRICS, OTHER, OUTCOMES, READ, RECOMMEND, WRITE, Exchange, Route, no_page
+from millstream.front.features import Features
 from millstream.front.infer import Infer
 from millstream.front.limits import HttpLimits
 from millstream.front.parameters import TEXT_CHARS_MAX
@@ -43,6 +44,7 @@ ROUTES = {
     "repository": "POST /v2/repository/index, /v2/repository/models/MODEL/load, /v2/repository/models/MODEL/unload",
     "recommend": "POST /v1/recommend",
     "outcomes": "POST /v1/outcomes",
+    "features": "POST /v1/features/get, /v1/features/write",
     "traffic": "GET /v1/traffic/MODEL, /v1/traffic/MODEL/comparison",
     "moves": "POST " + ", ".join(f"/v1/traffic/MODEL/{verb}" for verb in MOVES),
     "metrics": "GET /metrics",
@@ -57,10 +59,13 @@ class Routes:
         self, door: Door, meter: Meter, clock: Clock, limits: HttpLimits, observer: Observer | None = None
     ) -> None:
         self._door, self._limits, self.monotonic, self.observer = door, limits, clock.monotonic, observer
+        features = Features(door, self.principal)
         self._fixed = {
             b"/": Route(OTHER, READ, self._root),
             b"/v1/recommend": Route(RECOMMEND, WRITE, self._recommend),
             b"/v1/outcomes": Route(OUTCOMES, WRITE, self._outcomes),
+            b"/v1/features/get": features.get,
+            b"/v1/features/write": features.write,
             b"/metrics": Route(METRICS, READ, self._metrics),
             b"/openapi.json": Route(OTHER, READ, self._openapi),
         }

@@ -239,5 +239,39 @@ SCHEMAS: dict[str, Schema] = {
             thing({"outcomes": array(ref("Outcome"), minItems=1)}, additionalProperties=False),
         ]
     },
+    "FeaturesRequest": thing(
+        {"set": TEXT},
+        {
+            "entities": thing({}, additionalProperties=array(TEXT), description="names by kind: n of each, or one"),
+            "request": thing({}, additionalProperties=array({"type": ["number", "null"]})),
+            "as": {"enum": ["json", "binary"]},
+        },
+        additionalProperties=False,
+    ),
+    "Features": thing(
+        {
+            "set": TEXT,
+            "hash": TEXT,
+            "columns": array(TEXT),
+            "values": array(array({"type": ["number", "null"]}), description="a row each; null: a missing number"),
+            "missing": thing({}, additionalProperties=array(FLAG)),
+            "age_s": NUMBER,
+            "stale": FLAG,
+        }
+    ),
+    "Facts": thing(
+        {
+            "source": TEXT,
+            "rows": array(
+                thing(
+                    {},
+                    {"event_time": {"type": ["number", "null"]}},
+                    additionalProperties={"type": ["string", "number", "null"]},
+                ),
+                minItems=1,
+            ),
+        },
+        additionalProperties=False,
+    ),
     "Accepted": thing({"accepted": count(1)}),
 }

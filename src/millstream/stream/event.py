@@ -18,7 +18,19 @@ import msgspec
 
 from millstream import errors
 from millstream.guard.pii import Redacted, pseudonym, redact
-from millstream.types import Delta, Entity, Example, Fact, FeaturesRead, Outcome, PolicyChange, Served, SetAside, Shadow, Text
+from millstream.types import (
+    Delta,
+    Entity,
+    Example,
+    Fact,
+    FeaturesRead,
+    Outcome,
+    PolicyChange,
+    Served,
+    SetAside,
+    Shadow,
+    Text,
+)
 
 Event = Outcome | Served | Shadow | Example | SetAside | Delta | PolicyChange | Entity | Fact | FeaturesRead
 
