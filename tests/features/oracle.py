@@ -18,7 +18,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from millstream.features.define import Aggregate, Cross, FeatureSet, Ratio, Source, Transform, span
+from millstream.features.define import Aggregate, Cross, Ratio, Source, Transform, span
+from millstream.features.sets import FeatureSet
 
 Event = Mapping[str, Any]
 Value = float | str | None

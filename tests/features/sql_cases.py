@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from millstream.features.define import Aggregate, Attribute, FeatureSet, Ratio, Sequence, Source
+from millstream.features.define import Aggregate, Attribute, Ratio, Sequence, Source
+from millstream.features.sets import FeatureSet
 
 DAY = 1_699_920_000.0
 """The beginning of a day, unix seconds: every hop and every window of up to a day begins there."""

@@ -17,7 +17,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from millstream.features.define import Aggregate, FeatureSet, Source, span
+from millstream.features.define import Aggregate, Source, span
+from millstream.features.sets import FeatureSet
 
 Row = tuple[str, dict[str, Any]]
 

@@ -12,7 +12,6 @@ from millstream.features.define import (
     Aggregate,
     Attribute,
     Cross,
-    FeatureSet,
     Ratio,
     Sequence,
     Source,
@@ -20,6 +19,7 @@ from millstream.features.define import (
     hop_of,
     span,
 )
+from millstream.features.sets import FeatureSet
 
 MINUTE, HOUR, DAY = 60 * SECOND, 3600 * SECOND, 86400 * SECOND
 COLUMNS = {"user": "text", "item": "text", "kind": "text", "value": "number", "id": "text"}

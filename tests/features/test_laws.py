@@ -16,9 +16,10 @@ import streams
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from millstream.features.define import Aggregate, Cross, FeatureSet, Ratio, Sequence, Transform
+from millstream.features.define import Aggregate, Cross, Ratio, Sequence, Transform
 from millstream.features.events import Events, keys_of, tokens_of
 from millstream.features.matrix import Columns, crossed
+from millstream.features.sets import FeatureSet
 from millstream.features.state import State
 
 QUICK = settings(

@@ -8,7 +8,8 @@ from typing import Any
 import oracle
 import pytest
 
-from millstream.features.define import Aggregate, Cross, FeatureSet, Ratio, Source, Transform
+from millstream.features.define import Aggregate, Cross, Ratio, Source, Transform
+from millstream.features.sets import FeatureSet
 
 NOON = 1_700_049_600 - 1_700_049_600 % 86400 + 12 * 3600.0  # of some day
 MINUTE, HOUR, DAY, MICRO = 60.0, 3600.0, 86400.0, 1e-6

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from sql_cases import CASES, ORDERS, SENT, Case, Table, came, of, tables_of
 
 from millstream import errors
-from millstream.features.define import Aggregate, Cross, FeatureSet, Ratio, Sequence, Source, Transform
+from millstream.features.define import Aggregate, Cross, Ratio, Sequence, Source, Transform
+from millstream.features.sets import FeatureSet
 from millstream.features.sql import DIALECTS, sql
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -14,8 +14,9 @@ from millstream.errors import BadInput, Error, NotFound
 
 if TYPE_CHECKING:
     from millstream.app.installation import Installation
-    from millstream.features.define import Feature, FeatureSet
+    from millstream.features.define import Feature
     from millstream.features.registry import Registry
+    from millstream.features.sets import FeatureSet
 
 Row = dict[str, Any]
 

@@ -13,7 +13,7 @@ from millstream.errors import BadInput, Misconfigured, NotFound
 
 if TYPE_CHECKING:
     from millstream.app.installation import Installation
-    from millstream.features.define import FeatureSet
+    from millstream.features.sets import FeatureSet
 
 _SECOND: Final = 1_000_000
 _LATEST: Final = 2**53 // _SECOND

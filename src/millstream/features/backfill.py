@@ -22,12 +22,13 @@ import msgspec
 import numpy as np
 
 from millstream import errors
-from millstream.features.define import SECOND, FeatureSet, Source
+from millstream.features.define import SECOND, Source
 from millstream.features.events import Events
 from millstream.features.export import DAY, cover_of
 from millstream.features.offline import events_of, files_of
 from millstream.features.online import Writer
 from millstream.features.pipeline import folder_of, stores_of
+from millstream.features.sets import FeatureSet
 from millstream.features.snapshot import SNAPSHOT, Stand, read, write
 from millstream.features.state import State
 

@@ -3,8 +3,6 @@
 Rules of the room:
 - A definition is data. Its hash covers all that decides a value (source, key, column, op, window, condition, datatype,
   and the rules of time below), so another hash is another feature; who owns it and what it is for are not in it.
-- A *feature set* is the features that one model consumes, in their order. Its hash travels in the model's manifest, and
-  its rows are kept apart from those of any other hash: two versions live side by side.
 - Values are as of a time T, by what was known then: of the events that arrived before T, those with
   `floor((T - window) / hop) * hop <= time < T`. `time` is the event's own, but never after its arrival. The hop is the
   window's grain: the far edge moves by whole hops, the near edge is exact. docs/features.md says all of it.
@@ -13,7 +11,6 @@ Rules of the room:
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import math
 import re
@@ -36,7 +33,7 @@ SEMANTICS: Final = 1
 """The rules of time and of the ops; part of every hash."""
 SECOND: Final = 1_000_000
 LIFETIME: Final = "lifetime"
-N_MAX, HOPS_MAX, NAME_MAX, DEPTH_MAX, FEATURES_MAX = 64, 100, 64, 100, 4096
+N_MAX, HOPS_MAX, NAME_MAX = 64, 100, 64
 NEEDS_COLUMN: Final = frozenset(
     ("sum", "mean", "var", "std", "min", "max", "last", "last_n", "distinct_n", "top_k", "approx_distinct", "quantile",
      "decay")
@@ -88,11 +85,11 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     description: str = ""
 
     def __post_init__(self) -> None:
-        _typed(self, f"source {self.name}")
-        _named(self.name, "source")
+        check_types(self, f"source {self.name}")
+        check_name(self.name, "source")
         where = f"source {self.name}"
         for column in self.columns:
-            _named(column, where)
+            check_name(column, where)
         if "event_time" in self.columns or "arrival" in self.columns:
             raise errors.Misconfigured(f"{where}: event_time and arrival are there anyway; leave them out of columns")
         if self.id and self.columns.get(self.id) != "text":
@@ -126,9 +123,9 @@ class Aggregate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     description: str = ""
 
     def __post_init__(self) -> None:
-        _typed(self, f"feature {self.name}")
-        _named(self.name, "feature")
-        _named(self.of, f"feature {self.name}: entity")
+        check_types(self, f"feature {self.name}")
+        check_name(self.name, "feature")
+        check_name(self.of, f"feature {self.name}: entity")
         where, columns = f"feature {self.name}", self.source.columns
         if columns.get(self.key) != "text":
             raise errors.Misconfigured(f"{where}: key = {self.key!r} is no column of text of source {self.source.name}")
@@ -246,8 +243,8 @@ class Ratio(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     description: str = ""
 
     def __post_init__(self) -> None:
-        _typed(self, f"feature {self.name}")
-        _named(self.name, "feature")
+        check_types(self, f"feature {self.name}")
+        check_name(self.name, "feature")
         if not all(math.isfinite(part) for part in self.prior):
             raise errors.Misconfigured(f"feature {self.name}: prior = {self.prior}: finite numbers")
 
@@ -279,15 +276,15 @@ class Transform(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     description: str = ""
 
     def __post_init__(self) -> None:
-        _typed(self, f"feature {self.name}")
-        _named(self.name, "feature")
+        check_types(self, f"feature {self.name}")
+        check_name(self.name, "feature")
         names = (*self.inputs, *self.request)
         if not names or len(set(names)) < len(names):
             raise errors.Misconfigured(
                 f"feature {self.name}: a transform takes features or values of the request, each once; got {names}"
             )
         for name in self.request:
-            _named(name, f"feature {self.name}: request")
+            check_name(name, f"feature {self.name}: request")
         _ = self.content
 
     @property
@@ -322,8 +319,8 @@ class Cross(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     datatype: Literal["UINT32"] = "UINT32"
 
     def __post_init__(self) -> None:
-        _typed(self, f"feature {self.name}")
-        _named(self.name, "feature")
+        check_types(self, f"feature {self.name}")
+        check_name(self.name, "feature")
 
     @property
     def width(self) -> int:
@@ -341,133 +338,7 @@ class Cross(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 Feature = Aggregate | Ratio | Transform | Cross
 
 
-class FeatureSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, dict=True):
-    """The features that a model consumes, in the order of its columns. Whatever they are made of must be among
-    `features` or in `parts`, which are computed and not given to the model. `ttl`: rows of entities that had no event
-    for so long may be dropped."""
-
-    name: str
-    features: tuple[Feature, ...]
-    parts: tuple[Feature, ...] = ()
-    ttl: str = LIFETIME
-    owner: str = ""
-    description: str = ""
-
-    def __post_init__(self) -> None:
-        _named(self.name, "feature set")
-        where = f"feature set {self.name}"
-        if not 1 <= len(self.features) + len(self.parts) <= FEATURES_MAX or not self.features:
-            raise errors.Misconfigured(f"{where}: it names no feature, or with its parts over {FEATURES_MAX}")
-        for one in self.ordered:
-            self._check_parts(one)
-        if len(set(self.columns)) < len(self.columns):
-            twice = next(name for name in self.columns if self.columns.count(name) > 1)
-            raise errors.Misconfigured(f"{where}: it has two columns {twice!r}; give a feature another name")
-        ttl = span(self.ttl, where)
-        for one in self.aggregates:
-            if ttl and not 0 < one.span <= ttl:
-                raise errors.Misconfigured(
-                    f"{where}: {one.name} looks back {one.window}, longer than rows are kept (ttl {self.ttl})"
-                )
-        sources: dict[str, Source] = {}
-        for one in self.aggregates:
-            if sources.setdefault(one.source.name, one.source).content != one.source.content:
-                raise errors.Misconfigured(f"{where}: two sources are named {one.source.name}")
-
-    def _check_parts(self, one: Feature) -> None:
-        """Refuse parts that are several values, or of which there is no ratio."""
-        for name in one.inputs:
-            part = self.by_name[name]
-            if part.width > 1:
-                raise errors.Misconfigured(
-                    f"feature {one.name}: its part {name} is {part.width} values; take one of one"
-                )
-            if isinstance(one, Ratio) and part.datatype == "UINT32":
-                raise errors.Misconfigured(f"feature {one.name}: its part {name} is text, and a ratio is of numbers")
-
-    @cached_property
-    def by_name(self) -> dict[str, Feature]:
-        """All of them, parts too."""
-        found: dict[str, Feature] = {}
-        for one in (*self.features, *self.parts):
-            if one.name in found and found[one.name] != one:
-                raise errors.Misconfigured(f"feature set {self.name}: two features are named {one.name}")
-            found[one.name] = one
-        return found
-
-    @cached_property
-    def ordered(self) -> tuple[Feature, ...]:
-        """All of them, each behind what it is made of."""
-        done: dict[str, Feature] = {}
-
-        def place(one: Feature, above: tuple[str, ...]) -> None:
-            if one.name in done:
-                return
-            if len(above) > DEPTH_MAX:
-                raise errors.Misconfigured(f"feature {one.name}: over {DEPTH_MAX} features are made of one another")
-            if one.name in above:
-                raise errors.Misconfigured(f"feature {one.name} is made of itself: {' -> '.join((*above, one.name))}")
-            for name in one.inputs:
-                if name not in self.by_name:
-                    raise errors.Misconfigured(
-                        f"feature set {self.name}: {one.name} is made of {name}, which is in neither features nor parts"
-                    )
-                place(self.by_name[name], (*above, one.name))
-            done[one.name] = one
-
-        for one in self.by_name.values():
-            place(one, ())
-        return tuple(done.values())
-
-    @property
-    def aggregates(self) -> tuple[Aggregate, ...]:
-        """What is kept of entities; everything else is computed from it when it is read."""
-        return tuple(one for one in self.ordered if isinstance(one, Aggregate))
-
-    @property
-    def entities(self) -> tuple[str, ...]:
-        """The kinds of entities that have rows, in the order of their first feature."""
-        return tuple(dict.fromkeys(one.of for one in self.aggregates))
-
-    @property
-    def sources(self) -> tuple[Source, ...]:
-        return tuple({one.source.name: one.source for one in self.aggregates}.values())
-
-    @cached_property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the model's columns: the feature's, or `name_0`, `name_1` ... of one that is several values."""
-        return tuple(
-            name
-            for one in self.features
-            for name in ([one.name] if one.width == 1 else [f"{one.name}_{at}" for at in range(one.width)])
-        )
-
-    @cached_property
-    def datatype(self) -> Literal["FP32", "FP64"]:
-        """Of the matrix: FP32 where that holds every feature exactly as it was declared, else FP64."""
-        return "FP32" if all(one.datatype == "FP32" for one in self.features) else "FP64"
-
-    @cached_property
-    def hash(self) -> str:
-        """16 hex digits of SHA-256 over the content of all of it: the version of the set."""
-        parts = {one.name: one.content for one in self.ordered}
-        content = [SEMANTICS, [one.name for one in self.features], parts, span(self.ttl)]
-        return hashlib.sha256(msgspec.json.encode(content)).hexdigest()[:16]
-
-    def hash_of(self, name: str) -> str:
-        """The version of one feature: its own content and that of what it is made of."""
-        return self._hashes[name]
-
-    @cached_property
-    def _hashes(self) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for one in self.ordered:
-            content = [SEMANTICS, one.content, [found[part] for part in one.inputs]]
-            found[one.name] = hashlib.sha256(msgspec.json.encode(content)).hexdigest()[:16]
-        return found
-
-
-def _typed(one: msgspec.Struct, where: str) -> None:
+def check_types(one: msgspec.Struct, where: str) -> None:
     """Refuse a field that is not of its type: Python's own constructors take anything."""
     for field in msgspec.structs.fields(one):
         if field.name in ("source", "function", "features", "parts"):
@@ -478,6 +349,6 @@ def _typed(one: msgspec.Struct, where: str) -> None:
             raise errors.Misconfigured(f"{where}: {field.name}: {error}") from None
 
 
-def _named(name: str, what: str) -> None:
+def check_name(name: str, what: str) -> None:
     if not _NAME.fullmatch(name) or len(name) > NAME_MAX:
         raise errors.Misconfigured(f"{what} {name[:80]!r}: a name is a letter, then at most 63 of a-z, 0-9 and _")

@@ -14,10 +14,11 @@ from typing import Final
 
 import numpy as np
 
-from millstream.features.define import FeatureSet, span
+from millstream.features.define import span
 from millstream.features.events import Times
 from millstream.features.matrix import Columns
 from millstream.features.plan import Values
+from millstream.features.sets import FeatureSet
 from millstream.features.state import State
 from millstream.meter import Meter
 from millstream.store.rows import RowStore

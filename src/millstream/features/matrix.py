@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millstream import errors
-from millstream.features.define import Aggregate, Cross, FeatureSet, Ratio, Transform
+from millstream.features.define import Aggregate, Cross, Ratio, Transform
 from millstream.features.plan import Values
+from millstream.features.sets import FeatureSet
 
 
 class Columns:

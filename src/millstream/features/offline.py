@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millstream import errors
-from millstream.features.define import FeatureSet, Source
+from millstream.features.define import Source
 from millstream.features.events import Events, Hashes, Times, hashes_of
 from millstream.features.events import micros as micros_of
 from millstream.features.feature import Texts
 from millstream.features.matrix import Columns
 from millstream.features.plan import Values
+from millstream.features.sets import FeatureSet
 from millstream.features.state import State
 from millstream.machine import cores
 

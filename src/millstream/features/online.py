@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millstream import errors
-from millstream.features.define import SECOND, FeatureSet, span
+from millstream.features.define import SECOND, span
 from millstream.features.events import Events, Hashes, Times, keys_of
 from millstream.features.matrix import Columns
 from millstream.features.plan import Plan, Values
+from millstream.features.sets import FeatureSet
 from millstream.features.state import Entities, State
 from millstream.features.tiles import FOREVER
 from millstream.store.rows import RowStore

@@ -23,12 +23,13 @@ import numpy as np
 
 from millstream import errors
 from millstream.clock import Clock
-from millstream.features.define import SECOND, FeatureSet, span
+from millstream.features.define import SECOND, span
 from millstream.features.events import micros
 from millstream.features.health import Health
 from millstream.features.online import Writer
 from millstream.features.plan import Plan
 from millstream.features.rows import Requests, events_of
+from millstream.features.sets import FeatureSet
 from millstream.features.snapshot import SNAPSHOT, Stand, read, write
 from millstream.features.state import State
 from millstream.meter import Meter

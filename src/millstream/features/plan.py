@@ -16,8 +16,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from millstream.features.define import Aggregate, FeatureSet, Source, span
+from millstream.features.define import Aggregate, Source, span
 from millstream.features.events import Events, Times, keys_of, token_of
+from millstream.features.sets import FeatureSet
 from millstream.features.where import select
 
 Values = NDArray[np.float64]

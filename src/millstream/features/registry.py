@@ -11,7 +11,8 @@ from pathlib import Path
 import msgspec
 
 from millstream import errors
-from millstream.features.define import Aggregate, Feature, FeatureSet, Source
+from millstream.features.define import Aggregate, Feature, Source
+from millstream.features.sets import FeatureSet
 
 
 class Registry(msgspec.Struct, frozen=True):

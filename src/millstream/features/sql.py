@@ -19,7 +19,8 @@ from typing import Any, Final, Literal, get_args
 
 from millstream import errors
 from millstream.features import sql_ops
-from millstream.features.define import Aggregate, FeatureSet, Ratio, Source, span
+from millstream.features.define import Aggregate, Ratio, Source, span
+from millstream.features.sets import FeatureSet
 from millstream.features.sql_ops import Look, number, quoted
 
 Dialect = Literal["duckdb", "bigquery", "spark", "hive", "snowflake"]

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millstream.features import tiles
-from millstream.features.define import FeatureSet
 from millstream.features.events import Copies, Events, Hashes, Places, Times
 from millstream.features.plan import BASE, Plan, Values
+from millstream.features.sets import FeatureSet
 
 log = logging.getLogger(__name__)
 

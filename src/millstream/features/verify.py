@@ -18,11 +18,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from millstream.features.define import FeatureSet, Source
+from millstream.features.define import Source
 from millstream.features.events import Copies, Events, Hashes, Times, keys_of
 from millstream.features.matrix import Columns
 from millstream.features.plan import Values
 from millstream.features.rows import Requests, events_of
+from millstream.features.sets import FeatureSet
 from millstream.features.state import State
 from millstream.stream.event import Event, decode
 from millstream.stream.log import Log

@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 
 from millstream import errors
 from millstream.clock import Clock
-from millstream.features.define import SECOND, FeatureSet, Transform
+from millstream.features.define import SECOND, Transform
 from millstream.features.online import ROWS_MAX, Reader
 from millstream.features.pipeline import folder_of, stores_of
 from millstream.features.registry import Registry
+from millstream.features.sets import FeatureSet
 from millstream.guard.pii import pseudonym
 from millstream.meter import Meter
 from millstream.store.rows import RowStore
