@@ -12,9 +12,12 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import subprocess
 import sys
 import time
+import uuid
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +44,20 @@ def few_arenas() -> None:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def boot() -> bytes:
+    """16 bytes that change when the machine restarts; zeros where the system does not say."""
+    try:
+        if sys.platform == "darwin":
+            command = ["sysctl", "-n", "kern.bootsessionuuid"]
+            text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        else:
+            text = Path("/proc/sys/kernel/random/boot_id").read_text()
+        return uuid.UUID(text.strip()).bytes
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return bytes(16)
 
 
 class Gpu(NamedTuple):

@@ -12,9 +12,6 @@ import errno
 import mmap
 import os
 import struct
-import subprocess
-import sys
-import uuid
 import zlib
 from pathlib import Path
 from typing import Final
@@ -23,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millstream import errors
+from millstream.machine import boot
 from millstream.store.rowcode import BOOT, CLEAN, HEAD, MOVED, REFUSED, USED, VOUCHED
 
 Words = NDArray[np.uint64]
@@ -168,25 +166,6 @@ def take_room(fd: int, there: int, size: int) -> None:
     except OSError:
         os.ftruncate(fd, there)
         raise
-
-
-def boot() -> bytes:
-    """16 bytes that change when the machine restarts; zeros where the system does not say."""
-    global _boot
-    if _boot is None:
-        try:
-            if sys.platform == "darwin":
-                command = ["sysctl", "-n", "kern.bootsessionuuid"]
-                text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            else:
-                text = Path("/proc/sys/kernel/random/boot_id").read_text()
-            _boot = uuid.UUID(text.strip()).bytes
-        except (OSError, ValueError, subprocess.SubprocessError):
-            _boot = bytes(16)
-    return _boot
-
-
-_boot: bytes | None = None
 
 
 def _corrupt(path: Path, why: str) -> errors.Corrupt:

@@ -33,9 +33,7 @@ import logging
 import mmap
 import os
 import struct
-import subprocess
 import sys
-import uuid
 import zlib
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -149,19 +147,6 @@ def frames(path: Path, base: int, position: int = 0, expected: int | None = None
         start = position + FRAME.size
         yield Frame(position, end, first, count, arrival, data[start : start + meta_length], start + meta_length)
         position, expected = end, first + count
-
-
-def boot() -> bytes:
-    """16 bytes that change when the machine restarts; zeros where the system does not say."""
-    try:
-        if sys.platform == "darwin":
-            command = ["sysctl", "-n", "kern.bootsessionuuid"]
-            text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        else:
-            text = Path("/proc/sys/kernel/random/boot_id").read_text()
-        return uuid.UUID(text.strip()).bytes
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return bytes(16)
 
 
 class Mark:

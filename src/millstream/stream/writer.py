@@ -29,6 +29,7 @@ import msgspec
 
 from millstream import errors
 from millstream.clock import Clock
+from millstream.machine import boot
 from millstream.stream import segment
 from millstream.stream.segment import RECORD, SEGMENT, Mark
 
@@ -132,7 +133,7 @@ class Writer:
         self._thread.start()
 
     def _open(self) -> None:
-        booted = segment.boot()
+        booted = boot()
         path = self.folder / "committed"
         try:
             mark: Mark | None = Mark(path, write=True)
