@@ -5,6 +5,7 @@ import random
 import numpy as np
 from test_pipeline import FEATURES, World, assert_as_recomputed, settle
 
+from millstream.features import FeatureSet, Transform
 from millstream.features.health import Health
 from millstream.features.pipeline import CHECK_S
 from millstream.meter import Meter
@@ -30,6 +31,26 @@ def test_sound_rows_pass_and_their_columns_are_told(tmp_path):
     spread = [meter.gauge("millstream_feature_quantile", "", {"set": "test", "feature": "likes", "q": q}).value
               for q in ("0.1", "0.5", "0.9")]  # fmt: skip
     assert spread == sorted(spread) and spread[2] > 0
+    pipeline.close()
+
+
+def broken(columns):
+    raise ZeroDivisionError("no price")
+
+
+def test_a_transform_that_fails_is_said_once_and_stops_nothing(tmp_path, caplog):
+    features = FeatureSet(
+        name="test",
+        features=(*FEATURES.features, Transform(name="odd", function=broken, inputs=("likes",), datatype="FP64")),
+    )
+    world = World(tmp_path)
+    pipeline = world.pipeline(features)
+    world.do(100)
+    settle(pipeline)
+    for _ in range(2):
+        world.clock.advance(CHECK_S)
+        pipeline.step()
+    assert caplog.text.count("its columns cannot be looked at: feature odd failed: ZeroDivisionError: no price") == 1
     pipeline.close()
 
 

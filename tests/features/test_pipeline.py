@@ -221,6 +221,61 @@ def test_a_clock_that_is_put_back_stops_nothing(tmp_path):
     pipeline.close()
 
 
+def test_time_that_ran_ahead_and_came_back_is_no_time(tmp_path, caplog):
+    world = World(tmp_path)
+    pipeline = world.pipeline()
+    world.do(60)
+    settle(pipeline)
+    world.clock.jump(365 * 86400.0)
+    pipeline.step()
+    assert read(pipeline).values[:, 0].max() == 0.0, "an hour's likes are over in a year"
+    world.clock.jump(-365 * 86400.0)
+    world.clock.advance(0.02)
+    pipeline.step()
+    assert "the clock was put back" in caplog.text
+    assert_as_recomputed(world, pipeline)
+    pipeline.close()
+
+
+def test_rows_are_vouched_for_as_of_what_is_in(tmp_path, monkeypatch):
+    world = World(tmp_path)
+    pipeline = world.pipeline()
+    world.do(20)
+    settle(pipeline)
+    world.do(200)
+    waits = world.clock.now()
+    world.clock.advance(300.0)
+    monkeypatch.setattr("millstream.features.pipeline.RECORDS_MAX", 10)
+    assert pipeline.step()
+    found = read(pipeline)
+    assert found.as_of < int(waits * 1e6), "most of what came is not in yet"
+    settle(pipeline)
+    world.clock.advance(1.0)
+    pipeline.step()
+    assert read(pipeline).as_of >= int((world.clock.now() - 0.1) * 1e6)
+    pipeline.close()
+
+
+def test_what_retention_took_before_it_was_read_is_said(tmp_path, caplog, monkeypatch):
+    world = World(tmp_path)
+    pipeline = world.pipeline()
+    world.do(50)
+    settle(pipeline)
+    monkeypatch.setattr("millstream.stream.reader.Reader.start", lambda self, partition: 10**6)
+    pipeline.step()
+    assert "retention took outcomes/0 from offset" in caplog.text
+    pipeline.abandon()
+
+
+def test_entities_beyond_the_limit_are_counted_and_said(tmp_path, caplog):
+    world = World(tmp_path)
+    pipeline = world.pipeline(limit=3)
+    world.do(200)
+    settle(pipeline)
+    assert pipeline._refused.value > 0 and "feature_store.entities_max" in caplog.text
+    pipeline.close()
+
+
 def test_two_definitions_of_a_set_live_side_by_side(tmp_path):
     world = World(tmp_path)
     other = FeatureSet(name="test", features=FEATURES.features[:2])

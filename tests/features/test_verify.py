@@ -50,7 +50,9 @@ def test_what_was_served_is_what_the_log_says(world):
         world.read(pipeline)
     found = world.verify()
     assert found.reads == 5 and found.sound and not found.odd
-    assert found.values["test"] == {"equal": 5 * 5 * 12, "late": 0, "ttl": 0, "version": 0, "code": 0}
+    assert found.values["test"] == {
+        "equal": 5 * 5 * 12, "late": 0, "ttl": 0, "version": 0, "retention": 0, "code": 0,
+    }  # fmt: skip
     pipeline.close()
 
 
@@ -94,4 +96,33 @@ def test_another_definition_and_a_row_whose_time_was_over_are_causes(world):
     world.read(pipeline)
     counts = world.verify().values["test"]
     assert counts["version"] == 5 * 12 and counts["ttl"] > 0 and counts["code"] == 0
+    pipeline.close()
+
+
+def test_who_made_an_old_request_is_still_known_when_its_outcome_is_recomputed(world, monkeypatch):
+    monkeypatch.setattr("millstream.features.rows.REQUESTS_MAX", 5)
+    monkeypatch.setattr("millstream.features.verify.CHUNK", 1)
+    pipeline = world.pipeline()
+    for _ in range(150):
+        world.do()
+        settle(pipeline)
+    world.clock.advance(0.02)
+    pipeline.step()
+    world.read(pipeline)
+    assert world.verify().sound
+    pipeline.close()
+
+
+def test_what_retention_took_is_no_fault_of_the_program(world, monkeypatch):
+    pipeline = world.pipeline()
+    world.do(100)
+    settle(pipeline)
+    world.clock.advance(0.02)
+    pipeline.step()
+    world.read(pipeline)
+    monkeypatch.setattr(
+        "millstream.stream.reader.Reader.start", lambda self, partition: 9 if self.topic != TOPIC else 0
+    )
+    found = world.verify()
+    assert found.sound and found.values["test"]["retention"] > 0 and not found.odd
     pipeline.close()

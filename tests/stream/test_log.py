@@ -612,3 +612,12 @@ def test_a_second_process_is_refused_and_told_who_writes(tmp_path: Path) -> None
     child.kill()
     child.stdout.close()
     child.wait()
+
+
+def test_a_group_that_is_forgotten_holds_nothing_back(tmp_path: Path) -> None:
+    with Log(tmp_path, FakeClock()) as log:
+        log.commit("kept", "t", {0: 3})
+        log.commit("gone", "t", {0: 1})
+        assert log.groups() == ["gone", "kept"] and log._lowest("t", 0) == 1
+        log.forget("gone")
+        assert log.groups() == ["kept"] and log._lowest("t", 0) == 3

@@ -24,7 +24,7 @@ from millstream.config import orphaned
 from millstream.engine.follow import Follow
 from millstream.errors import BadInput, Conflict, Corrupt, Error, Full, Misconfigured, NotFound
 from millstream.features import Entities
-from millstream.features.pipeline import Pipeline
+from millstream.features.pipeline import GROUPS, Pipeline, group_of
 from millstream.flows.collect import Collect
 from millstream.flows.facts import Facts
 from millstream.flows.features import Features
@@ -235,6 +235,11 @@ class Learn:
             Pipeline(one, at.log, at.rows, at.clock, self.meter, at.settings.feature_store.entities_max)
             for one in at.registry().sets.values()
         ]
+        kept = {group_of(pipeline.features) for pipeline in self.features}
+        for group in at.log.groups():
+            if group.startswith(GROUPS) and group not in kept:
+                logger.info("%s is not defined any more: the log is not kept for it", group)
+                at.log.forget(group)
 
     def _count(self, event: Event) -> None:
         if isinstance(event, Example):

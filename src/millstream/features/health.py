@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 
+from millstream import errors
 from millstream.features.define import span
 from millstream.features.events import Times
 from millstream.features.matrix import Columns
@@ -38,6 +39,7 @@ class Health:
         self._wrong = meter.counter(
             "millstream_feature_rows_wrong_total", "Rows of features that were not what their state says.", labels
         )
+        self._said = False
         self._columns, self._expire = Columns(features), span(features.ttl) > 0
         kept = [(name, labels | {"feature": name}) for name in features.columns]
         self._missing = {
@@ -82,7 +84,13 @@ class Health:
         n = min((len(one) for one in values.values()), default=0)
         if not n or self._columns.request:
             return
-        matrix = self._columns.make({name: one[:n] for name, one in values.items()}, {}, n)
+        try:
+            matrix = self._columns.make({name: one[:n] for name, one in values.items()}, {}, n)
+        except errors.Error as error:  # a transform of the user's: it must not stop who keeps the rows
+            if not self._said:
+                self._said = True
+                logger.error("feature set %s: its columns cannot be looked at: %s", self._features.name, error)
+            return
         tokens = {f"{one.name}" for one in self._features.features if one.datatype == "UINT32"}
         for at, name in enumerate(self._features.columns):
             column = matrix[:, at]

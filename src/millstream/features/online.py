@@ -63,9 +63,9 @@ class Writer:
         for name, places in self.state.apply(source, events).items():
             self._changed[name].append(places)
 
-    def write(self, at: int) -> int:
+    def write(self, at: int, vouched: int | None = None) -> int:
         """Write the rows that changed, as of `at` (microseconds, not before the arrival of any event), and vouch for
-        all; how many. A store that is away, or full: Busy, Full; the next call writes them."""
+        all, or as of `vouched`; how many. A store that is away, or full: Busy, Full; the next call writes them."""
         count = 0
         for name, table in self.state.entities.items():
             until = self._until[name]
@@ -81,7 +81,7 @@ class Writer:
                 until[places] = change
                 self._stores[name].put(table.places.keys[places], table.plan.pack(stored), at)
             self._changed[name] = []
-            self._stores[name].vouch(at)
+            self._stores[name].vouch(at if vouched is None else vouched)
             count += len(changed)
         return count
 

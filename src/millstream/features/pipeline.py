@@ -6,7 +6,10 @@ Rules of the room:
   reads on, and stands where it stood. It writes rows only when it has caught up, so that none goes back in time.
 - Within a step, what was served is read before what people did, so that an outcome finds who was asked; and the
   partitions of a topic are merged by arrival.
-- Rows are as of the clock, or of the last arrival where that is later: a clock that was put back stops no time here.
+- Rows are as of the clock, or of the last arrival where that is later. Where the clock was put back, all rows are
+  written again, as of the earlier time: nothing has left the state by the clock alone.
+- Rows are vouched for as of when everything that had arrived by then was in: while there is more to take than a step
+  may, that is the arrival of what was taken last.
 - Of a source whose files were taken in before (backfill.py), the log's events count from where the files ended.
 - Retention waits for the snapshot.
 """
@@ -42,6 +45,8 @@ SAVE_S: Final = 60.0
 DROP_S: Final = 3600.0  # between two looks for entities whose time is over
 CHECK_S: Final = 60.0
 RECORDS_MAX: Final = 20_000  # of a topic in one step
+PUBLISHED_S: Final = 0.01  # from the stamp of an arrival to where readers see it
+GROUPS: Final = "features."
 logger = logging.getLogger(__name__)
 
 
@@ -67,6 +72,11 @@ def folder_of(features: FeatureSet, root: Path) -> Path:
     return root / f"{features.name}-{features.hash}"
 
 
+def group_of(features: FeatureSet) -> str:
+    """The name under which a set tells retention what it still needs."""
+    return f"{GROUPS}{features.name}.{features.hash}"
+
+
 class Pipeline:
     """Keeps the rows of one feature set; `root` is the folder of all."""
 
@@ -90,6 +100,10 @@ class Pipeline:
         self._odd = meter.counter(
             "millstream_feature_values_odd_total", "Values of events that were not of their column's type.", labels
         )
+        self._refused = meter.gauge(
+            "millstream_feature_entities_refused",
+            "Entities beyond feature_store.entities_max, counted each time they come.", labels,
+        )  # fmt: skip
         self._lag = meter.gauge("millstream_feature_age_seconds", "How old the rows are that serving reads.", labels)
         self._stores = stores_of(features, self.folder, limit, write=True)  # the lock, before the snapshot is looked at
         try:
@@ -99,33 +113,34 @@ class Pipeline:
             raise
         self._requests.users.update(self._stand.users)
         self.offsets = {topic: dict(self._stand.offsets.get(topic, {})) for topic in self._order}
-        self._at = self._stand.at
+        self._at = self._arrived = self._stand.at
         self._writer = Writer(self.state, self._stores)
         self._writer.write_later()
         self._health = Health(features, meter)
         self._saved_at = self._dropped_at = self._checked_at = clock.monotonic()
-        self._behind = True
+        self._catching_up = True
 
     def step(self) -> int:
         """Take what came, up to a bound, and write what changed; how many events that was."""
+        began = int((self._clock.now() - PUBLISHED_S) * SECOND)  # what arrived before has been published by now
         ends = {topic: self._ends(topic) for topic in reversed(self._order)}
         taken, until = 0, math.inf
         for topic in self._order:
             count, until = self._follow(topic, ends[topic], until)
             taken += count
-        self._behind = self._behind and any(
+        behind = any(
             self.offsets[topic].get(partition, 0) < end
             for topic, found in ends.items()
             for partition, end in found.items()
         )
-        if not self._behind:
-            self._at = max(self._at + 1, int(self._clock.now() * SECOND))
-            self._written.add(self._writer.write(self._at))
-        self._lag.set(max(0.0, self._clock.now() - self._at / SECOND))
+        self._catching_up = self._catching_up and behind
+        if not self._catching_up:
+            self._write(began, int(until * SECOND) if behind else None)
+        self._refused.set(sum(table.refused for table in self.state.entities.values()))
         now = self._clock.monotonic()
         if now - self._saved_at >= SAVE_S:
             self.save()
-        if not self._behind and now - self._checked_at >= CHECK_S:
+        if not self._catching_up and now - self._checked_at >= CHECK_S:
             self._checked_at = now
             self._writer.write_again(self._health.look(self.state, self._stores, self._at))
         if (ttl := span(self.features.ttl)) and now - self._dropped_at >= DROP_S:
@@ -133,6 +148,22 @@ class Pipeline:
             for store in self._stores.values():
                 store.drop(self._at - ttl)
         return taken
+
+    def _write(self, began: int, until: int | None) -> None:
+        """Write what changed, as of `began` or the last arrival; vouch for it, or where more waits for what arrived by
+        `until`."""
+        at = max(began, self._arrived + 1)
+        if at < self._at:
+            if at < self._at - SECOND:
+                logger.warning(
+                    "feature set %s: the clock was put back by %.0f s: all rows are written again",
+                    self.features.name, (self._at - at) / SECOND,
+                )  # fmt: skip
+            self._writer.write_later()
+        self._at = at
+        vouched = at if until is None else min(at, until)
+        self._written.add(self._writer.write(at, vouched))
+        self._lag.set(max(0.0, self._clock.now() - vouched / SECOND))
 
     def save(self) -> None:
         """Keep the state and where it stands, and let retention have what came before. No room: Full, and the last
@@ -144,7 +175,7 @@ class Pipeline:
         write(self.folder / SNAPSHOT, self.state, self._stand)
         for topic, offsets in self.offsets.items():
             if offsets:
-                self._log.commit(f"features.{self.features.name}.{self.features.hash}", topic, offsets)
+                self._log.commit(group_of(self.features), topic, offsets)
 
     def close(self) -> None:
         """Save and let go."""
@@ -179,7 +210,13 @@ class Pipeline:
         reader, bound = self._readers[topic], max(1, RECORDS_MAX // max(1, len(ends)))
         records: dict[int, list[Record]] = {}
         for partition, end in sorted(ends.items()):
-            at = max(self.offsets[topic].get(partition, 0), reader.start(partition))
+            at, start = self.offsets[topic].get(partition, 0), reader.start(partition)
+            if 0 < at < start:
+                logger.error(
+                    "feature set %s: retention took %s/%d from offset %d to %d before it was read; the events are not "
+                    "in its rows", self.features.name, topic, partition, at, start,
+                )  # fmt: skip
+            at = max(at, start)
             found = records[partition] = []
             while at < end and len(found) < bound:
                 some = [one for one in reader.read(partition, at, bound - len(found)) if one.offset < end]
@@ -193,7 +230,7 @@ class Pipeline:
         events: list[tuple[float, Event | None]] = [(one.arrival, self._decoded(one)) for one in records]
         if topic == "served":
             self._requests.add([event for _, event in events])
-        self._at = max(self._at, int(records[-1].arrival * SECOND) + 1)
+        self._arrived = max(self._arrived, int(records[-1].arrival * SECOND) + 1)
         arrivals = micros([arrival for arrival, _ in events])
         for source in self.features.sources:
             if self._topics[source.name] != topic:

@@ -91,7 +91,7 @@ class Entities:
         if len(unknown) > room:
             self.refused += len(unknown) - room
             if self.refused == len(unknown) - room:
-                log.error("over %d entities: no more are taken, until some have gone", self.limit)
+                log.error("over %d entities (feature_store.entities_max): no new ones are taken", self.limit)
         self.places.place(unknown[:room])
         return self.places.find(keys)
 

@@ -6,13 +6,16 @@ Each value that was read ends in one of these:
     late       it is the value as of the rows' own time: something came, or a window moved on, between that and the read
     ttl        there was no row any more
     version    the definition that made it is not here any more
+    retention  the log begins later than the set's events, so nothing can be said
     code       none of these: a fault in the program, or in the files it read
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -25,12 +28,14 @@ from millstream.features.plan import Values
 from millstream.features.rows import Requests, events_of
 from millstream.features.sets import FeatureSet
 from millstream.features.state import State
+from millstream.features.tiles import FOREVER
 from millstream.stream.event import Event, decode
 from millstream.stream.log import Log
 from millstream.types import FeaturesRead
 
 TOPIC: Final = "features_read"
-CAUSES: Final = ("equal", "late", "ttl", "version", "code")
+CAUSES: Final = ("equal", "late", "ttl", "version", "retention", "code")
+CHUNK: Final = 2000
 SHOWN_MAX: Final = 20
 
 
@@ -74,7 +79,8 @@ def verify(sets: Mapping[str, FeatureSet], log: Log, events: Mapping[str, Events
             continue
         before = events or {}
         came = {source.name: _events(source, log, before.get(source.name)) for source in features.sources}
-        _compare(features, some, came, counts, found.odd)
+        unexplained: Literal["retention", "code"] = "retention" if _begins_late(features, log, before) else "code"
+        _compare(features, some, came, counts, found.odd, unexplained)
     return found
 
 
@@ -104,7 +110,7 @@ def _shared(values: Sequence[Any], n: int) -> list[Any]:
 
 def _compare(
     features: FeatureSet, reads: Sequence[FeaturesRead], events: Mapping[str, Events], counts: dict[str, int],
-    odd: list[Odd],
+    odd: list[Odd], unexplained: Literal["retention", "code"],
 ) -> None:  # fmt: skip
     asked = _Asked(features, reads)
     now = _recomputed(features, asked, events, asked.at)
@@ -114,8 +120,10 @@ def _compare(
     late = ~equal & (_same(asked.read, then) | ~_same(now, then))
     ttl = ~equal & ~late & gone
     code = ~(equal | late | ttl)
-    for cause, which in zip(("equal", "late", "ttl", "code"), (equal, late, ttl, code), strict=True):
+    for cause, which in zip(("equal", "late", "ttl", unexplained), (equal, late, ttl, code), strict=True):
         counts[cause] += int(which.sum())
+    if unexplained == "retention":
+        return
     for row, column in np.argwhere(code)[: max(0, SHOWN_MAX - len(odd))].tolist():
         keys = {kind: names[row] for kind, names in asked.names.items()}
         values = [None if np.isnan(one) else float(one) for one in (asked.read[row, column], now[row, column])]
@@ -150,19 +158,36 @@ def _same(left: Values, right: Values) -> NDArray[np.bool_]:
 def _events(source: Source, log: Log, before: Events | None) -> Events:
     """All that a source has had, in the order in which it came, each event once."""
     topic, requests = source.topic or source.name, Requests()
-    if topic == "outcomes":
-        requests.add([event for _, event in _all(log, "served")])
-    found = events_of(source, topic, _all(log, topic), requests, lambda: None)
-    if before is not None:
-        begins = found.arrivals[0] if len(found) else np.iinfo(np.int64).max
-        found = before.take(before.arrivals < begins).joined(found)
-    new = Copies(source).new(found)
-    return found if new is None else found.take(new)
+    served = _all(log, "served") if topic == "outcomes" else iter(())
+    waits = next(served, None)
+    found: list[Events] = [] if before is None else [before]
+    came = _all(log, topic)
+    while chunk := list(islice(came, CHUNK)):
+        some: list[Event | None] = []
+        while waits is not None and waits[0] <= chunk[-1][0]:  # as pipeline.py reads: nobody is forgotten too early
+            some.append(waits[1])
+            waits = next(served, None)
+        requests.add(some)
+        found.append(events_of(source, topic, chunk, requests, lambda: None))
+    whole = events_of(source, topic, [], requests, lambda: None)
+    begins = min((int(one.arrivals[0]) for one in found[1 if before is not None else 0 :] if len(one)), default=FOREVER)
+    for at, one in enumerate(found):
+        whole = whole.joined(one.take(one.arrivals < begins) if before is not None and at == 0 else one)
+    new = Copies(source).new(whole)
+    return whole if new is None else whole.take(new)
 
 
-def _all(log: Log, topic: str) -> list[tuple[float, Event | None]]:
+def _begins_late(features: FeatureSet, log: Log, before: Mapping[str, Events]) -> bool:
+    """Whether retention has taken events of a source of which nobody gave the earlier ones."""
+    topics = {source.topic or source.name for source in features.sources if source.name not in before}
+    topics |= {"served"} if "outcomes" in topics else set()
+    readers = [log.reader(topic) for topic in topics]
+    return any(reader.start(partition) > 0 for reader in readers for partition in reader.partitions())
+
+
+def _all(log: Log, topic: str) -> Iterator[tuple[float, Event | None]]:
     """(arrival, event) of a whole topic, merged by arrival."""
     reader = log.reader(topic)
-    records = [record for partition in reader.partitions() for record in reader.records(partition)]
-    records.sort(key=lambda record: (record.arrival, record.partition, record.offset))
-    return [(record.arrival, decode(record.value)) for record in records]
+    partitions = [log.reader(topic).records(partition) for partition in reader.partitions()]
+    for record in heapq.merge(*partitions, key=lambda record: (record.arrival, record.partition, record.offset)):
+        yield record.arrival, decode(record.value)

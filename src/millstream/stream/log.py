@@ -111,6 +111,16 @@ class Log:
             query = 'SELECT partition, offset FROM positions WHERE "group" = ? AND topic = ?'
             return dict(self._positions().execute(query, (group, topic)).fetchall())
 
+    def groups(self) -> list[str]:
+        """The groups that retention waits for, in order."""
+        with self._groups_lock:
+            return [name for (name,) in self._positions().execute('SELECT DISTINCT "group" FROM positions ORDER BY 1')]
+
+    def forget(self, group: str) -> None:
+        """Wait for a group no more: it will not come back, or begins anew."""
+        with self._groups_lock, self._positions() as positions:
+            positions.execute('DELETE FROM positions WHERE "group" = ?', (group,))
+
     def verify(self, topic: str) -> Verified:
         """Read every frame of a topic and check it; writers may go on meanwhile."""
         reader = self.reader(topic)
