@@ -1,1 +1,24 @@
-"""Its presence puts this folder on the path, so that every room's tests can import what lies beside it."""
+"""What all rooms' tests share. Its presence also puts this folder on their path."""
+
+from contextlib import suppress
+
+import pytest
+
+from millstream.stream import Log
+
+
+@pytest.fixture(autouse=True)
+def logs_end_with_their_test(monkeypatch):
+    """Tests stop a process by forgetting its objects. What such a log holds open would in time be more files than one
+    process may have."""
+    opened, opening = [], Log.__init__
+
+    def init(self, *args, **options):
+        opened.append(self)
+        opening(self, *args, **options)
+
+    monkeypatch.setattr(Log, "__init__", init)
+    yield
+    for log in opened:
+        with suppress(Exception):  # of a disk that is full, of a fuse that has blown
+            log.close()

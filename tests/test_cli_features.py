@@ -114,6 +114,7 @@ def test_list_has_every_set_with_its_features_and_who_takes_them(result, call, t
 def test_show_says_all_of_a_set_or_a_feature(result, call, toml, file):
     ranker = result("show", "ranker", "-c", toml)
     assert (ranker["datatype"], ranker["ttl"], ranker["sources"]) == ("FP32", "lifetime", ["prices"])
+    assert ranker["state_bytes"] == ["item 720"]  # 16 for the last price, and two windows of counts
     changes = next(one for one in ranker["features"] if one["feature"] == "changes")
     assert changes == {
         "feature": "changes", "version": changes["version"], "made_of": ["prices.item", "prices.price"],
@@ -122,7 +123,13 @@ def test_show_says_all_of_a_set_or_a_feature(result, call, toml, file):
     }  # fmt: skip
     assert result("show", "changes", "-c", toml) == changes | {"models": ["big/1", "small/1"]}
     assert result("show", "price", "--definitions", file)["models"] == []
-    assert "grain_s 14400" in call("show", "ranker", "--definitions", file)[1]
+    assert "grain_s 14400  where" in call("show", "ranker", "--definitions", file)[1]
+    assert call("show", "changes", "-c", toml)[1].splitlines() == [
+        "feature changes", f"version {changes['version']}", "made_of prices.item,prices.price", "sets ranker",
+        "kind aggregate", "datatype FP32", "owner ann", "entity item", "op count", "window 7d", "values 1",
+        "grain_s 14400", "where price > 1", "models big/1,small/1",
+    ]  # fmt: skip
+    assert "models" not in call("show", "changes", "--definitions", file)[1]
     code, out, _ = call("show", "none", "--definitions", file)
     assert out == "" and "no feature set and no feature 'none'; sets: ranker, wishes" in code
 

@@ -338,12 +338,14 @@ class Entity(msgspec.Struct, frozen=True, kw_only=True, tag="entity"):
     attributes: dict[str, str | int | float | list[str] | None]
 
 
-class Fact(msgspec.Struct, frozen=True, kw_only=True, tag="fact", gc=False):
+class Fact(msgspec.Struct, frozen=True, kw_only=True, tag="fact", gc=False, omit_defaults=True):
     """One row of a source of features that a back end wrote: column -> its text or number, None or left out where it is
-    missing. Column `user` names a person."""
+    missing. Columns `user` and `item` name a person and an item; `names`: other columns that name something, which the
+    gate in stream/event.py is told and the log does not keep."""
 
     event_time: float
     values: dict[str, str | float | None]
+    names: tuple[str, ...] = ()
 
 
 class FeaturesRead(msgspec.Struct, frozen=True, kw_only=True, tag="features_read"):

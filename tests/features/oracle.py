@@ -346,6 +346,8 @@ def row(
             known[one.name] = [cross(left, right) if left and right else 0.0]
         else:
             known[one.name] = [_transformed(one, features, known, request or {})]
+        if one.datatype == "FP32" and not isinstance(one, Aggregate):
+            known[one.name] = [single(one) for one in known[one.name]]
     columns: dict[str, float] = {}
     for one in features.features:
         values = known[one.name]
@@ -367,5 +369,8 @@ def _transformed(
 
 
 def single(number: float) -> float:
-    """A number as FP32 holds it."""
-    return float(struct.unpack("f", struct.pack("f", number))[0])
+    """A number as FP32 holds it; missing where that does not."""
+    try:
+        return float(struct.unpack("<f", struct.pack("<f", number))[0])
+    except OverflowError:
+        return math.nan

@@ -15,7 +15,9 @@ from millstream.features import Aggregate, Cross, FeatureSet, Ratio, Source, Tra
 from millstream.features.events import Events, keys_of, tokens_of
 from millstream.features.matrix import Columns
 from millstream.features.offline import events_of, training_frame
+from millstream.features.online import Reader, Writer
 from millstream.features.state import State
+from millstream.store.rows import RowFile
 
 CLICKS = Source(
     name="clicks", columns={"user": "text", "item": "text", "kind": "text", "value": "number", "id": "text"}, id="id"
@@ -121,6 +123,82 @@ def test_a_frame_and_a_state_that_is_fed_and_read_on_the_way_have_the_same_bits(
         values = {name: state.read(name, keys_of([key or ""]), when) for name, key in (("user", user), ("item", item))}
         read = columns.make(values, {"hour": np.array([float(at % 24)])}, 1)
         np.testing.assert_array_equal([frame.column(name)[at].as_py() for name in FEATURES.columns], read[0])
+
+
+def single(name, op, **more):
+    return of(name, op, **{"datatype": "FP32"} | more)
+
+
+MEAN, COUNT = single("mean", "mean", column="value"), single("count", "count", window="1d")
+SINGLES = (
+    Ratio(name="rate", over="mean", under="count", prior=(1, 20)),
+    MEAN,
+    single("ago", "since"),
+    single("recent", "decay", column="value", half_life="1h"),
+    Transform(name="most", function=lambda of: of["rate"] * 1e30, inputs=("rate",)),
+    Transform(name="third", function=lambda of: of["recent"] / 3, inputs=("recent",)),
+)
+PLAIN = FeatureSet(name="plain", features=SINGLES, parts=(COUNT,))
+MIXED = FeatureSet(
+    name="mixed", features=(*SINGLES, of("last", "last", column="item", datatype="UINT32")), parts=(COUNT,)
+)
+MOVING = FeatureSet(name="moving", features=(SINGLES[2], SINGLES[3], MIXED.features[-1]))
+
+
+def served(features, rows, users, when, folder):
+    """The matrix that serving reads, out of a file of rows."""
+    state = State(features)
+    with RowFile.create(folder / "user.rows", state.entities["user"].plan.bytes, features.hash) as store:
+        writer = Writer(state, {"user": store})
+        writer.apply("clicks", Events.of(CLICKS, rows))
+        writer.write(when)
+        return Reader(features, {"user": store}).read({"user": users}, when).values
+
+
+@pytest.mark.parametrize("features", [PLAIN, MIXED, MOVING], ids=lambda one: one.name)
+def test_serving_and_training_have_the_same_bits_whatever_else_is_in_the_set(features, tmp_path):
+    users, random = [*(f"u{n}" for n in range(20)), "nobody"], np.random.default_rng(5)
+    values = random.lognormal(3, 4, 400) * random.choice([-1, 1], 400)
+    values[random.random(400) < 0.02] = 1e300  # an FP32 holds none of this
+    rows = [
+        {"user": users[n % 20], "item": f"i{n % 7}", "value": value, "arrival": 1e9 + n, "event_time": 1e9 + n * 0.9}
+        for n, value in enumerate(values.tolist())
+    ]
+    when = 1_000_003_333_333_333
+    matrix = served(features, rows, users, when, tmp_path)
+    labels = pa.table({"user": users, "event_time": [when / 1e6] * len(users)})
+    table = pa.Table.from_pylist([{"kind": "like", "id": None} | row for row in rows]).cast(
+        pa.schema([(name, pa.string()) for name in ("kind", "id", "user", "item")]
+                  + [(name, pa.float64()) for name in ("value", "arrival", "event_time")])
+    )  # fmt: skip
+    frame = training_frame(features, labels, {"clicks": table})
+    assert matrix.dtype == (np.float32 if features is PLAIN else np.float64)
+    for at, name in enumerate(features.columns):
+        np.testing.assert_array_equal(matrix[:, at], frame.column(name).to_numpy(), err_msg=name)
+        assert not np.isinf(matrix[:, at]).any(), name
+        assert frame.column(name).type == (pa.uint32() if name == "last" else pa.float32())
+
+
+def test_what_fp32_does_not_hold_is_missing(tmp_path):
+    features = FeatureSet(
+        name="large",
+        features=(
+            single("last", "last", column="value"), single("total", "sum", column="value"),
+            of("exact", "last", column="value"), single("recent", "decay", column="value", half_life="1h"),
+            Ratio(name="share", over="exact", under="last", prior=(0, 1), datatype="FP64"),
+            Ratio(name="large", over="exact", under="one"), single("one", "count"),
+        ),
+    )  # fmt: skip
+    rows = [
+        {"user": user, "value": value, "arrival": 100.0, "event_time": 100.0}
+        for user, value in (("over", 1e300), ("under", -4e38), ("held", 3.4e38))
+    ]
+    with np.errstate(all="raise"):
+        over, under, held = served(features, rows, ["over", "under", "held"], 101_000_000, tmp_path)
+    nan = float("nan")
+    np.testing.assert_array_equal(over[[0, 1, 2, 3, 4, 5]], [nan, nan, 1e300, nan, nan, nan])
+    np.testing.assert_array_equal(under[[0, 1, 2, 4, 5]], [nan, nan, -4e38, nan, nan])
+    assert held[0] == held[1] == held[5] == np.float32(3.4e38) and held[2] == 3.4e38
 
 
 def small():

@@ -10,6 +10,7 @@ from flow_house import NOW, bytes_of, full_disk, records
 from millstream.clock import FakeClock
 from millstream.errors import BadInput, Full, NotFound, TooLarge
 from millstream.features import Source
+from millstream.features.registry import Registry
 from millstream.flows.facts import FactLimits, Facts
 from millstream.meter import Meter
 from millstream.stream import Log, LogLimits, segment
@@ -32,7 +33,7 @@ class Desk:
     def __init__(self, folder, limits=None):
         self.meter, self.log = Meter(), Log(folder, FakeClock(NOW), LogLimits())
         limits = limits or FactLimits(rows_max=3, text_bytes_max=64)
-        self.facts = Facts(SOURCES, self.log.writer, FakeClock(NOW), self.meter, limits, 4096)
+        self.facts = Facts(Registry({}, SOURCES), self.log.writer, FakeClock(NOW), self.meter, limits, 4096)
 
     def write(self, source, *rows):
         async def run():

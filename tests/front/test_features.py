@@ -20,7 +20,7 @@ from millstream.app.installation import FeatureStore, Installation, Settings
 from millstream.app.roles import Serve
 from millstream.clock import Clock, FakeClock, SystemClock
 from millstream.features.events import tokens_of
-from millstream.features.pipeline import Pipeline
+from millstream.features.pipeline import PUBLISHED_S, Pipeline
 from millstream.flows import features as flow
 from millstream.front import features as front
 from millstream.front import openapi
@@ -295,6 +295,17 @@ def test_without_definitions_there_are_no_sets(tmp_path: Path) -> None:
     on_a_service(tmp_path, test, definitions="")
 
 
+@pytest.mark.parametrize(("definitions", "status"), [(DEFINITIONS, 200), ("", 503)])
+def test_a_service_needs_no_model_to_be_ready_where_it_serves_features(tmp_path, definitions, status) -> None:
+    async def test(house: House) -> None:
+        client = Client(*await asyncio.open_connection("127.0.0.1", house.port))
+        client.send(http("GET", "/v2/health/ready"))
+        assert (await client.read()).status == status
+        client.close()
+
+    on_a_service(tmp_path, test, definitions=definitions)
+
+
 def test_rows_that_are_not_there_yet_are_a_503_until_learn_has_made_them(tmp_path: Path) -> None:
     async def test(house: House) -> None:
         reply = await house.post(GET, ASKED)
@@ -332,9 +343,9 @@ def test_rows_are_looked_for_once_a_second_and_only_vouched_ones_are_read(tmp_pa
     clock.advance(1.0)
     assert len(looked) == 2
     assert read().missing["item"].tolist() == [True] * 3 and len(looked) == 3
-    assert read().age_s == pytest.approx(1.0) and not read().stale
+    assert read().age_s == pytest.approx(1.0 + PUBLISHED_S) and not read().stale
     clock.advance(59.5)
-    assert read().age_s == pytest.approx(60.5) and read().stale
+    assert read().age_s == pytest.approx(60.5 + PUBLISHED_S) and read().stale
     assert len(looked) == 3, "what is open stays open"
     pipeline.close()
     at.close()

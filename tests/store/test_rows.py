@@ -541,6 +541,42 @@ def test_a_reader_outlives_the_file(path, store):
     assert same(reader.get(keys(7)), rows(1)) and len(reader) == 1
 
 
+def test_a_reader_goes_on_with_the_file_that_was_made_after_its_own_was_deleted(path, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    with RowFile.create(path, WIDTH, LABEL) as old:
+        old.put(keys(7), rows(1), T)
+        old.vouch(T)
+        reader = RowFile.open(path, WIDTH, LABEL)
+    path.unlink()
+    now += 1.0
+    assert same(reader.get(keys(7)), rows(1)) and reader.vouched() == T  # there is no other yet
+    with RowFile.create(path, WIDTH, LABEL) as new:
+        new.put(keys(7), rows(2), T + SECOND)
+        new.vouch(T + SECOND)
+        now += 0.5
+        assert reader.vouched() == T  # it looks once a second
+        now += 0.5
+        assert reader.vouched() == T + SECOND and same(reader.get(keys(7)), rows(2))
+        new.put(keys(7), rows(3), T + SECOND)
+        assert same(reader.get(keys(7)), rows(3)) and len(reader) == 1
+
+
+def test_a_reader_keeps_its_rows_while_what_lies_there_is_no_file_of_theirs(path, monkeypatch):
+    monkeypatch.setattr("millstream.store.rows.LOOK_S", 0.0)
+    with RowFile.create(path, WIDTH, LABEL) as old:
+        old.put(keys(7), rows(1), T)
+    reader = RowFile.open(path, WIDTH, LABEL)
+    for odd in (lambda: path.write_bytes(b"x" * 9000), lambda: RowFile.create(path, WIDTH + 8, LABEL).close()):
+        path.unlink()
+        odd()
+        assert same(reader.get(keys(7)), rows(1)) and len(reader) == 1
+    path.unlink()
+    with RowFile.create(path, WIDTH, LABEL) as new:
+        new.put(keys(7), rows(2), T)
+        assert same(reader.get(keys(7)), rows(2))
+
+
 # A dict is the oracle. Of its keys some are hashes, and some meet in one place of any index, also across its end.
 _ODD = 0x9E3779B97F4A7C15
 MEETING = [(pow(_ODD, -1, 1 << 64) * ((0xFFFF << 48) | n)) % (1 << 64) for n in range(300)]

@@ -98,9 +98,9 @@ class House:
         return [self._engine.describe(model) for model in self._engine.models()]
 
     def ready(self, model: str = "", version: str = "") -> bool:
-        """Whether every model (or this one, in this version) answers."""
+        """Whether every model (or this one, in this version) answers. Where features are served there may be none."""
         if not model:
-            return self._engine.ready()
+            return self._engine.ready(none_needed=self._features is not None)
         try:
             return bool(self._engine.describe(model, version))
         except Error:

@@ -53,6 +53,7 @@ class Serve:
 
     def __init__(self, installation: Installation, place: Place | None = None) -> None:
         at, self.installation = installation, installation
+        self._registry = at.registry()  # as of now: definitions that change are taken by the next start, as learn's are
         self.meter = at.meter(place.page_name if place else "serve")
         self._partition = place.page if place else 0
         self._unlogged = self.meter.counter("millstream_unlogged_total", "Shadow scores and policy changes not logged.")
@@ -93,14 +94,15 @@ class Serve:
     def _furnish_features(self) -> None:
         """Let the Door read feature sets and write their sources, where any are defined."""
         at = self.installation
-        if not (registry := at.registry()).sets:
+        if not (registry := self._registry).sets:
             return
         kept = at.settings.feature_store
         self._reads = self._writer("features_read", self._partition) if kept.log_share else None
-        features = Features(registry, at.rows, at.clock, self.meter, kept.stale_s_max, self._on_read, kept.log_share)
+        logged, name_bytes_max = (self._on_read, kept.log_share), at.settings.recommend.name_bytes_max
+        features = Features(registry, at.rows, at.clock, self.meter, kept.stale_s_max, *logged, name_bytes_max)
         writer = partial(at.log.writer, partition=self._partition)
         bounds = at.settings.facts, at.settings.log.frame_bytes_max
-        self.door.furnish(features, Facts(registry.sources, writer, at.clock, self.meter, *bounds))
+        self.door.furnish(features, Facts(registry, writer, at.clock, self.meter, *bounds))
 
     async def start(self) -> int:
         """Load, catch up, then listen; the port."""
@@ -144,7 +146,7 @@ class Serve:
             )
         known = {features.hash} if features is not None else set()
         if not ranks:
-            known |= {one.hash for one in self.installation.registry().sets.values()}
+            known |= {one.hash for one in self._registry.sets.values()}
         if manifest.features and manifest.features not in known:
             here = ", ".join(sorted(known)) or "none"
             raise Misconfigured(

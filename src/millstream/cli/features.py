@@ -108,13 +108,14 @@ def _show(args: argparse.Namespace) -> object:
     if not (sets := registry.users(args.name)):
         raise NotFound(f"no feature set and no feature {args.name[:80]!r}; sets: {', '.join(sorted(registry.sets))}")
     one = registry.sets[sets[0]]
-    return _feature(registry, one, one.by_name[args.name], whole=True) | {
+    feature = _feature(registry, one, one.by_name[args.name], whole=True) | {
         "models": sorted(model for name in sets for model in users.get(registry.sets[name].hash, ()))
     }
+    return feature if args.json else [f"{name} {said}" for name, said in _words(feature).items()]
 
 
 def _set(registry: Registry, one: FeatureSet, users: dict[str, list[str]], whole: bool = False) -> Row:
-    more = {"datatype": one.datatype, "ttl": one.ttl, "sources": [source.name for source in one.sources]}
+    more = _whole_set(one) if whole else {}
     return {
         "set": one.name,
         "hash": one.hash,
@@ -123,8 +124,19 @@ def _set(registry: Registry, one: FeatureSet, users: dict[str, list[str]], whole
         "entities": list(one.entities),
         "columns": list(one.columns),
         "models": users.get(one.hash, []),
-        **(more if whole else {}),
+        **more,
         "features": [_feature(registry, one, feature, whole) for feature in one.by_name.values()],
+    }
+
+
+def _whole_set(one: FeatureSet) -> Row:
+    from millstream.features.plan import Plan
+
+    return {
+        "datatype": one.datatype,
+        "ttl": one.ttl,
+        "sources": [source.name for source in one.sources],
+        "state_bytes": [f"{kind} {Plan(one, kind).state_bytes}" for kind in one.entities],
     }
 
 
@@ -157,8 +169,16 @@ def _lines(one: Row) -> list[str]:
 
 
 def _line(row: Row) -> str:
-    words = {name: ",".join(said) if isinstance(said, list) else said for name, said in row.items()}
-    return "  ".join(f"{name} {said}" for name, said in words.items() if said != "")
+    return "  ".join(f"{name} {said}" for name, said in _words(row).items())
+
+
+def _words(row: Row) -> Row:
+    """Its fields in plain words: lists with commas, a whole number without a point; what is empty is left out."""
+    words: Row = {}
+    for name, said in row.items():
+        whole = isinstance(said, float) and said.is_integer()
+        words[name] = ",".join(said) if isinstance(said, list) else int(said) if whole else said
+    return {name: said for name, said in words.items() if said != ""}
 
 
 def _users(models: Path | None) -> dict[str, list[str]]:

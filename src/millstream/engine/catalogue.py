@@ -23,13 +23,14 @@ class Catalogue:
         """Models that answer."""
         return tuple(sorted(name for name, served in self._served.items() if served.route or served.asleep))
 
-    def ready(self) -> bool:
-        """Whether every model of the repository that was not unloaded answers, and at least one does."""
+    def ready(self, none_needed: bool = False) -> bool:
+        """Whether every model of the repository that was not unloaded answers, and at least one does, where one is
+        needed."""
         wanted = [served for served in self._served.values() if not served.unloaded]
         answer = all(
             (served.route and not served.stuck(served.route.live.lane.version)) or served.asleep for served in wanted
         )
-        return bool(wanted) and answer and not self._sessions.closing
+        return (bool(wanted) or none_needed) and answer and not self._sessions.closing
 
     def describe(self, model: str, version: str = "") -> Description:
         """Inputs and outputs of a model's live version, or of `version`; NotFound says what there is."""

@@ -1,4 +1,9 @@
-"""A set's matrix, of what is kept of its entities: ratios, transforms and crosses are computed when they are read."""
+"""A set's matrix, of what is kept of its entities: ratios, transforms and crosses are computed when they are read.
+
+Rules of the room:
+- Whatever the matrix's datatype, a column has the bits that its feature's datatype gives it: the next feature that is
+  computed of it, serving and training frames all see those.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ from numpy.typing import NDArray
 
 from millstream import errors
 from millstream.features.define import Aggregate, Cross, Ratio, Transform
-from millstream.features.plan import Values
+from millstream.features.plan import Values, singles
 from millstream.features.sets import FeatureSet
 
 
@@ -29,7 +34,10 @@ class Columns:
         made = [one for one in features.ordered if isinstance(one, Transform)]
         self.request = tuple(dict.fromkeys(name for one in made for name in one.request))
         self._datatype = np.float32 if features.datatype == "FP32" else np.float64
-        self._plain = self._taken() if all(isinstance(one, Aggregate) for one in features.features) else None
+        # What rows hold is rounded already, but for what moves with time: that is computed when it is read, too.
+        self._round = {one.name for one in features.ordered if one.datatype == "FP32" and _computed(one)}
+        plain = all(isinstance(one, Aggregate) and one.name not in self._round for one in features.features)
+        self._plain = self._taken() if plain else None
 
     def _taken(self) -> list[tuple[str, slice | NDArray[np.int64], slice | NDArray[np.int64]]]:
         """Where the matrix is columns of values and nothing else: (kind of entity, its columns there, and here)."""
@@ -56,6 +64,8 @@ class Columns:
                 done[one.name] = values[entity][:, at : at + width]
             else:
                 done[one.name] = self._made(one, done, request, n)
+            if one.name in self._round:
+                done[one.name] = singles(done[one.name]).astype(np.float64)
         at = 0
         for one in self.features.features:
             out[:, at : at + one.width] = done[one.name]
@@ -80,6 +90,10 @@ class Columns:
         if made.shape != (n,):
             raise errors.Error(f"feature {one.name}: its function gave {list(made.shape)} values for {n} rows")
         return made[:, None]
+
+
+def _computed(one: Any) -> bool:
+    return not isinstance(one, Aggregate) or one.op in ("since", "decay")
 
 
 def _span(columns: list[int]) -> slice | NDArray[np.int64]:

@@ -5,6 +5,8 @@ Rules of the room:
 - The events are replayed through the very state that serving keeps, compiled: a row is read between the events that had
   arrived before its time and those that had not. There is no second way to compute a feature.
 - Tables are Arrow's inside; what comes as pandas or polars goes back as that.
+- Names that are an address or a number of a person become their pseudonyms here, as they did in the log: files that it
+  was exported to have them, labels and tables of other origin need not.
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ from millstream.features.events import micros as micros_of
 from millstream.features.feature import Texts
 from millstream.features.matrix import Columns
 from millstream.features.plan import Values
+from millstream.features.registry import names_of
 from millstream.features.sets import FeatureSet
 from millstream.features.state import State
+from millstream.guard.pii import pseudonym
 from millstream.machine import cores
 
 try:
@@ -37,6 +41,14 @@ except ImportError:
 
 FILES_MAX: Final = 100_000
 LIMIT: Final = 2**31  # entities: memory is the bound here
+_FRONT: Final = r"(?i:^|[^0-9a-f_]|[g-z][a-f]+)"  # not within a hex string, as most of a UUID is
+_MAYBE_PERSONAL: Final = (
+    r"@|[\x{FF01}-\x{FF5E}\x{00A0}\x{2007}\x{2009}\x{202F}\x{3000}\x{2010}-\x{2014}\x{2212}]"
+    r"|\+\(?[0-9]|[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]){11}|[Ss][Ss][Nn]|(?i:social security)|" + _FRONT + "[0-9]{10}"
+)
+_IN_GROUPS: Final = (_FRONT + r"[0-9](?:[ .()/-]{0,3}[0-9]){6}", r"[0-9][ .()/-]{1,3}[0-9]")
+"""A name in which guard.pii finds something matches the first, or both of these: a look at every name, which may be a
+million, would take as long as the replay."""
 
 
 def training_frame(features: FeatureSet, labels: Any, events: Mapping[str, Any] | None = None) -> Any:
@@ -53,7 +65,7 @@ def training_frame(features: FeatureSet, labels: Any, events: Mapping[str, Any] 
             f"labels have a column {both[0]!r} already, which is a feature of {features.name}; rename it"
         )
     at = _times(table, "event_time", "labels")
-    keys = {name: _hashes(table, name, "labels") for name in features.entities}
+    keys = {name: _hashes(table, name, "labels", named=name != "item") for name in features.entities}
     sources = {source.name: source for source in features.sources}
     if unknown := set(events or ()) - set(sources):
         raise errors.BadInput(
@@ -63,7 +75,7 @@ def training_frame(features: FeatureSet, labels: Any, events: Mapping[str, Any] 
     replays: list[tuple[Any, ...]] = []
     stored = {name: _unknown(state, name, len(at)) for name in features.entities}
     for name, source in sources.items():
-        given = events_of(source, (events or {}).get(name, source.table or None))
+        given = events_of(source, (events or {}).get(name, source.table or None), features)
         new = state.copies[name].new(given)
         if new is not None and not new.all():
             given = given.take(new)
@@ -80,10 +92,12 @@ def training_frame(features: FeatureSet, labels: Any, events: Mapping[str, Any] 
     return _like(labels, _with_features(table, features, matrix))
 
 
-def events_of(source: Source, table: Any) -> Events:
+def events_of(source: Source, table: Any, features: FeatureSet | None = None) -> Events:
     """The events of a source in the order in which they came: of a frame, an Arrow table, or a path of Parquet files
     (a file, a folder, or a pattern). Of equal arrivals the column `position` decides if there is one, else the order of
-    the table. A column that is missing or of another type: BadInput."""
+    the table. What names something for `features` is named as the log does. A column that is missing or of another
+    type: BadInput."""
+    names = names_of(source, features.aggregates if features else ())
     where = f"source {source.name}"
     if table is None:
         raise errors.BadInput(f"{where}: no events were given, and it names no table; give them")
@@ -93,7 +107,9 @@ def events_of(source: Source, table: Any) -> Events:
     times = np.minimum(_times(found, "event_time", where), arrivals)
     positions = _numbers(found, "position", where) if "position" in found.column_names else np.zeros(len(arrivals))
     numbers = {name: _numbers(found, name, where) for name, kind in source.columns.items() if kind == "number"}
-    texts = {name: _hashes(found, name, where) for name, kind in source.columns.items() if kind == "text"}
+    texts = {
+        name: _hashes(found, name, where, name in names) for name, kind in source.columns.items() if kind == "text"
+    }
     events = Events(times, arrivals, numbers, texts)
     if (np.diff(arrivals) >= 0).all() and (np.diff(positions) >= 0).all():
         return events
@@ -183,16 +199,29 @@ def _numbers(table: pa.Table, name: str, where: str) -> NDArray[np.float64]:
     return found
 
 
-def _hashes(table: pa.Table, name: str, where: str) -> Hashes:
-    """A column of text as hashes; whole numbers are their digits."""
+def _hashes(table: pa.Table, name: str, where: str, named: bool) -> Hashes:
+    """A column of text as hashes; whole numbers are their digits. `named`: as the log names them."""
     column = _column(table, name, where)
     kind = column.type
     if pa.types.is_integer(kind) or pa.types.is_dictionary(kind) or pa.types.is_null(kind):
         column = column.cast(pa.string())
     elif not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
         raise errors.BadInput(f"{where}: {name} is a column of text, got {kind}")
-    chunks = [_spans(chunk.cast(pa.large_string())) for chunk in column.chunks]
+    column = _named(column.cast(pa.large_string())) if named else column.cast(pa.large_string())
+    chunks = [_spans(chunk) for chunk in column.chunks]
     return np.concatenate([hashes_of(chunk) for chunk in chunks]) if chunks else np.zeros(0, np.uint64)
+
+
+def _named(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Names with pseudonyms for those that are personal."""
+    different = pc.unique(column)
+    maybe, *groups = (pc.match_substring_regex(different, one) for one in (_MAYBE_PERSONAL, *_IN_GROUPS))
+    looked_at = different.filter(pc.or_(maybe, pc.and_(*groups))).to_pylist()
+    changed = {name: kept for name in looked_at if (kept := pseudonym(name)) is not name}
+    if not changed:
+        return column
+    at = pc.index_in(column, pa.array(changed, pa.large_string()))
+    return pc.coalesce(pc.take(pa.array(changed.values(), pa.large_string()), at), column)
 
 
 def _spans(array: pa.Array) -> Texts:

@@ -6,12 +6,13 @@ Rules of the room:
 - An entity's state is one row in each of three arrays: `floats` (float64), `counts` (uint32) and `registers` (uint8).
 - A *stored* value is what is kept of an aggregate for readers. It is its value, but for `since` and `decay`, whose
   values move with time: what is stored of them is turned into the value as of the time of reading (`finish`).
-- A row packs the stored values: first what takes 8 bytes, then FP32, then UINT32, padded to 8 bytes.
+- A row packs the stored values: first what takes 8 bytes, then FP32, then UINT32, padded to 8 bytes. What is beyond its
+  datatype is missing.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,16 @@ NEVER: Final = -(2.0**52)
 # Columns of the table of bases, and of the table of outputs.
 KIND, COLUMN, MASK, HOP, TILES, FLOATS, COUNTS, BYTES, ENTRIES, HALF, LATEST_TILE = range(11)
 OP, BASE, WINDOW, AT, N, QUANTILE_AT, TOKEN = range(7)
+
+
+def singles(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Numbers as FP32; what that does not hold is missing."""
+    with np.errstate(over="ignore"):
+        found = values.astype(np.float32)
+    beyond = np.isinf(found)
+    if beyond.any():
+        found[beyond] = np.nan
+    return found
 
 
 class Plan:
@@ -145,6 +156,11 @@ class Plan:
             np.array(nothing), [2 if one.op == "decay" else one.n for one in self.aggregates]
         )
 
+    @property
+    def state_bytes(self) -> int:
+        """What an entity takes in the memory of whoever keeps the state, without its name."""
+        return 8 * self.floats + 4 * self.counts + self.registers
+
     def feeds(self, source: str) -> list[_Feed]:
         """How the events of a source are taken: once for each of its columns that names such an entity."""
         return [feed for (name, _), feed in self._feeds.items() if name == source]
@@ -156,8 +172,7 @@ class Plan:
         ordered = stored[:, self._order]
         rows.view(np.float64)[:, :eights] = ordered[:, :eights]
         at = 2 * eights
-        with np.errstate(over="ignore"):  # what FP32 does not hold is infinite
-            rows.view(np.float32)[:, at : at + fours] = ordered[:, eights : eights + fours]
+        rows.view(np.float32)[:, at : at + fours] = singles(ordered[:, eights : eights + fours])
         tokens = len(self._order) - eights - fours
         rows.view(np.uint32)[:, at + fours : at + fours + tokens] = ordered[:, eights + fours :]
         return rows

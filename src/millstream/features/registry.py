@@ -6,6 +6,7 @@ The file is run as it is: whoever may write it may run code here, as with the se
 from __future__ import annotations
 
 import runpy
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -24,14 +25,15 @@ class Registry(msgspec.Struct, frozen=True):
     @classmethod
     def load(cls, path: Path) -> Registry:
         """What a file of definitions names: every FeatureSet among its globals. A file that cannot be run, two sets of
-        one name, two sources of one name that differ, two features of one name that differ: Misconfigured."""
+        one name, two sources of one name that differ, two features of one name that differ, a key and an entity of
+        which one is the item: Misconfigured."""
         try:
             found = runpy.run_path(str(path))
         except errors.Error as error:
             raise errors.Misconfigured(f"{path}: {error}") from error
         except OSError as error:
             raise errors.Misconfigured(f"{path}: {error.strerror}; name the file of definitions") from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # sys.exit of a file is no reason for a service to end without a word
             raise errors.Misconfigured(f"{path} cannot be run: {type(error).__name__}: {error}") from error
         sets: dict[str, FeatureSet] = {}
         for one in found.values():
@@ -41,6 +43,8 @@ class Registry(msgspec.Struct, frozen=True):
                 )
         if not sets:
             raise errors.Misconfigured(f"{path}: it names no FeatureSet")
+        for one in sets.values():
+            _check_names(path, one)
         return cls(sets, _sources(path, sets))
 
     def find(self, name: str) -> FeatureSet:
@@ -48,6 +52,17 @@ class Registry(msgspec.Struct, frozen=True):
         if name not in self.sets:
             raise errors.NotFound(f"no feature set {name[:80]!r}; there are: {', '.join(sorted(self.sets))}")
         return self.sets[name]
+
+    def names(self, topic: str) -> frozenset[str]:
+        """The columns of a topic that name something, by all that is defined here; see names_of."""
+        known = [names_of(one, ()) for one in self.sources.values() if (one.topic or one.name) == topic]
+        known += [
+            names_of(source, features.aggregates)
+            for features in self.sets.values()
+            for source in features.sources
+            if (source.topic or source.name) == topic
+        ]
+        return frozenset().union(*known)
 
     def users(self, feature: str) -> list[str]:
         """The sets that a feature is in, or is a part of."""
@@ -75,6 +90,26 @@ def lineage(features: FeatureSet, one: Feature) -> list[str]:
         return [f"{one.source.name}.{column}" for column in sorted(one.looks_at)]
     below = [line for name in one.inputs for line in (name, *lineage(features, features.by_name[name]))]
     return list(dict.fromkeys(below))
+
+
+def names_of(source: Source, aggregates: Iterable[Aggregate]) -> frozenset[str]:
+    """The columns of text of a source that name something (its id, the keys of aggregates of it, `user`) and are kept
+    under a pseudonym where the name is an address or a number of a person. Those of an item are kept as they are; so is
+    the id of an outcome."""
+    named = {"user", "" if (source.topic or source.name) == "outcomes" else source.id}
+    named |= {one.key for one in aggregates if one.source.name == source.name}
+    return frozenset(name for name in named - {"item"} if source.columns.get(name) == "text")
+
+
+def _check_names(path: Path, features: FeatureSet) -> None:
+    """Names of items are written and read as they are, all others maybe under a pseudonym: a column and the kind of
+    entity that it names must agree on which."""
+    for one in features.aggregates:
+        if (one.key == "item") != (one.of == "item"):
+            raise errors.Misconfigured(
+                f"{path}: feature {one.name}: key = {one.key!r} names entity {one.of!r}; names of items are kept as "
+                "they are, and all others are not where they are personal: let both be item, or neither"
+            )
 
 
 def _sources(path: Path, sets: dict[str, FeatureSet]) -> dict[str, Source]:

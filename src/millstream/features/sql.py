@@ -62,10 +62,6 @@ def _checked(features: FeatureSet) -> None:
                 f"{where} is a {type(one).__name__}, which SQL cannot compute (it is Python, or needs tokens); ask for "
                 "a set of what it is made of, and compute it from that"
             )
-        for name in one.inputs:
-            part = features.by_name[name]
-            if part.width != 1 or (isinstance(part, Aggregate) and part.tokens):
-                raise errors.Misconfigured(f"{where} is made of {name}, which is no number; a ratio takes one over one")
     for source in features.sources:
         if "position" in source.columns:
             raise errors.Misconfigured(

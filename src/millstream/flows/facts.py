@@ -6,6 +6,8 @@ Rules of the room:
 - A row that the features could not take is refused here, where its writer hears of it: a column that the source does
   not declare, a value of another type, a time that is none. One bad row, and none of its call is written.
 - Order is kept: rows that one connection sent one after the other stand in the log in that order.
+- The gate for what is personal reads every text. A large request passes it beside the event loop, and whoever writes
+  into its topic meanwhile goes after it.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ from typing import Annotated, Final
 import msgspec
 
 from millstream.clock import Clock
-from millstream.errors import BadInput, NotFound, TooLarge
+from millstream.errors import BadInput, Busy, NotFound, TooLarge
 from millstream.features.define import Source
+from millstream.features.registry import Registry
+from millstream.guard.pii import Redacted
 from millstream.meter import Counter, Meter
 from millstream.stream.event import encode
 from millstream.stream.log import Writer
@@ -35,6 +39,10 @@ ELSEWHERE: Final = {
 }
 """Topics that a source may read and nobody may write here, and who does."""
 RESERVED: Final = frozenset((*ELSEWHERE, "examples", "deltas", "shadow", "policy", "features_read"))
+ROWS_HERE_MAX, TEXT_HERE_MAX = 1000, 65_536
+"""Rows and bytes of text of a call that passes the gate on the event loop."""
+UNDER_WAY_MAX: Final = 1000
+"""Calls of a topic that may be under way once one of them is large."""
 
 
 class FactLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,24 +55,33 @@ class FactLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     text_bytes_max: Annotated[
         int, msgspec.Meta(ge=16, le=1_000_000, description="longest text of a column, bytes of UTF-8")
     ] = 4096
+    request_bytes_max: Annotated[
+        int, msgspec.Meta(ge=16, le=1 << 30, description="text of all columns and rows of one request, bytes of UTF-8")
+    ] = 1 << 20
 
 
 class Facts:
-    """`call(source, rows)` is a future of how many were accepted: all of them or, on a bad one, none. `writer`: of a
-    topic, asked once for each; `bytes_max`: what a call may take in the log."""
+    """`call(source, rows)` is a future of how many were accepted: all of them or, on a bad one, none. `registry`: the
+    sources, and which of their columns are names; `writer`: of a topic, asked once for each; `bytes_max`: what a call
+    may take in the log."""
 
     def __init__(
         self,
-        sources: Mapping[str, Source],
+        registry: Registry,
         writer: Callable[[str], Writer],
         clock: Clock,
         meter: Meter,
         limits: FactLimits,
         bytes_max: int,
     ) -> None:
-        self._sources, self._clock, self._limits, self._bytes_max = sources, clock, limits, bytes_max
+        self._sources = sources = registry.sources
+        self._clock, self._limits, self._bytes_max = clock, limits, bytes_max
         topics = {topic_of(source) for source in sources.values()} - RESERVED
         self._writers = {topic: writer(topic) for topic in sorted(topics)}
+        # What the gate is told; it knows `user` by itself. Sources may share a topic: what one writes, all read.
+        self._names = {topic: tuple(sorted(registry.names(topic) - {"user"})) for topic in topics}
+        self._turns = {topic: asyncio.Lock() for topic in topics}
+        self._under_way = dict.fromkeys(topics, 0)
         self._accepted: dict[str, Counter] = {
             name: meter.counter("millstream_facts_total", "Facts made durable.", {"source": name})
             for name, source in sources.items()
@@ -73,18 +90,51 @@ class Facts:
 
     def call(self, source: str, rows: Sequence[Row]) -> asyncio.Future[int]:
         """Write rows: their columns, and `event_time` in unix seconds (left out or 0: now). BadInput, NotFound,
-        TooLarge; the future fails with Full."""
+        TooLarge, Busy; the future fails with Full, and that of a large call or of one behind it with any of them."""
         found = self._find(source)
+        topic = topic_of(found)
         if len(rows) > self._limits.rows_max:
             raise TooLarge(f"facts: {len(rows)} rows in one request, at most {self._limits.rows_max}: split it")
+        text, most = sum(_size(value) for row in rows for value in row.values()), self._limits.request_bytes_max
+        if text > most:
+            raise TooLarge(f"facts: {text} bytes of text in one request, at most {most} are taken at once: split it")
         now = self._clock.now()
-        ready = [encode(self._fact(found, number, row, now)) for number, row in enumerate(rows)]
+        large = len(rows) > ROWS_HERE_MAX or text > TEXT_HERE_MAX
+        if not large and not self._under_way[topic]:
+            durable = self._append(topic, self._ready(found, rows, now))
+            return asyncio.ensure_future(self._acknowledge(source, durable))
+        if self._under_way[topic] >= UNDER_WAY_MAX:
+            raise Busy(f"facts: {UNDER_WAY_MAX} requests to write into {topic} wait for a large one; send it again")
+        self._under_way[topic] += 1
+        accepted = asyncio.ensure_future(self._in_turn(found, rows, now, large))
+        accepted.add_done_callback(lambda _: self._done(topic))
+        return accepted
+
+    async def _in_turn(self, source: Source, rows: Sequence[Row], now: float, large: bool) -> int:
+        """Behind those who called before: tasks begin, and a lock lets them in, in the order in which they came."""
+        topic = topic_of(source)
+        async with self._turns[topic]:
+            if large:
+                ready = await asyncio.to_thread(self._ready, source, rows, now)
+            else:
+                ready = self._ready(source, rows, now)
+            durable = self._append(topic, ready)
+        return await self._acknowledge(source.name, durable)
+
+    def _done(self, topic: str) -> None:
+        self._under_way[topic] -= 1
+
+    def _ready(self, source: Source, rows: Sequence[Row], now: float) -> list[Redacted]:
+        """Rows as the log takes them. BadInput, TooLarge."""
+        ready = [encode(self._fact(source, number, row, now)) for number, row in enumerate(rows)]
         if (size := sum(map(len, ready))) > self._bytes_max:
             raise TooLarge(f"facts: {size} bytes in one request, at most {self._bytes_max} are taken at once: split it")
-        writer = self._writers[topic_of(found)]
+        return ready
+
+    def _append(self, topic: str, ready: list[Redacted]) -> list[asyncio.Future[int]]:
+        writer = self._writers[topic]
         # Without a key: what a row is about stands in its columns, which pass the gate for what is personal.
-        durable = [writer.append_durable(b"", value) for value in ready]
-        return asyncio.ensure_future(self._acknowledge(source, durable))
+        return [writer.append_durable(b"", value) for value in ready]
 
     async def _acknowledge(self, source: str, durable: list[asyncio.Future[int]]) -> int:
         await asyncio.gather(*durable)  # not one by one: each failure must be heard
@@ -111,7 +161,8 @@ class Facts:
                 values[name] = value
         if all(value is None or value == "" for value in values.values()):
             raise BadInput(f"{where} says nothing; send some of {', '.join(source.columns)}")
-        return Fact(event_time=self._time(row.get("event_time"), now, where), values=values)
+        when = self._time(row.get("event_time"), now, where)
+        return Fact(event_time=when, values=values, names=self._names[topic_of(source)])
 
     def _time(self, given: str | float | None, now: float, where: str) -> float:
         if given is None or (given == 0 and not isinstance(given, bool)):
@@ -138,11 +189,18 @@ class Facts:
             what = "text" if kind == "text" else "numbers"
             raise BadInput(f"{where}.{name} is a column of {what}, got {str(value)[:80]!r}; send that, or null")
         if isinstance(value, str):
-            size = len(value.encode(errors="surrogatepass"))
+            size = _size(value)
             if size > self._limits.text_bytes_max:
                 raise BadInput(f"{where}.{name}: {size} bytes of text, {self._limits.text_bytes_max} are allowed")
         elif not math.isfinite(value):
             raise BadInput(f"{where}.{name}: {value} is no finite number; send one, or null where it is missing")
+
+
+def _size(value: str | float | None) -> int:
+    """Bytes of a text in UTF-8; 0 of all else."""
+    if not isinstance(value, str):
+        return 0
+    return len(value) if value.isascii() else len(value.encode(errors="surrogatepass"))
 
 
 def topic_of(source: Source) -> str:

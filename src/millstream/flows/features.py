@@ -4,8 +4,9 @@ Rules of the room:
 - The files of a set appear when `learn` has made them, maybe long after this process started. They are looked for when
   somebody asks, once a second at most; until their writer has said as of when they are, a read is refused (503): rows
   of nobody would look like users whom nobody knows.
-- People are known by the name that the log has for them.
-- A large read is made beside the event loop, as it would hold up the others.
+- Whatever is no item is known by the name that the log has for it: a pseudonym, where the name is an address or a
+  number of a person.
+- A large read is made beside the event loop, as it would hold up the others: many rows, or much text of names.
 - A share of the reads is logged, so that `millstream features verify` can recompute them. A log that is full or gone
   stops no answer.
 """
@@ -36,7 +37,9 @@ from millstream.store.rows import RowStore
 from millstream.types import FeaturesRead
 
 LOOK_S: Final = 1.0
-ROWS_HERE_MAX: Final = 2048
+ROWS_HERE_MAX, NAMES_HERE_MAX = 2048, 65_536
+"""Rows, and bytes of their names, of a read that is made on the event loop."""
+NAME_BYTES_MAX: Final = 512
 LOGGED_MAX: Final = 64  # rows of a read
 _SECONDS: Final = (20e-6, 50e-6, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0)
 Names = Mapping[str, Sequence[str]]
@@ -99,7 +102,8 @@ class Rows:
 
 class Features:
     """`call(set, entities, request)` is a future of what was read. `root`: the folder of all rows; `stale_s_max`: rows
-    as of longer ago are said to be stale; `log` is told of a share `log_share` of the reads."""
+    as of longer ago are said to be stale; `log` is told of a share `log_share` of the reads; `name_bytes_max`: the
+    longest name, bytes of UTF-8."""
 
     def __init__(
         self,
@@ -110,16 +114,18 @@ class Features:
         stale_s_max: float,
         log: Callable[[FeaturesRead], None] | None = None,
         log_share: float = 0.0,
+        name_bytes_max: int = NAME_BYTES_MAX,
     ) -> None:
         self._registry, self._clock, self._stale_s_max = registry, clock, stale_s_max
         self._log, self._log_share, self._random = log, log_share, random.Random()
-        self._sets = {one.name: _Set(one, root, clock, meter) for one in registry.sets.values()}
+        self._sets = {one.name: _Set(one, root, clock, meter, name_bytes_max) for one in registry.sets.values()}
 
     def call(self, name: str, entities: Names, request: Numbers) -> asyncio.Future[Read]:
         """The features of n rows: `entities` has n names of each kind, or one that all rows share; `request` what
         transforms take of it. NotFound, BadInput, TooLarge; Busy while the rows are not there."""
         one = self._set(name)
-        if one.check(entities, request) > ROWS_HERE_MAX:
+        rows, size = one.check(entities, request)
+        if rows > ROWS_HERE_MAX or size > NAMES_HERE_MAX:
             return asyncio.ensure_future(self._beside(one, entities, request))
         done: asyncio.Future[Read] = asyncio.get_running_loop().create_future()
         done.set_result(self.read(name, entities, request))
@@ -163,7 +169,7 @@ class Features:
 
     def _read(self, one: _Set, reader: Reader, entities: Names, request: Numbers) -> Read:
         known = {
-            kind: [pseudonym(name) for name in names] if kind == "user" else names for kind, names in entities.items()
+            kind: names if kind == "item" else [pseudonym(name) for name in names] for kind, names in entities.items()
         }
         given = {name: np.array(values, np.float64) for name, values in request.items()}  # None is NaN
         found = reader.read(known, int(self._clock.now() * SECOND), given)
@@ -186,7 +192,8 @@ class Features:
 class _Set:
     """A set, what it takes, and its counters."""
 
-    def __init__(self, features: FeatureSet, root: Path, clock: Clock, meter: Meter) -> None:
+    def __init__(self, features: FeatureSet, root: Path, clock: Clock, meter: Meter, name_bytes_max: int) -> None:
+        self._name_bytes_max = name_bytes_max
         self.rows = Rows(features, lambda one: stores_of(one, folder_of(one, root), 1, write=False), clock)
         made = [one for one in features.ordered if isinstance(one, Transform)]
         self._request = tuple(dict.fromkeys(name for one in made for name in one.request))
@@ -203,9 +210,9 @@ class _Set:
             for kind in self._entities
         }
 
-    def check(self, entities: Names, request: Numbers) -> int:
-        """How many rows these are. BadInput: what the set has no use for, as a misspelt name would be a value that is
-        missing; TooLarge."""
+    def check(self, entities: Names, request: Numbers) -> tuple[int, int]:
+        """How many rows these are, and the bytes of their names. BadInput: what the set has no use for, as a misspelt
+        name would be a value that is missing, and a name that is too long; TooLarge."""
         for given, known, what in ((entities, self._entities, "kind of entity"), (request, self._request, "value")):
             if unknown := [name for name in given if name not in known]:
                 raise errors.BadInput(
@@ -215,7 +222,16 @@ class _Set:
         n = max(map(len, (*entities.values(), *request.values())), default=0)
         if n > ROWS_MAX:
             raise errors.TooLarge(f"{n} rows in one request, at most {ROWS_MAX} are read at once; split it")
-        return n
+        return n, sum(self._bytes(kind, names) for kind, names in entities.items())
+
+    def _bytes(self, kind: str, names: Sequence[str]) -> int:
+        """The bytes of all names together, after each was measured."""
+        sizes = [len(name) if name.isascii() else len(name.encode(errors="surrogatepass")) for name in names]
+        if sizes and (longest := max(sizes)) > self._name_bytes_max:
+            raise errors.BadInput(
+                f"entities.{kind}[{sizes.index(longest)}]: {longest} bytes, a name has {self._name_bytes_max} at most"
+            )
+        return sum(sizes)
 
     def count(self, found: Read, seconds: float) -> None:
         """Meter a read."""

@@ -47,18 +47,27 @@ def redact(text: str) -> str:
     return "".join(parts) + text[at:] if parts else text
 
 
-@lru_cache(maxsize=65_536)
+_REMEMBERED_MAX = 256  # characters of a name
+
+
 def pseudonym(identifier: str) -> str:
     """An identifier that is itself personal becomes a stable `[EMAIL#1a2b3c4d5e6f]`; any other comes back unchanged.
 
     The hash has no key, so equal identifiers stay equal across processes and years. It keeps an address out of files
     and screens; it does *not* withstand someone who can guess the address and hash the guess.
     """
+    return _remembered(identifier) if len(identifier) <= _REMEMBERED_MAX else _pseudonym(identifier)
+
+
+def _pseudonym(identifier: str) -> str:
     found = next(iter(personal(identifier)), None)
     if found is None:
         return identifier
     told_apart = blake2b(identifier.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
     return f"[{found[2]}#{told_apart}]"
+
+
+_remembered = lru_cache(maxsize=65_536)(_pseudonym)
 
 
 def personal(text: str) -> Iterator[Span]:

@@ -57,7 +57,8 @@ class Sheet:
         """The file at `path`, checked. Not there: FileNotFoundError; damaged: Corrupt; of a later format: Later."""
         fd = os.open(path, os.O_RDWR if write else os.O_RDONLY)
         try:
-            self.node, size = os.fstat(fd).st_ino, os.fstat(fd).st_size
+            status = os.fstat(fd)
+            self.node, size = node_of(status), status.st_size
             if size < HEAD * 8:
                 raise _corrupt(path, f"it has {size} bytes, fewer than a head")
             self.map = mmap.mmap(fd, size, access=mmap.ACCESS_WRITE if write else mmap.ACCESS_READ)
@@ -138,6 +139,11 @@ class Sheet:
         self.flush()
         self.words[CLEAN] = 1
         self.flush()
+
+
+def node_of(status: os.stat_result) -> tuple[int, int]:
+    """Which file it is, whatever its name: no other has this while somebody maps it."""
+    return status.st_dev, status.st_ino
 
 
 def lay_out(fd: int, width: int, label: str, bits: int, rows: int) -> None:

@@ -11,6 +11,8 @@ Rules of the room:
 - The file grows in place by a 32nd of its rows, at least 1024; when its index is 0.7 full it is written anew beside
   itself with a larger one, and renamed. Every byte has its disk block before it is used: a full disk is `Full`, and
   what there was goes on.
+- Whoever reads looks once a second whether another file lies at its path, made after this one was deleted, and goes on
+  with that. Without any it keeps what it has.
 - A row that is removed is overwritten with zeros and used for the next new entity. When fewer than half of the rows in
   use are left after a `drop`, the file is written anew, smaller.
 """
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, Self
@@ -37,6 +40,7 @@ SECOND: Final = 1_000_000
 LIMIT: Final = 1_000_000
 STEP: Final = 1024
 WIDTH_MAX: Final = 65536
+LOOK_S: Final = 1.0
 _OPENINGS: Final = 16
 
 
@@ -75,6 +79,7 @@ class RowFile:
     def __init__(self, path: Path, sheet: Sheet, limit: int = 0, lock: int = -1) -> None:
         self.path, self.limit, self.width = path, limit, sheet.width
         self._label, self._sheet, self._lock = sheet.label, sheet, lock
+        self._look_at = time.monotonic() + LOOK_S
 
     @classmethod
     def create(cls, path: Path, width: int, label: str, *, limit: int = LIMIT, capacity: int = STEP) -> Self:
@@ -171,6 +176,7 @@ class RowFile:
         """See RowStore."""
         keys = _keys(keys)
         written = np.empty(len(keys), np.int64)
+        self._look()
         for _ in range(_OPENINGS):
             sheet = self._sheet
             out = np.empty((len(keys), sheet.w), np.uint64)
@@ -296,7 +302,17 @@ class RowFile:
         self._sheet = fresh
         return True
 
+    def _look(self) -> None:
+        """Follow to another file at our path: who deleted ours could not mark it as moved."""
+        if self._lock >= 0 or (now := time.monotonic()) < self._look_at:
+            return
+        self._look_at = now + LOOK_S
+        with suppress(OSError, errors.Error):  # gone, or nothing of ours: we go on, and what is vouched for ages
+            if rowfile.node_of(os.stat(self.path)) != self._sheet.node:
+                self._renew(self._sheet)
+
     def _newest(self) -> Sheet:
+        self._look()
         for _ in range(_OPENINGS):
             sheet = self._sheet
             beyond = sheet.words[rowcode.USED] > sheet.rows

@@ -5,7 +5,9 @@ Rules of the room:
   reach a file past this gate.
 - A field of type `types.Text`, the reason and the text of a policy change and an entity's attributes are redacted; an
   id of a person (`Served.user`, `PolicyChange.who`) that is itself an address or a number becomes its pseudonym.
-- Ids of requests, items and models are written as they are.
+- So does whatever names something in a fact (`Fact.names`, `user`) or was read (`FeaturesRead.keys`): a label such as
+  [CARD] would make one of all who have such a number, and a pseudonym tells them apart.
+- Ids of requests, items and models are written as they are; so is column `item` of facts, which meets outcomes by it.
 - Events without such fields pay one dictionary look-up.
 """
 
@@ -43,7 +45,9 @@ def encode(event: Event) -> Redacted:
     gates = _GATES.get(type(event))
     if gates is None:
         raise TypeError(f"the log takes {', '.join(t.__name__ for t in _GATES)}; got {type(event).__name__}")
-    if gates:
+    if type(event) is Fact:
+        event = _fact(event)
+    elif gates:
         changed = {}
         for field, gate in gates:
             given = getattr(event, field)
@@ -78,14 +82,21 @@ def _attributes(attributes: dict[str, Any]) -> dict[str, Any]:
     return {name: _attribute(value) for name, value in attributes.items()}
 
 
-def _values(values: dict[str, Any]) -> dict[str, Any]:
-    """Columns of a fact: who it is about is named as everywhere else."""
-    return {name: pseudonym(value) if name == "user" and value else _attribute(value) for name, value in values.items()}
+def _fact(event: Fact) -> Fact:
+    """A fact as it is kept. It has this gate of its own: which of its columns are names stands beside its values."""
+    names = event.names
+    values = {
+        name: value if name == "item" or type(value) is not str
+        else pseudonym(value) if name == "user" or name in names
+        else redact(value)
+        for name, value in event.values.items()
+    }  # fmt: skip
+    return Fact(event_time=event.event_time, values=values)
 
 
 def _keys(keys: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Entities that were read: people are named as everywhere else."""
-    return {kind: [pseudonym(name) for name in names] if kind == "user" else names for kind, names in keys.items()}
+    """Entities that were read: named as where they were written."""
+    return {kind: names if kind == "item" else [pseudonym(name) for name in names] for kind, names in keys.items()}
 
 
 def _attribute(value: Any) -> Any:
@@ -104,7 +115,6 @@ _DECLARED: dict[type, tuple[tuple[str, Callable[[Any], Any]], ...]] = {
     Served: (("user", pseudonym),),
     PolicyChange: (("who", pseudonym), ("why", redact), ("text", redact)),
     Entity: (("attributes", _attributes),),
-    Fact: (("values", _values),),
     FeaturesRead: (("keys", _keys),),
 }
 _GATES = {event: _gates(event) for event in get_args(Event)}
