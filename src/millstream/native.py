@@ -6,12 +6,15 @@ Rules of the room:
 - Machine code is kept on disk beside the source (numba's cache), so a process start loads it instead of compiling.
 - No fast-math and no threads inside: the same rows in the same order give the same bits.
 - Kernels run without the GIL: an event loop in the same process keeps answering meanwhile.
+- Kernels allocate nothing: what they need besides their arguments is an argument, too. So they are compiled without
+  numba's counting of references, which costs more than the work where a row is a view (`_nrt`, off in numba's own
+  tests of code without a runtime).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Final, Literal, TypeVar, cast
 
 from millstream import errors
 
@@ -26,6 +29,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 void, u8, u32, u64 = types.void, types.uint8, types.uint32, types.uint64
 i64, f32, f64 = types.int64, types.float32, types.float64
 
+_OPTIONS: Final[dict[str, Any]] = {"nogil": True, "_nrt": False}
+
 
 def given(element: Any, dimensions: int = 1, layout: Literal["C", "A"] = "C") -> Any:
     """The type of an array that a kernel only reads; layout "A" also takes strided views."""
@@ -37,9 +42,9 @@ def kernel(signature: Any) -> Callable[[Function], Function]:
 
     def compiled(function: Function) -> Function:
         try:
-            return cast(Function, numba.njit(signature, cache=True, nogil=True)(function))
+            return cast(Function, numba.njit(signature, cache=True, **_OPTIONS)(function))
         except RuntimeError:  # nowhere to write machine code (read-only image, no home): seconds at every start instead
-            return cast(Function, numba.njit(signature, nogil=True)(function))
+            return cast(Function, numba.njit(signature, **_OPTIONS)(function))
 
     return compiled
 

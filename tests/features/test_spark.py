@@ -34,7 +34,11 @@ def spark() -> Iterator[SparkSession]:
         .getOrCreate()
     )
     yield session
+    gateway = session.sparkContext._gateway
     session.stop()
+    gateway.shutdown()
+    gateway.proc.stdin.close()  # which is how the JVM learns that it should end; others count this process's children
+    gateway.proc.wait(30)
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])

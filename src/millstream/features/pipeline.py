@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +28,7 @@ import numpy as np
 from millstream import errors
 from millstream.clock import Clock
 from millstream.features.define import SECOND, span
-from millstream.features.events import micros
+from millstream.features.events import Hashes, micros
 from millstream.features.health import Health
 from millstream.features.online import Writer
 from millstream.features.plan import Plan
@@ -177,6 +178,28 @@ class Pipeline:
             if offsets:
                 self._log.commit(group_of(self.features), topic, offsets)
 
+    def reached(self, cut: Mapping[str, Mapping[int, int]]) -> bool:
+        """Whether everything before these offsets of its topics has been taken."""
+        return all(
+            self.offsets[topic].get(partition, 0) >= offset
+            for topic in self._order
+            for partition, offset in cut.get(topic, {}).items()
+        )
+
+    def forget(self, kind: str, keys: Hashes, mine: Callable[[str], bool]) -> int:
+        """Remove entities of a kind from state, rows and snapshot, by their keys, and whose requests were whose, by
+        their names; how many rows there were. All of it is on the disk when this returns."""
+        if kind == "user":
+            self._requests.forget(mine)
+        rows = 0
+        if kind in self._stores:
+            rows = self._stores[kind].forget(keys)
+            if self.state.entities[kind].forget(keys):
+                self._writer = Writer(self.state, self._stores)  # what it knew of places is of others now
+                self._writer.write_later()
+        self.save()
+        return rows
+
     def close(self) -> None:
         """Save and let go."""
         self.save()
@@ -227,7 +250,10 @@ class Pipeline:
         return {number: [one for one in found if one.arrival <= until] for number, found in records.items()}, until
 
     def _take(self, topic: str, records: list[Record]) -> None:
-        events: list[tuple[float, Event | None]] = [(one.arrival, self._decoded(one)) for one in records]
+        try:
+            events: list[tuple[float, Event | None]] = [(one.arrival, decode(one.value)) for one in records]
+        except errors.Corrupt:
+            events = [(one.arrival, self._decoded(one)) for one in records]
         if topic == "served":
             self._requests.add([event for _, event in events])
         self._arrived = max(self._arrived, int(records[-1].arrival * SECOND) + 1)

@@ -156,6 +156,10 @@ class Plan:
             np.array(nothing), [2 if one.op == "decay" else one.n for one in self.aggregates]
         )
 
+    def totals(self) -> NDArray[np.int64]:
+        """Scratch for a reading; see tiles.py."""
+        return np.zeros(max(1, int(self.bases[:, ENTRIES].max(initial=0))), np.int64)
+
     @property
     def state_bytes(self) -> int:
         """What an entity takes in the memory of whoever keeps the state, without its name."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from operator import attrgetter, itemgetter
 from typing import Any, Final
 
 import msgspec
@@ -29,6 +30,8 @@ from millstream.stream.event import Event
 from millstream.types import Entity, Fact, Outcome, Served
 
 REQUESTS_MAX: Final = 200_000
+_ROWS: Final[dict[str, type]] = {"outcomes": Outcome, "users": Entity, "items": Entity}  # the others have facts
+_SECOND, _VALUES = itemgetter(1), attrgetter("values")
 BUILT_IN: Final = {
     "outcomes": {"user": "text", "item": "text", "kind": "text", "value": "number", "request": "text", "id": "text"}
 }
@@ -48,6 +51,13 @@ class Requests:
                 self.users[event.request] = event.user
         while len(self.users) > REQUESTS_MAX:
             self.users.popitem(last=False)
+
+    def forget(self, mine: Callable[[str], bool]) -> int:
+        """Drop the requests of users by their names; how many."""
+        gone = [request for request, user in self.users.items() if mine(user)]
+        for request in gone:
+            del self.users[request]
+        return len(gone)
 
 
 class Said(msgspec.Struct, frozen=True):
@@ -70,8 +80,13 @@ class Said(msgspec.Struct, frozen=True):
     ) -> Said:
         """What a topic's (arrival, event) say of `source`, in their order; `odd` is told of each value that is not of
         its column's type."""
-        taken = [one for one in records if type(one[1]) is Fact or _is_row(one[1])]
-        times = np.array([getattr(event, "event_time", 0.0) or arrival for arrival, event in taken], np.float64)
+        taken: Sequence[Any] = records
+        if set(map(type, map(_SECOND, records))) != {Fact} or topic in _ROWS:
+            taken = [one for one in records if _is_row(one[1], topic)]
+        if topic in ("users", "items"):  # which have no time of their own
+            times = np.array([arrival for arrival, _ in taken], np.float64)
+        else:
+            times = np.array([event.event_time or arrival for arrival, event in taken], np.float64)
         good = np.abs(times) < SECONDS_MAX
         if not good.all():  # no time, or one that no clock has: it is in the log, and must not stop what follows it
             for _ in range(len(taken) - int(good.sum())):
@@ -87,6 +102,8 @@ class Said(msgspec.Struct, frozen=True):
                 if not plain or not np.isfinite(found := np.array(column, np.float64)).all():
                     found = np.array([_number(value, odd) for value in column], np.float64)
                 numbers[name] = found
+            elif set(map(type, column)) <= {str}:
+                texts[name] = column
             else:
                 texts[name] = [value if type(value) is str else _text(value, odd) for value in column]
         return cls(times, np.array([arrival for arrival, _ in taken], np.float64), numbers, texts)
@@ -106,8 +123,8 @@ def events_of(
     return Events(np.minimum(micros(said.event_times), arrivals), arrivals, said.numbers, texts)
 
 
-def _is_row(event: Event | None) -> bool:
-    return isinstance(event, (Fact, Entity)) or (isinstance(event, Outcome) and event.kind != "watermark")
+def _is_row(event: Event | None, topic: str) -> bool:
+    return isinstance(event, _ROWS.get(topic, Fact)) and getattr(event, "kind", "") != "watermark"
 
 
 def _of_outcomes(name: str, topic: str, events: Sequence[Any], requests: Requests) -> list[Any]:
@@ -126,7 +143,11 @@ def _of_entities(name: str, topic: str, events: Sequence[Any], requests: Request
 
 
 def _of_facts(name: str, topic: str, events: Sequence[Any], requests: Requests) -> list[Any]:
-    return [event.values.get(name) for event in events]
+    values = list(map(_VALUES, events))
+    try:
+        return list(map(itemgetter(name), values))
+    except KeyError:  # somebody left it out
+        return [one.get(name) for one in values]
 
 
 def _number(value: Any, odd: Callable[[], None]) -> float:

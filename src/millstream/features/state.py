@@ -109,18 +109,8 @@ class Entities:
         plan = self.plan
         out = np.empty((len(places), plan.width), np.float64)
         until = np.empty(len(places), np.int64)
-        tiles.read(
-            places,
-            at,
-            plan.bases,
-            plan.outputs,
-            plan.quantiles,
-            self._floats,
-            self._counts,
-            self._registers,
-            out,
-            until,
-        )
+        arrays = self._floats, self._counts, self._registers
+        tiles.read(places, at, plan.bases, plan.outputs, plan.quantiles, *arrays, out, until, plan.totals())
         return out, until
 
     def read(self, keys: Hashes, at: int) -> Values:
@@ -147,8 +137,17 @@ class Entities:
             outputs = plan.outputs[np.isin(plan.outputs[:, BASE], used)]
             tiles.replay(
                 places, events.times, feed.values(events), feed.masks(events), plan.bases, used, order, events.arrivals,
-                wanted, at, readings, outputs, plan.quantiles, plan.blank, *row, out,
+                wanted, at, readings, outputs, plan.quantiles, plan.blank, *row, out, plan.totals(),
             )  # fmt: skip
+
+    def forget(self, keys: Hashes) -> int:
+        """Remove entities; how many there were. Those that are left get other places."""
+        arrays = self.arrays()
+        kept = ~np.isin(arrays["keys"], keys)
+        if kept.all():
+            return 0
+        self.restore({name: array[kept] for name, array in arrays.items()})
+        return int((~kept).sum())
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All of it, to be kept."""

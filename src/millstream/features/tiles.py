@@ -4,6 +4,9 @@ Rules of the room:
 - `base` and `output` are rows of a Plan's tables; `row`, `counts` and `registers` are an entity's parts of the three
   arrays. `number` counts hops since 1970; `tile` is a place in a ring.
 - Dividing is dear and done once a hop; memory is read by the line, so what every event looks at stands together.
+- Entities lie all over a memory much larger than any cache: the rows of the next few are touched together, so that
+  they come together.
+- `totals` int64 is scratch, a number for each entry of the widest `top_k`.
 """
 
 from __future__ import annotations
@@ -53,6 +56,7 @@ from millstream.native import f64 as f8
 from millstream.native import given, i64, inner, kernel, u8, u32, void
 
 FOREVER: Final = 2**62
+_TOGETHER, _LINE = 8, 8  # entities; numbers of a line of memory
 
 # What happens to a base when an event comes.
 
@@ -248,6 +252,17 @@ def _take(
                 _to_tile(kind, tile, value, base, row)
 
 
+@inner
+def _touched(places: Any, floats: Any) -> Any:
+    """Read a number of each line of these rows."""
+    seen = 0.0
+    for at in places:
+        if at >= 0:
+            for one in range(0, floats.shape[1], _LINE):
+                seen += abs(floats[at, one])
+    return seen
+
+
 _TAKEN = (given(i64), given(i64, 1, "A"), given(f8, 2), given(u8, 2), given(i64, 2), given(i64))
 
 
@@ -255,10 +270,15 @@ _TAKEN = (given(i64), given(i64, 1, "A"), given(f8, 2), given(u8, 2), given(i64,
 def apply(
     places: Any, times: Any, values: Any, masks: Any, bases: Any, used: Any, floats: Any, counts: Any, registers: Any
 ) -> None:
+    seen = 0.0
     for i in range(len(places)):
+        if i % _TOGETHER == 0:
+            seen += _touched(places[i : i + _TOGETHER], floats)
         at = places[i]
         if at >= 0:
             _take(times[i], values[i], masks[i], bases, used, floats[at], counts[at], registers[at])
+    if seen == NEVER:  # it never is; but what nobody looks at would not be read
+        floats[0, 0] = seen
 
 
 # What a base says at a time.
@@ -351,10 +371,12 @@ def _listed(first: Any, base: Any, row: Any, output: Any, out: Any) -> Any:
 
 
 @inner
-def _most_frequent(first: Any, last: Any, base: Any, row: Any, counts: Any, output: Any, out: Any) -> None:
+def _most_frequent(
+    first: Any, last: Any, base: Any, row: Any, counts: Any, output: Any, out: Any, totals: Any
+) -> None:  # fmt: skip
     entries, tiles = base[ENTRIES], base[TILES]
-    totals = np.zeros(entries, np.int64)
     for entry in range(entries):
+        totals[entry] = 0
         for number in range(first, last + 1):
             totals[entry] += counts[base[COUNTS] + entry * tiles + number % tiles]
     for one in range(output[N]):
@@ -429,7 +451,7 @@ def _holds(kind: Any, tile: Any, base: Any, row: Any) -> Any:
 
 @inner
 def _value(
-    base: Any, output: Any, q: Any, at: Any, row: Any, counts: Any, registers: Any, out: Any, watch: Any
+    base: Any, output: Any, q: Any, at: Any, row: Any, counts: Any, registers: Any, out: Any, watch: Any, totals: Any
 ) -> Any:  # fmt: skip
     """Put the stored values of an output into `out`; with `watch`, when they change by themselves, or FOREVER."""
     kind, hop = base[KIND], base[HOP]
@@ -446,7 +468,7 @@ def _value(
         last = np.int64(row[base[LATEST_TILE]]) if row[base[LATEST_TILE]] != NEVER else -FOREVER
         first = max(edge, last - base[TILES] + 1)
         if kind == TOP:
-            _most_frequent(first, last, base, row, counts, output, out)
+            _most_frequent(first, last, base, row, counts, output, out, totals)
         elif kind == QUANTILE:
             out[output[AT]] = _of_bins(q, first, last, base, counts)
         elif kind == HLL:
@@ -471,7 +493,8 @@ def _value(
 
 @inner
 def _values(
-    at: Any, bases: Any, outputs: Any, quantiles: Any, row: Any, counts: Any, registers: Any, out: Any, watch: Any
+    at: Any, bases: Any, outputs: Any, quantiles: Any, row: Any, counts: Any, registers: Any, out: Any, watch: Any,
+    totals: Any,
 ) -> Any:  # fmt: skip
     """The stored values of an entity as of `at`; with `watch`, when they change by themselves."""
     change = FOREVER
@@ -479,33 +502,49 @@ def _values(
         output = outputs[o]
         base = bases[output[BASE]]
         q = quantiles[output[QUANTILE_AT]]
-        change = min(change, _value(base, output, q, at, row, counts, registers, out, watch))
+        change = min(change, _value(base, output, q, at, row, counts, registers, out, watch, totals))
     return change
 
 
 _STATE = (given(f8, 2), given(u32, 2), given(u8, 2))
 
 
-@kernel(void(given(i64), i64, given(i64, 2), given(i64, 2), given(f8), *_STATE, _ROW, i64[::1]))
+@kernel(void(given(i64), i64, given(i64, 2), given(i64, 2), given(f8), *_STATE, _ROW, i64[::1], i64[::1]))
 def read(
     places: Any, at: Any, bases: Any, outputs: Any, quantiles: Any, floats: Any, counts: Any, registers: Any, out: Any,
-    until: Any,
+    until: Any, totals: Any,
 ) -> None:  # fmt: skip
+    seen = 0.0
     for i in range(len(places)):
+        if i % _TOGETHER == 0:
+            seen += _touched(places[i : i + _TOGETHER], floats)
         place = places[i]
-        until[i] = _values(at, bases, outputs, quantiles, floats[place], counts[place], registers[place], out[i], True)
+        row, words, octets = floats[place], counts[place], registers[place]
+        until[i] = _values(at, bases, outputs, quantiles, row, words, octets, out[i], True, totals)
+    if seen == NEVER:  # as above
+        out[0, 0] = seen
+
+
+@inner
+def _begin(row: Any, words: Any, octets: Any, blank: Any) -> None:
+    for one in range(len(row)):
+        row[one] = blank[one]
+    for one in range(len(words)):
+        words[one] = 0
+    for one in range(len(octets)):
+        octets[one] = 0
 
 
 @kernel(
     void(
         *_TAKEN, given(i64), given(i64, 1, "A"), given(i64), given(i64), given(i64), given(i64, 2), given(f8),
-        given(f8), _ROW, _WORDS, _OCTETS, _ROW,
+        given(f8), _ROW, _WORDS, _OCTETS, _ROW, i64[::1],
     )
 )  # fmt: skip
 def replay(
     places: Any, times: Any, values: Any, masks: Any, bases: Any, used: Any, order: Any, arrivals: Any, wanted: Any,
     at: Any, readings: Any, outputs: Any, quantiles: Any, blank: Any, floats: Any, counts: Any, registers: Any,
-    out: Any,
+    out: Any, totals: Any,
 ) -> None:  # fmt: skip
     """Each entity in turn, in one row of state: its events (`order` sorts all of them by place), and between them its
     readings (`readings` sorts them by place and time) into their rows of `out`."""
@@ -517,14 +556,14 @@ def replay(
             continue
         if wanted[reading] != place:
             place = wanted[reading]
-            row[:], words[:], octets[:] = blank, 0, 0
+            _begin(row, words, octets, blank)
             while i < len(order) and places[order[i]] < place:
                 i += 1
         while i < len(order) and places[order[i]] == place and arrivals[order[i]] < at[reading]:
             event = order[i]
             _take(times[event], values[event], masks[event], bases, used, row, words, octets)
             i += 1
-        _values(at[reading], bases, outputs, quantiles, row, words, octets, out[reading], False)
+        _values(at[reading], bases, outputs, quantiles, row, words, octets, out[reading], False, totals)
 
 
 @kernel(i64(given(i64), given(i64), i64[::1], i64[::1]))
