@@ -228,9 +228,9 @@ def test_a_crash_at_some_writes_changes_nothing(tmp_path_factory, uncrashed, bef
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-def test_a_crash_at_any_write_changes_nothing(tmp_path_factory, uncrashed, before):
-    crash_at(range(1, uncrashed.fuse.writes + 1), before, tmp_path_factory, uncrashed)
+def test_a_crash_at_any_write_changes_nothing(tmp_path_factory, uncrashed):
+    """What one after a write leaves on the disk is what one before the next leaves."""
+    crash_at(range(1, uncrashed.fuse.writes + 1), True, tmp_path_factory, uncrashed)
 
 
 @contextmanager

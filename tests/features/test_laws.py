@@ -260,6 +260,13 @@ def test_a_matrix_says_what_a_recomputation_of_its_rows_says(example: Any) -> No
         assert all(a == b or (math.isnan(a) and math.isnan(b)) for a, b in zip(got, wanted.values(), strict=True))
 
 
+@settings(QUICK, max_examples=200)
+@given(st.lists(st.text(max_size=12) | st.just("\ud800"), min_size=2, max_size=5))
+def test_a_name_alone_has_the_key_that_it_has_among_others(names: list[str]) -> None:
+    assert [int(keys_of([name])[0]) for name in names] == keys_of(names).tolist()
+    assert [key == 0 for key in keys_of(names).tolist()] == [name == "" for name in names]
+
+
 @pytest.mark.parametrize(("distinct", "entities"), [(20, 200), (50, 200), (500, 40), (2000, 20)])
 def test_distinct_values_are_counted_within_their_standard_error(distinct: int, entities: int) -> None:
     source = streams.sources("1h")[1]

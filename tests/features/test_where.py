@@ -285,7 +285,7 @@ def test_what_is_selected_is_what_another_reading_of_the_condition_finds_true(ex
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@settings(QUICK, max_examples=5000)
+@settings(QUICK, max_examples=2000)
 @given(judged())
 def test_what_is_selected_is_what_another_reading_of_the_condition_finds_true_at_length(example):
     judge(example)

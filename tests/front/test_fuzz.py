@@ -195,7 +195,7 @@ DOCUMENTS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=5000, deadline=None)
+@settings(max_examples=2000, deadline=None)
 @given(DOCUMENTS, st.none() | st.binary(max_size=24) | st.just(b"\0" * 12))
 def test_any_document_is_read_or_refused_in_words(document: dict[str, Any], raw: bytes | None) -> None:
     plan = Plan(models()["affine"])

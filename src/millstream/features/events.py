@@ -88,9 +88,15 @@ def hashes_of(texts: Texts) -> Hashes:
     return out
 
 
+_FIRST: Final = np.zeros(1, np.int64)
+
+
 def keys_of(texts: Iterable[str]) -> Hashes:
     """The hashes of entities' names, uint64 [n]."""
     found = texts if isinstance(texts, (list, tuple)) else list(texts)
+    if len(found) == 1:  # of a request with one user: most of what follows is the packing of many
+        data = np.frombuffer(found[0].encode("utf-8", "surrogatepass"), np.uint8)
+        return hashes_of(Texts(data, _FIRST, np.array([len(data)]), check=False))
     joined = "".join(found)
     if not joined.isascii():
         return hashes_of(Texts.of([text.encode("utf-8", "surrogatepass") for text in found]))

@@ -126,7 +126,7 @@ def test_any_bytes_at_all(said: bytes, greeted: bool, cuts: list[int]) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=3000, deadline=None)
 @given(conversations(), cuts)
 def test_no_cut_changes_what_is_answered_at_length(said: bytes, cuts: list[int]) -> None:
     assert talk(said, []) == talk(said, cuts)
