@@ -13,7 +13,7 @@ from millstream.features.events import tokens_of
 from millstream.features.online import Reader
 from millstream.features.pipeline import SAVE_S, SNAPSHOT, Pipeline, stores_of
 from millstream.meter import Meter
-from millstream.stream import Log, encode
+from millstream.stream import Log, LogLimits, encode
 from millstream.types import Entity, Fact, Outcome, Served
 
 OUTCOMES = Source(
@@ -50,9 +50,9 @@ USERS, THINGS = [f"u{n}" for n in range(6)], [f"i{n}" for n in range(5)]
 class World:
     """People who are served and do things, some late, some twice; all of it in a log, and as rows for the oracle."""
 
-    def __init__(self, folder, seed=0, partitions=1):
+    def __init__(self, folder, seed=0, partitions=1, limits=None):
         self.folder, self.random, self.clock = folder, random.Random(seed), FakeClock(1_700_000_000.25)
-        self.log = Log(folder / "log", self.clock)
+        self.log = Log(folder / "log", self.clock, limits)
         self.events = {"outcomes": [], "pages": [], "items": []}
         topics = ("served", "outcomes", "pages", "items")
         self.writers = {topic: [self.log.writer(topic, p) for p in range(partitions)] for topic in topics}
@@ -265,6 +265,22 @@ def test_what_retention_took_before_it_was_read_is_said(tmp_path, caplog, monkey
     pipeline.step()
     assert "retention took outcomes/0 from offset" in caplog.text
     pipeline.abandon()
+
+
+def test_a_set_that_begins_where_the_log_was_cut_says_so_once(tmp_path, caplog):
+    world = World(tmp_path, limits=LogLimits(segment_bytes=4096, retain_s=3600.0))
+    world.do(300)
+    world.clock.advance(7200.0)
+    world.do(300)
+    world.writers["outcomes"][0].retain()
+    start = world.log.reader("outcomes").start(0)
+    pipeline = world.pipeline()
+    settle(pipeline)
+    world.do(50)
+    settle(pipeline)
+    said = [line for line in caplog.messages if "of outcomes/0, before which the log has nothing" in line]
+    assert start > 0 and len(said) == 1 and f"begins at offset {start} " in said[0]
+    pipeline.close()
 
 
 def test_entities_beyond_the_limit_are_counted_and_said(tmp_path, caplog):

@@ -234,11 +234,8 @@ class Pipeline:
         records: dict[int, list[Record]] = {}
         for partition, end in sorted(ends.items()):
             at, start = self.offsets[topic].get(partition, 0), reader.start(partition)
-            if 0 < at < start:
-                logger.error(
-                    "feature set %s: retention took %s/%d from offset %d to %d before it was read; the events are not "
-                    "in its rows", self.features.name, topic, partition, at, start,
-                )  # fmt: skip
+            if at < start:
+                self._say_gone(topic, partition, at, start)
             at = max(at, start)
             found = records[partition] = []
             while at < end and len(found) < bound:
@@ -248,6 +245,20 @@ class Pipeline:
             if at < end:
                 until = min(until, found[-1].arrival)
         return {number: [one for one in found if one.arrival <= until] for number, found in records.items()}, until
+
+    def _say_gone(self, topic: str, partition: int, at: int, start: int) -> None:
+        name = self.features.name
+        if at:
+            logger.error(
+                "feature set %s: retention took %s/%d from offset %d to %d before it was read; the events are not in its "
+                "rows", name, topic, partition, at, start,
+            )  # fmt: skip
+        elif any(self._topics[source.name] == topic and not source.table for source in self.features.sources):
+            logger.warning(
+                "feature set %s begins at offset %d of %s/%d, before which the log has nothing any more: windows that "
+                "reach further back have what came since; export the log each day, and fill a new set from the files",
+                name, start, topic, partition,
+            )  # fmt: skip
 
     def _take(self, topic: str, records: list[Record]) -> None:
         try:
