@@ -29,10 +29,12 @@ def add(verbs: Verbs) -> None:
     show.add_argument("name", help="of a set or of a feature")
     diff = features.add("diff", _diff, "features whose values another file of definitions makes otherwise")
     diff.add_argument("other", type=Path, help="the other file: what was before")
-    sql = features.add("sql", _sql, "a set as one statement of SQL, for a warehouse")
+    sql = features.add("sql", _sql, "a set as SQL: one statement for a warehouse, or a job for Flink")
     sql.add_argument("name", help="of a set")
-    sql.add_argument("--dialect", default="duckdb", help="duckdb, bigquery, spark, hive or snowflake (default: duckdb)")
-    sql.add_argument("--labels", default="labels", help="the table with entities and times (default: labels)")
+    sql.add_argument(
+        "--dialect", default="duckdb", help="duckdb, bigquery, spark, hive, snowflake or flink (default: duckdb)"
+    )
+    sql.add_argument("--labels", help="the table with entities and times (default: labels); Flink has none")
     get = features.add("get", _get, "features as serving reads them now, out of the installation's rows")
     get.add_argument("name", help="of a set")
     get.add_argument("--user", type=_names, metavar="NAME[,NAME ...]", help="users: as many as items, or one for all")
@@ -226,10 +228,16 @@ def _diff(args: argparse.Namespace) -> object:
 
 
 def _sql(args: argparse.Namespace) -> object:
+    from millstream.features.flink import DIALECT, flink
     from millstream.features.sql import sql
 
     features = _registry(args)[0].find(args.name)
-    text = sql(features, args.dialect, args.labels)
+    if args.dialect == DIALECT:
+        if args.labels is not None:
+            raise BadInput("--labels: Flink answers for every entity at every hop, there are no labels; leave it out")
+        text = flink(features)
+    else:
+        text = sql(features, args.dialect, "labels" if args.labels is None else args.labels)
     return {"set": args.name, "dialect": args.dialect, "sql": text} if args.json else text.rstrip()
 
 

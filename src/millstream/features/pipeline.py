@@ -250,8 +250,8 @@ class Pipeline:
         name = self.features.name
         if at:
             logger.error(
-                "feature set %s: retention took %s/%d from offset %d to %d before it was read; the events are not in its "
-                "rows", name, topic, partition, at, start,
+                "feature set %s: retention took %s/%d from offset %d to %d before it was read; the events are not in "
+                "its rows", name, topic, partition, at, start,
             )  # fmt: skip
         elif any(self._topics[source.name] == topic and not source.table for source in self.features.sources):
             logger.warning(

@@ -47,14 +47,15 @@ def sql(features: FeatureSet, dialect: str = "duckdb", labels: str = "labels") -
 
     A `Transform`, a `Cross`, a dialect that is not among DIALECTS: Misconfigured. Without SQLGlot: Missing."""
     if dialect not in DIALECTS:
-        raise errors.Misconfigured(f"sql: no dialect {dialect!r}; there are {', '.join(DIALECTS)}")
+        raise errors.Misconfigured(f"sql: no dialect {dialect!r}; there are {', '.join(DIALECTS)}; and flink")
     if not _TABLE.fullmatch(labels):
         raise errors.Misconfigured(f"sql: labels = {labels[:80]!r} names no table; write labels, or schema.labels")
-    _checked(features)
+    checked(features)
     return _in_dialect(_statement(features, labels), dialect)
 
 
-def _checked(features: FeatureSet) -> None:
+def checked(features: FeatureSet) -> None:
+    """Refuse what no SQL can compute: Misconfigured."""
     for one in features.ordered:
         where = f"feature set {features.name}: {one.name}"
         if not isinstance(one, (Aggregate, Ratio)):
@@ -77,7 +78,7 @@ def _statement(features: FeatureSet, labels: str) -> str:
         parts |= _events(f"_{at}_{source.name}", source, of_source)
     for at, entity in enumerate(features.entities, 1):
         parts[f"_asks_{at}_{entity}"] = (
-            f"SELECT DISTINCT {quoted(entity)} AS _key, {_micros('event_time')} AS _at FROM {table} "
+            f"SELECT DISTINCT {quoted(entity)} AS _key, {micros('event_time')} AS _at FROM {table} "
             f"WHERE {quoted(entity)} <> '' AND ABS(event_time) < {TIME_LIMIT}"
         )
     looks = _looks(features)
@@ -87,13 +88,13 @@ def _statement(features: FeatureSet, labels: str) -> str:
     columns = _columns(features, {one.name: look for look in looks for one in look.aggregates})
     joins = " ".join(
         f"LEFT JOIN {quoted(look.name)} ON {quoted(look.name)}._key = _labels.{quoted(look.entity)} "
-        f"AND {quoted(look.name)}._at = {_micros('_labels.event_time')}"
+        f"AND {quoted(look.name)}._at = {micros('_labels.event_time')}"
         for look in looks
     )
     return f"WITH {ctes} SELECT _labels.*, {', '.join(columns)} FROM {table} AS _labels {joins}"
 
 
-def _micros(column: str) -> str:
+def micros(column: str) -> str:
     """Whole microseconds; NULL of what is no time."""
     return f"CASE WHEN ABS({column}) < {TIME_LIMIT} THEN CAST(ROUND({column} * 1e6) AS BIGINT) END"
 
@@ -111,7 +112,7 @@ def _events(suffix: str, source: Source, aggregates: list[Aggregate]) -> dict[st
         for name, kind in source.columns.items()
         if name in used
     ]
-    times = f"{_micros('event_time')} AS _said, {_micros('arrival')} AS _arrival, position AS _position"
+    times = f"{micros('event_time')} AS _said, {micros('arrival')} AS _arrival, position AS _position"
     parts = {f"_read{suffix}": f"SELECT {', '.join([*read, times])} FROM {quoted(source.name)}"}
     whole, rows = "_said IS NOT NULL AND _arrival IS NOT NULL", f"_read{suffix}"
     if source.id:

@@ -16,6 +16,7 @@ Rules of the room:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Literal
 
 import msgspec
@@ -89,18 +90,18 @@ def number(value: float) -> str:
     return text if "e" in text else f"{text}e0"
 
 
-def condition(one: Condition, columns: dict[str, Type]) -> str:
-    """A condition as SQL, whose logic it has anyway."""
+def condition(one: Condition, columns: dict[str, Type], name: Callable[[str], str] = quoted) -> str:
+    """A condition as SQL, whose logic it has anyway; `name` quotes a column."""
     match one:
         case Not(part):
-            return f"NOT ({condition(part, columns)})"
+            return f"NOT ({condition(part, columns, name)})"
         case Both(joined, several):
-            return "(" + f" {joined.upper()} ".join(condition(part, columns) for part in several) + ")"
+            return "(" + f" {joined.upper()} ".join(condition(part, columns, name) for part in several) + ")"
         case Comparison(column, operator, values):
             constants = [_constant(value) for value in values]
             if operator in ("in", "not in"):
-                return f"{quoted(column)} {operator.upper()} ({', '.join(constants)})"
-            return f"{quoted(column)} {({'==': '=', '!=': '<>'}).get(operator, operator)} {constants[0]}"
+                return f"{name(column)} {operator.upper()} ({', '.join(constants)})"
+            return f"{name(column)} {({'==': '=', '!=': '<>'}).get(operator, operator)} {constants[0]}"
     raise AssertionError(one)
 
 
