@@ -37,7 +37,7 @@ from millstream.stream.audit import Acknowledged, audit
 from millstream.types import Example, Outcome, Principal, Rank, Served
 
 BOUND_LIVE = 0.74
-PUSH_S = 10.0
+PUSH_S, WINDOW_S = 10.0, 30.0
 QUIET_TICKS = 5  # after these, nothing more can happen until somebody does something
 CALLER = Principal("bench")
 
@@ -49,8 +49,9 @@ class AtLogTime:
         settings = config.read(folder / "millstream.toml", Settings)
         push = msgspec.structs.replace(settings.learn.push, push_s=PUSH_S)
         learn = msgspec.structs.replace(settings.learn, push=push)
+        join = msgspec.structs.replace(settings.join, window_s=WINDOW_S)  # of log time, which the live demo has not
         self.clock = clock
-        self.installation = Installation(folder, msgspec.structs.replace(settings, learn=learn), clock)
+        self.installation = Installation(folder, msgspec.structs.replace(settings, learn=learn, join=join), clock)
         self.serve, self.learn = Serve(self.installation), Learn(self.installation)
         self.scores: list[float] = []
         self.ledger: list[Acknowledged] = []
@@ -75,6 +76,8 @@ class AtLogTime:
         while self.next_tick <= when:
             self.clock.advance(max(0.0, self.next_tick - self.clock.now()))
             if self.quiet >= QUIET_TICKS:
+                self.clock.advance(max(0.0, when - self.clock.now()))
+                self.learn.step()  # what moves with time alone: windows of features
                 self.next_tick = when + PUSH_S
                 break
             while self.learn.step():

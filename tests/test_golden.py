@@ -116,7 +116,7 @@ def test_its_open_sessions_go_on(folder, expected):
 
 
 def test_it_is_backed_up_and_restored(folder, tmp_path, expected):
-    backup(folder, "millstream.toml", "", tmp_path / "b.tar", CLOCK)
+    backup(folder, "millstream.toml", (), tmp_path / "b.tar", CLOCK)
     told = restore(tmp_path / "b.tar", tmp_path / "again", CLOCK)
     assert told.sound and told.topics == expected["records"] and told.models == expected["versions"]
 

@@ -360,3 +360,38 @@ class FeaturesRead(msgspec.Struct, frozen=True, kw_only=True, tag="features_read
     keys: dict[str, list[str]]
     values: bytes
     request: dict[str, list[float]] = {}
+
+
+class Forgotten(msgspec.Struct, frozen=True, tag="forgotten"):
+    """What is left of a record of somebody who was forgotten: its place in the log, and nothing of what it said."""
+
+
+class Roll(msgspec.Struct, frozen=True, kw_only=True, tag="roll"):
+    """Every role begins new segments of the partitions that it writes. `at`: unix seconds when this was asked."""
+
+    at: float
+
+
+class Forget(msgspec.Struct, frozen=True, kw_only=True, tag="forget"):
+    """Every role forgets entities of a `kind` ("user": people).
+
+    `digests`: of their names, BLAKE2b of 16 bytes keyed with `salt`; `keys`: hashes under which their rows are kept;
+    `cut`: what the log has before these offsets (topic -> partition -> offset) is going; `served`: they made requests,
+    of which examples may have been learnt; `at`: unix seconds when this was asked.
+    """
+
+    at: float
+    kind: str
+    salt: bytes
+    digests: list[bytes]
+    keys: list[int]
+    cut: dict[str, dict[int, int]]
+    served: bool = False
+
+
+class Forgot(msgspec.Struct, frozen=True, kw_only=True, tag="forgot"):
+    """A role, process `by`, has done what stands at offset `of` of topic `forget`: how much of what it removed."""
+
+    of: int
+    by: int
+    counts: dict[str, int] = {}

@@ -5,13 +5,24 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millstream import errors
-from millstream.features import Column, Definition, Rows, Texts, warm
+from millstream.features import (
+    Aggregate,
+    Column,
+    Definition,
+    FeatureSet,
+    Rows,
+    Source,
+    Texts,
+    Transform,
+    warm,
+)
 from millstream.features import feature as module
 
 TABLE: dict[str, Any] = {
@@ -265,8 +276,76 @@ def test_a_definition_that_cannot_be_meant_is_refused(change: dict[str, Any], sa
         Definition.read({**TABLE, **change})
 
 
+OUTCOMES = Source(name="outcomes", columns={"user": "text", "item": "text", "price": "number"})
+SEEN = Aggregate(name="seen", source=OUTCOMES, key="user", op="count")
+PRICE = Aggregate(name="price", source=OUTCOMES, key="item", op="mean", column="price", datatype="FP64")
+LAST = Aggregate(name="last", source=OUTCOMES, key="user", op="last_n", column="item", n=2, datatype="UINT32")
+RANKER = FeatureSet(name="ranker", features=(SEEN, PRICE, LAST))
+WITH_SET = Definition.read({**TABLE, "set": "ranker", "crosses": ["set.last*item.id"]}).taking(RANKER)
+
+
+def test_the_columns_of_a_set_are_places_and_cross_with_others() -> None:
+    rows = Rows(WITH_SET)
+    user = rows.tokens("user", {"id": Texts.of([b"u"])})
+    items = rows.tokens("item", {"id": Texts.of([b"a", b"b"])})
+    matrix = np.array([[3, -0.5, 77, 0], [0, math.nan, 5, 77]], np.float64)
+    made = rows.one(user[0], items, matrix)
+    assert WITH_SET.width == made.shape[1] == 3 + 4 + 4 + 2
+    bits = lambda x: int(np.float64(x).view(np.uint64)) >> 49  # noqa: E731
+    expected = [
+        [("seen", bits(3)), ("price", bits(-0.5)), ("last", 77), None],
+        [("seen", bits(0)), None, ("last", 5), ("last", 77)],
+    ]
+    for row, said in zip(made.tolist(), expected, strict=True):
+        told = [token(f"set.{one[0]}", one[1].to_bytes(8, "little")) if one else 0 for one in said]
+        assert row[7:11] == told
+        assert row[11:] == [crossed(told[2], row[3]), crossed(told[3], row[3])]
+    assert made[0, 9] == made[1, 10], "a token is the same wherever in the sequence it stands"
+    assert not rows.one(user[0], items)[:, 7:].any(), "without a matrix, its places are empty"
+    assert rows.many(user[[0, 0]], items, matrix).tobytes() == made.tobytes()
+    with pytest.raises(errors.BadInput, match=r"\[2, 4\], got \(1, 4\)"):
+        rows.one(user[0], items, matrix[:1])
+
+
+def test_numbers_are_steps_within_an_eighth_and_small_whole_ones_are_told_apart() -> None:
+    rows = Rows(WITH_SET)
+
+    def steps(values: list[float]) -> list[int]:
+        matrix = np.zeros((len(values), 4))
+        matrix[:, 0] = values
+        found: list[int] = rows.of_set(matrix, len(values))[:, 0].tolist()
+        return found
+
+    assert len(set(steps([float(n) for n in range(-16, 17)]))) == 33
+    assert steps([0.0]) == steps([-0.0]) and steps([math.nan]) == [0]
+    several = np.random.default_rng(3).lognormal(0, 9, 400).tolist()
+    by_step: dict[int, list[float]] = {}
+    for value, step in zip(several, steps(several), strict=True):
+        by_step.setdefault(step, []).append(value)
+    assert all(max(found) <= 1.125 * min(found) for found in by_step.values())
+    assert len(set(steps([1.0, 1.124, 1.126]))) == 2
+
+
+def test_a_set_is_part_of_the_hash_and_without_one_nothing_changes() -> None:
+    assert WITH_SET.hash != Definition.read({**TABLE, "crosses": []}).hash
+    other = FeatureSet(name="ranker", features=(SEEN, PRICE, msgspec.structs.replace(LAST, where="price > 1")))
+    unlike = Definition.read({**TABLE, "set": "ranker", "crosses": ["set.last*item.id"]}).taking(other)
+    assert (unlike.width, unlike.hash == WITH_SET.hash) == (WITH_SET.width, False)
+    with pytest.raises(errors.Misconfigured, match="nobody has looked up what ranker is"):
+        _ = Definition.read({**TABLE, "set": "ranker"}).hash
+
+
+def test_a_set_that_a_ranking_cannot_read_is_refused() -> None:
+    shops = Aggregate(name="shops", source=OUTCOMES, key="item", op="count", entity="shop")
+    asks = Transform(name="asks", function=lambda given: given["seen"], inputs=("seen",), request=("hour",))
+    for features, says in ((shops, "features of 'shop'"), (asks, "takes 'hour' of a request")):
+        made = FeatureSet(name="ranker", features=(SEEN, features))
+        with pytest.raises(errors.Misconfigured, match=says):
+            Definition.read({**TABLE, "set": "ranker"}).taking(made)
+
+
 def test_every_kernel_is_compiled_once_for_good() -> None:
     warm()
-    for kernel in (module._seed, module._column, module._request, module._pairwise):
+    for kernel in (module._seed, module._column, module._of_set, module._request, module._pairwise):
         assert len(kernel.signatures) == 1  # type: ignore[attr-defined]
         assert kernel._can_compile is False  # type: ignore[attr-defined]

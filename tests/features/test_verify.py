@@ -101,7 +101,7 @@ def test_another_definition_and_a_row_whose_time_was_over_are_causes(world):
 
 def test_who_made_an_old_request_is_still_known_when_its_outcome_is_recomputed(world, monkeypatch):
     monkeypatch.setattr("millstream.features.rows.REQUESTS_MAX", 5)
-    monkeypatch.setattr("millstream.features.verify.CHUNK", 1)
+    monkeypatch.setattr("millstream.features.replay.CHUNK", 1)
     pipeline = world.pipeline()
     for _ in range(150):
         world.do()

@@ -37,7 +37,7 @@ CLOCK = FakeClock(1_000_000.0)
 
 
 def taken(folder, to, clock=CLOCK, keys=""):
-    return backup(folder, "millstream.toml", keys, to, clock)
+    return backup(folder, "millstream.toml", (keys, "features.py"), to, clock)
 
 
 def positions(folder):
@@ -163,6 +163,7 @@ def installation(tmp_path):
     (folder / "millstream.toml").write_text('http_port = 0\nkeys = "keys.toml"\n')
     (folder / "keys.toml").write_text("[[key]]\n")
     (folder / "keys.toml").chmod(0o600)
+    (folder / "features.py").write_text("# no feature set so far\n")
     (folder / "state" / "join.snapshot").write_bytes(b"state")
     (folder / "state" / "up.lock").write_bytes(b"")
     (folder / "state" / "meters" / "serve.page").write_bytes(b"0" * 1000)
@@ -200,6 +201,7 @@ def test_at_rest_everything_comes_back_but_meters_and_locks(installation, tmp_pa
     assert {name: data for name, data in after.items() if not name.endswith("committed")} == before
     assert positions(tmp_path / "target") == [("readers", "served", 0, 7)]
     assert (tmp_path / "target" / "keys.toml").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "target" / "features.py").read_text() == "# no feature set so far\n"
     assert Repository(tmp_path / "target" / "models").number("ranker") == 2
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
@@ -30,6 +31,7 @@ from millstream.types import Entity
 
 if TYPE_CHECKING:  # it brings the compiler, which an installation that serves ONNX alone lacks
     from millstream.features.registry import Registry
+    from millstream.features.sets import FeatureSet
 
 logger = logging.getLogger("millstream")
 
@@ -89,10 +91,25 @@ class Installation:
 
     @property
     def definition(self) -> Definition:
-        """The feature definition; Misconfigured when the settings have none."""
-        if self.settings.features is None:
+        """The feature definition, with its feature set as it is now; Misconfigured when the settings have none, or
+        name a set that is not defined."""
+        if (found := self.settings.features) is None:
             raise Misconfigured(f"{self.folder}: ranking and learning need a [features] table in millstream.toml")
-        return self.settings.features
+        if (features := self.ranker_set) is None:
+            return found
+        return found.taking(features)
+
+    @cached_property
+    def ranker_set(self) -> FeatureSet | None:
+        """The feature set that a ranker's rows take; None where they take none."""
+        if self.settings.features is None or not (name := self.settings.features.set):
+            return None
+        if name not in (sets := self.registry().sets):
+            raise Misconfigured(
+                f"features.set: no feature set {name!r} in feature_store.definitions; there are: "
+                f"{', '.join(sorted(sets)) or 'none'}"
+            )
+        return sets[name]
 
     def registry(self) -> Registry:
         """The feature sets that its file of definitions names, none without one; Misconfigured."""

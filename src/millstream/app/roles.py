@@ -13,8 +13,10 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from millstream.app.installation import Installation, Known
+from millstream.app.orders import LEARN, SERVE, Orders
 from millstream.app.place import Place
 from millstream.app.plain import until_asked
 from millstream.app.service import Service
@@ -27,8 +29,8 @@ from millstream.features import Entities
 from millstream.features.pipeline import GROUPS, Pipeline, group_of
 from millstream.flows.collect import Collect
 from millstream.flows.facts import Facts
-from millstream.flows.features import Features
-from millstream.flows.recommend import Recommend
+from millstream.flows.features import Features, RankRows
+from millstream.flows.recommend import Matrix, Recommend
 from millstream.flows.served import ServedLog
 from millstream.guard.pii import pseudonym, redact
 from millstream.learn import Learning, train_base
@@ -40,7 +42,8 @@ from millstream.models.policy import render
 from millstream.ops import Launch, Supervisor
 from millstream.stream import LenientReader, Writer, encode
 from millstream.stream.event import Event
-from millstream.types import Example, FeaturesRead, PolicyChange, SetAside, Shadow
+from millstream.stream.forget import Names
+from millstream.types import Example, FeaturesRead, Forget, PolicyChange, SetAside, Shadow
 
 TAKE_S = 1.0  # between two tries to be the one that logs the policies' changes
 logger = logging.getLogger("millstream")
@@ -79,7 +82,9 @@ class Serve:
         self.known = Known(Entities(at.definition), at.log, self.meter) if at.settings.features else None
         served, submit = ServedLog(at.log.writer("served", self._partition), self.meter), self.engine.submit
         self._recommend = (
-            Recommend(submit, self.known.entities, at.clock, served, at.settings.recommend) if self.known else None
+            Recommend(submit, self.known.entities, at.clock, served, at.settings.recommend, self._matrix())
+            if self.known
+            else None
         )
         self.service.furnish(
             served,
@@ -88,8 +93,16 @@ class Serve:
         )
         self.door = self.service.door
         self._furnish_features()
+        self._orders = Orders(at.log, SERVE + self._partition, at.clock, self.meter, self._forget)
         self._handed = None if place else at.folder / "state" / "sessions"
         self._deleted = _unread_deleted(self.meter)
+
+    def _matrix(self) -> Matrix:
+        """What reads the feature set of a ranking, where rows take one."""
+        at = self.installation
+        if (taken := at.ranker_set) is None:
+            return lambda user, items: None
+        return RankRows(taken, at.rows, at.clock, self.meter, at.settings.feature_store.stale_s_max).matrix
 
     def _furnish_features(self) -> None:
         """Let the Door read feature sets and write their sources, where any are defined."""
@@ -125,6 +138,14 @@ class Serve:
         self.poll_known()
         self._follow.poll()
         self._log_policies()
+        self._orders.poll()
+
+    def _forget(self, order: Forget) -> dict[str, int]:
+        """What this process has in memory of people; see app/forget.py."""
+        mine, attributes, answers = Names.of(order), 0, 0
+        if order.kind == "user" and self.known is not None and self._recommend is not None:
+            attributes, answers = self.known.entities.forget("user", mine), self._recommend.forget(mine)
+        return {"attributes": attributes, "answers": answers}
 
     def poll_known(self) -> None:
         """Users and items that came."""
@@ -137,7 +158,7 @@ class Serve:
 
     def _admit(self, model: str, manifest: Manifest) -> None:
         settings = self.installation.settings
-        features = settings.features
+        features = self.installation.definition if settings.features else None
         ranks = features is not None and model in (settings.recommend.model, settings.learn.model)
         if ranks and not manifest.features:
             raise Misconfigured(
@@ -237,6 +258,8 @@ class Learn:
             Pipeline(one, at.log, at.rows, at.clock, self.meter, at.settings.feature_store.entities_max)
             for one in at.registry().sets.values()
         ]
+        self._orders = Orders(at.log, LEARN, at.clock, self.meter, self._forget)
+        self._forgotten = self.meter.counter("millstream_forgotten_total", "Orders to forget that were carried out.")
         kept = {group_of(pipeline.features) for pipeline in self.features}
         for group in at.log.groups():
             if group.startswith(GROUPS) and group not in kept:
@@ -257,8 +280,23 @@ class Learn:
         An error here (a full disk, say) ends the process: a new one recovers from the log and knows where it is.
         """
         self._deleted.set(self._log.unread_deleted)
+        self._orders.poll()
         features = sum(pipeline.step() for pipeline in self.features)
         return features + self.join.step() + self.learning.step()
+
+    def _forget(self, order: Forget) -> dict[str, int] | None:
+        """Drop people from all state, once it has what the log had of them; see app/forget.py."""
+        features = all(one.reached(order.cut) for one in self.features)
+        last = self._log.reader("examples").end(0) - 1 if order.served else -1
+        if not (features and self.join.reached(order.cut) and self.learning.reached(last)):
+            return None
+        mine, keys = Names.of(order), np.array(order.keys, np.uint64)
+        bases = self.learning.rebase(last)
+        waiting = self.join.forget(mine) if order.kind == "user" else 0
+        rows = sum(pipeline.forget(order.kind, keys, mine) for pipeline in self.features)
+        self._log.roll()  # examples that were made until now can be looked at, too
+        self._forgotten.add()
+        return {"rows": rows, "waiting": waiting, "bases": int(bases)}
 
     def close(self) -> None:
         """Save the join's state and the features', and let go."""
@@ -295,8 +333,9 @@ def import_history(installation: Installation, file: Path, topic: str, entries: 
     if topic != "outcomes":
         return import_entities(folder, limits, topic, rows, fields, at.clock.now())
     return import_outcomes(
-        folder, limits, at.entities(), at.model, rows, fields, delay_s=delay_s, window_s=at.settings.join.window_s
-    )
+        folder, limits, at.entities(), at.model, rows, fields,
+        delay_s=delay_s, window_s=at.settings.join.window_s, features=at.ranker_set,
+    )  # fmt: skip
 
 
 async def run_role(file: Path, role: str, place: Place | None = None) -> None:

@@ -25,8 +25,9 @@ def _backup(args: argparse.Namespace) -> object:
     from millstream.ops.backup import backup
 
     file = args.config.resolve()
-    keys = config.read(file, Settings).keys
-    return backup(file.parent, file.name, keys, args.file, SystemClock())
+    settings = config.read(file, Settings)
+    named = (settings.keys, settings.feature_store.definitions)
+    return backup(file.parent, file.name, named, args.file, SystemClock())
 
 
 def _restore(args: argparse.Namespace) -> object:

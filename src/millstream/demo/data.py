@@ -46,12 +46,14 @@ class Shown(msgspec.Struct, frozen=True):
 
 
 class Data(msgspec.Struct, frozen=True):
-    """Users and items with attributes, and what happened, in order of time."""
+    """Users and items with attributes, and what happened, in order of time. Whether somebody likes what was shown is
+    known before `patience` more moments have passed, or not waited for."""
 
     name: str
     users: list[Row]
     items: list[Row]
     shown: list[Shown]
+    patience: int
 
 
 def movielens(cache: Path | None = None, seed: int = 7) -> Data:
@@ -73,7 +75,7 @@ def movielens(cache: Path | None = None, seed: int = 7) -> Data:
         _moment(r["user_id"], r["item_id"], float(r["timestamp"]), float(r["rating"]) >= 4, ids, random)
         for r in ordered
     ]
-    return Data("MovieLens-100K", users, items, shown)
+    return Data("MovieLens-100K", users, items, shown, patience=16)
 
 
 def simulated(count: int = 100_000, seed: int = 7) -> Data:
@@ -89,7 +91,7 @@ def simulated(count: int = 100_000, seed: int = 7) -> Data:
                 moment.user, moment.item, tuple(candidates), position, moment.event_time, moment.label, moment.delay_s
             )
         )
-    return Data("the simulator", simulator.users, simulator.items, shown)
+    return Data("the simulator", simulator.users, simulator.items, shown, patience=300)
 
 
 def _moment(user: str, item: str, time: float, like: bool, ids: list[str], random: np.random.Generator) -> Shown:

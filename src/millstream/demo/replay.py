@@ -2,8 +2,9 @@
 
 For each moment: ask for a ranking; when the answer is there, report the impression of the one item that was shown; and
 when its time has come, as a call of its own, whether it was liked. Rankings run side by side; outcomes go out on one
-connection in the order of time. Every call carries an id of the client's, so whatever a crash leaves unanswered is
-simply sent again.
+connection in the order of time. What is said happens today: the event time of a moment is when it was due, so windows
+of features are spans of the wall clock, and the order of things is that of the past. Every call carries an id of the
+client's, so whatever a crash leaves unanswered is simply sent again.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ CONNECTIONS = 8
 IN_FLIGHT_MAX = 32
 PIPELINED_MAX = 48
 RECONNECT_S_MAX = 30.0
+AHEAD_S = 60.0  # how far the end moves time on, so that no window stays open
 
 
 class Unreachable(Error):
@@ -152,6 +154,7 @@ class Replay:
         self.first_error = ""
         self.acknowledged = 0
         self.began = 0.0
+        self._today = 0.0
         self.stopping = asyncio.Event()
 
     @property
@@ -161,12 +164,16 @@ class Replay:
 
     @property
     def log_seconds(self) -> float:
-        """Event time replayed so far."""
+        """Time of the past replayed so far."""
         return self.shown[len(self.scores) - 1].event_time - self.shown[0].event_time if self.scores else 0.0
+
+    def _due(self, number: int) -> float:
+        """When a moment is to be sent, unix seconds: its event time here."""
+        return self._today + number / self._rate
 
     async def run(self) -> None:
         """Until the moments end or `stopping` is set; returns when everything sent has been answered."""
-        self.began = self._clock.monotonic()
+        self.began, self._today = self._clock.monotonic(), self._clock.now()
         self._ledger = self._path.open("wb")
         asked: asyncio.Queue[tuple[int, asyncio.Future[Answer]] | None] = asyncio.Queue(IN_FLIGHT_MAX)
         following = asyncio.create_task(self._follow(asked))
@@ -181,7 +188,7 @@ class Replay:
                     "id": f"demo-{number}",
                     "user": moment.user,
                     "candidates": moment.candidates,
-                    "event_time": moment.event_time,
+                    "event_time": self._due(number),
                 }
             )
             await asked.put((number, await self._ranks[number % CONNECTIONS].post("/v1/recommend", body)))
@@ -194,8 +201,8 @@ class Replay:
     async def _follow(self, asked: asyncio.Queue[tuple[int, asyncio.Future[Answer]] | None]) -> None:
         """Take the answers in order of time and report what the person did."""
         sent: deque[asyncio.Future[Answer]] = deque(maxlen=PIPELINED_MAX)
-        coming: list[tuple[float, int]] = []  # outcomes that lie ahead: (event time, moment)
-        last = 0.0
+        coming: list[tuple[float, int]] = []  # outcomes that lie ahead: (time in the past, moment)
+        number = 0
         while (one := await asked.get()) is not None:
             number, future = one
             moment, answer = self.shown[number], await future
@@ -203,13 +210,12 @@ class Replay:
             self.labels.append(moment.like)
             self.scores.append(self._score(answer, moment.item))
             while coming and coming[0][0] <= moment.event_time:
-                sent.append(await self._report("like", *heapq.heappop(coming)))
-            sent.append(await self._report("impression", moment.event_time, number))
+                sent.append(await self._report("like", self._due(number), heapq.heappop(coming)[1]))
+            sent.append(await self._report("impression", self._due(number), number))
             heapq.heappush(coming, (moment.event_time + moment.delay_s, number))
-            last = max(last, moment.event_time + moment.delay_s)
         while coming:
-            sent.append(await self._report("like", *heapq.heappop(coming)))
-        sent.append(await self._send(Outcome(kind="watermark", event_time=last + 3600.0)))
+            sent.append(await self._report("like", self._due(number + 1), heapq.heappop(coming)[1]))
+        sent.append(await self._send(Outcome(kind="watermark", event_time=self._due(number + 1) + AHEAD_S)))
         await asyncio.gather(*sent, return_exceptions=True)
 
     def _score(self, answer: Answer, item: str) -> float:

@@ -1,7 +1,8 @@
 """The demo: history becomes a log and version 1, the service starts, the rest is replayed, and learning shows.
 
 Everything it does is what a user would do: `log import`, `train`, `up`, then a client over HTTP. What it prints comes
-from the service's own answers, log and meter pages.
+from the service's own answers, log and meter pages. History is moved in time so that it ends when the demo starts, as
+windows of features are spans of the wall clock.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -27,10 +30,12 @@ from millstream import config
 from millstream.app.installation import Installation, Settings
 from millstream.app.roles import train
 from millstream.clock import SystemClock
+from millstream.demo import definitions
 from millstream.demo.board import Figures, board, verdict
-from millstream.demo.data import Data, movielens, simulated
-from millstream.demo.replay import Replay, Unreachable
+from millstream.demo.data import Data, Shown, movielens, simulated
+from millstream.demo.replay import AHEAD_S, Replay, Unreachable
 from millstream.errors import Misconfigured
+from millstream.features.pipeline import Pipeline
 from millstream.learn.history import Field, import_entities, import_outcomes
 from millstream.learn.quality import auc
 from millstream.meter import Meter
@@ -40,6 +45,7 @@ from millstream.stream.audit import Audit, audit, read_ledger
 from millstream.types import Shadow
 
 HISTORY_SHARE = 0.2
+DELAY_S = 1.0  # from a moment of history to what was said of it
 RATE = 600.0
 READY_S_MAX = 30.0
 ANSWER_S_MAX = 5.0
@@ -58,11 +64,22 @@ push.push_s = 0.2
 
 [ftrl]
 bits = 20
+alpha = 0.05
+
+[join]
+window_s = {window_s:.6f}
+ahead_s = {ahead_s}
+
+[feature_store]
+definitions = "features.py"
 
 [features]
+set = "ranker"
 user = [{{ name = "id" }}, {{ name = "age", bucket = 10 }}, {{ name = "gender" }}, {{ name = "occupation" }}]
 item = [{{ name = "id" }}, {{ name = "year", bucket = 10 }}, {{ name = "genres", places = 6 }}]
-crosses = ["user.id*item.genres", "user.id*item.year", "user.age*item.id", "user.gender*item.id"]
+crosses = [
+    "user.id*item.genres", "user.id*item.year", "user.age*item.id", "user.gender*item.id", "set.history*item.id",
+]
 """
 
 
@@ -75,7 +92,9 @@ class Demo:
         self.file = folder / "millstream.toml"
         self.ledger = folder / "ledger.jsonl"
         split = int(len(data.shown) * HISTORY_SHARE)
-        self._history, future = data.shown[:split], data.shown[split:]
+        self._window_s = data.patience / rate
+        shown = _until(data.shown, split, self.clock.now() - DELAY_S - self._window_s)
+        self._history, future = shown[:split], shown[split:]
         self.replay = Replay(future, self.ledger, "127.0.0.1", port, self.clock, rate)
         command = [sys.executable, "-m", "millstream", "up", "-c", str(self.file), "--role"]
         roles = {role: partial(Launch, [*command, role]) for role in ("serve", "learn")}
@@ -89,7 +108,8 @@ class Demo:
         self.folder.mkdir(parents=True, exist_ok=True)
         if any(self.folder.iterdir()):
             raise Misconfigured(f"{self.folder} is not empty: the demo starts from nothing; choose another --dir")
-        self.file.write_text(TOML.format(port=self.port))
+        self.file.write_text(TOML.format(port=self.port, window_s=self._window_s, ahead_s=AHEAD_S))
+        shutil.copy(definitions.__file__, self.folder / "features.py")
         settings = config.read(self.file, Settings)
         began = self._history[0].event_time
         log = self.folder / "log"
@@ -103,8 +123,10 @@ class Demo:
         installation = Installation(self.folder, settings, self.clock)
         import_outcomes(
             log, settings.log, installation.entities(), settings.recommend.model, rows,
-            {name: Field(name) for name in rows[0]}, delay_s=1.0, window_s=settings.join.window_s,
+            {name: Field(name) for name in rows[0]}, delay_s=DELAY_S, window_s=settings.join.window_s,
+            features=installation.ranker_set,
         )  # fmt: skip
+        _make_rows(installation)
         version = train(installation)
         installation.repository.change_policy(
             settings.recommend.model,
@@ -156,7 +178,7 @@ class Demo:
         settings = config.read(self.file, Settings)
         log = Log(self.folder / "log", self.clock)
         while True:
-            self._audit = audit(log, read_ledger(self.ledger), settings.join.window_s)
+            self._audit = audit(log, read_ledger(self.ledger), settings.join.window_s, settings.join.ahead_s)
             late = self.clock.monotonic() - began > CAUGHT_UP_S_MAX
             if late or (self._audit.balanced and self._audit.waiting == 0):
                 return self._audit
@@ -200,6 +222,21 @@ class Demo:
     def _versions(self) -> list[str]:
         settings = config.read(self.file, Settings)
         return Installation(self.folder, settings, self.clock).repository.versions(settings.recommend.model)
+
+
+def _until(shown: Sequence[Shown], split: int, end: float) -> list[Shown]:
+    """All moments moved in time, by one span, so that the first `split` of them end at `end`."""
+    moved = end - shown[split - 1].event_time
+    return [msgspec.structs.replace(one, event_time=one.event_time + moved) for one in shown]
+
+
+def _make_rows(installation: Installation) -> None:
+    """Make the rows of features out of the history, as `learn` would, so that the first ranking has them."""
+    for one in installation.registry().sets.values():
+        pipeline = Pipeline(one, installation.log, installation.rows, installation.clock, Meter())
+        while pipeline.step():
+            pass
+        pipeline.close()
 
 
 class _Frozen:

@@ -6,10 +6,11 @@ Attributes become tokens once, when they are told; a request then costs look-ups
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from millstream import errors
 from millstream.features.feature import SEPARATOR, Definition, Rows, Side, Texts, Tokens
@@ -43,12 +44,18 @@ class Entities:
                 texts[column.name] = Texts.of([_text(value, column.places > 1, where)])
         self.forgotten += self._sides[kind].put(id, self._rows.tokens(kind, texts)[0])
 
+    def forget(self, kind: Side, mine: Callable[[str], bool]) -> int:
+        """Forget entities by their ids: each is one that nobody knows from now on. How many there were."""
+        return self._sides[kind].forget(mine)
+
     def count(self, kind: Side) -> int:
         return len(self._sides[kind].places)
 
-    def rows(self, user: str, items: Sequence[str]) -> Tokens:
-        """Feature rows uint32 [len(items), width] of one request, in the order of `items`. Unknown ids are welcome."""
-        return self._rows.one(self._gather("user", (user,))[0], self._gather("item", items))
+    def rows(self, user: str, items: Sequence[str], kept: NDArray[Any] | None = None) -> Tokens:
+        """Feature rows uint32 [len(items), width] of one request, in the order of `items`. Unknown ids are welcome.
+        `kept`: the matrix of the definition's feature set, float [len(items), columns]; without it its places are
+        empty."""
+        return self._rows.one(self._gather("user", (user,))[0], self._gather("item", items), kept)
 
     def _gather(self, kind: Side, ids: Sequence[str]) -> Tokens:
         side = self._sides[kind]
@@ -85,6 +92,17 @@ class _Side:
         self.places[id] = place
         self.block[place] = row
         return forgotten
+
+    def forget(self, mine: Callable[[str], bool]) -> int:
+        """Let entities go; how many. The last rows move into their places."""
+        gone = [id for id in self.places if mine(id)]
+        if gone:
+            for id in gone:
+                del self.places[id]
+            kept = np.fromiter(self.places.values(), np.int64, len(self.places))
+            self.places = dict(zip(self.places, range(len(kept)), strict=True))
+            self.block = np.concatenate((self.block[kept], np.zeros((1, self.block.shape[1]), np.uint32)))
+        return len(gone)
 
 
 def _text(value: object, several: bool, where: str) -> bytes:

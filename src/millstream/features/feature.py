@@ -3,12 +3,16 @@
 Rules of the room:
 - Serving, training and backfill call the same kernels on the same bytes: an attribute is text (UTF-8) wherever it comes
   from, and a token is a 32-bit hash of (column, text), never 0. 0 is an empty place: nothing known, nothing learnt.
-- A row is fixed in width: user places, item places, then the places of each cross, in the order of the definition.
+- A row is fixed in width: user places, item places, one place for each column of the feature set that the definition
+  names, then the places of each cross, in the order of the definition.
 - The definition is data; its content hash is its version, is logged with every row, and changes when a row would.
 - A column of several places takes values separated by "|". They are a set: repeats count once, and of more values than
   places those with the smallest tokens stay, so neither order nor the row's source matters.
 - A column with a `bucket` holds floor(number / bucket). Text that is not a number leaves its place empty.
 - The column named `id` is the entity's own identifier, known even of an entity that nobody has described yet.
+- Of a feature set, a token is hashed with its feature's name, so that the values of a sequence are a bag; a number is
+  its step on a scale that needs no tuning: its sign, its power of two and which eighth of that, so that 1, 2 ... 16 are
+  steps of their own, and any number lies within 12.5 % of its step. What is missing leaves its place empty.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -25,6 +29,9 @@ from numpy.typing import NDArray
 
 from millstream import errors
 from millstream.native import f64, given, i64, inner, kernel, u8, u32, u64, void
+
+if TYPE_CHECKING:
+    from millstream.features.sets import FeatureSet
 
 Tokens = NDArray[np.uint32]
 Side = Literal["user", "item"]
@@ -43,12 +50,23 @@ class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bucket: float = 0.0
 
 
+class Taken(msgspec.Struct, frozen=True):
+    """What rows take of a feature set: its hash, and of each feature (name, how many values, whether it is tokens)."""
+
+    hash: str
+    features: tuple[tuple[str, int, bool], ...]
+
+
 class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
-    """What a feature row holds. `crosses` pair two columns: "user.id*item.genres". Inconsistent: Misconfigured."""
+    """What a feature row holds. `crosses` pair two columns: "user.id*item.genres". `set` names a feature set whose
+    columns are places too, in crosses "set.FEATURE"; what it is, is in `taken` once it was looked up (`taking`), and no
+    setting. Inconsistent: Misconfigured."""
 
     user: tuple[Column, ...]
     item: tuple[Column, ...]
     crosses: tuple[str, ...] = ()
+    set: str = ""
+    taken: Taken | None = None
 
     def __post_init__(self) -> None:
         for side in ("user", "item"):
@@ -62,6 +80,8 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=T
                     )
         if len(set(self.crosses)) < len(self.crosses):
             raise errors.Misconfigured(f"features.crosses: a cross appears twice in {list(self.crosses)}")
+        if self.set and self.taken is None:
+            return  # the rest is checked when the set is known
         if not 1 <= self.width <= WIDTH_MAX:
             raise errors.Misconfigured(f"features: a row has {self.width} places; it may have 1 to {WIDTH_MAX}")
 
@@ -73,14 +93,34 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=T
         except msgspec.ValidationError as wrong:
             raise errors.Misconfigured(f"features: {wrong}") from wrong
 
+    def taking(self, features: FeatureSet) -> Definition:
+        """This definition with the set that it names. One that is of anything but users and items, or needs more of a
+        request than these: Misconfigured."""
+        if odd := [kind for kind in features.entities if kind not in ("user", "item")]:
+            raise errors.Misconfigured(
+                f"features.set: {features.name} has features of {odd[0]!r}; a ranking has users and items"
+            )
+        for one in features.ordered:
+            if asked := getattr(one, "request", ()):
+                raise errors.Misconfigured(
+                    f"features.set: {one.name} of {features.name} takes {asked[0]!r} of a request; a ranking's has none"
+                )
+        kept = tuple((one.name, one.width, one.datatype == "UINT32") for one in features.features)
+        return msgspec.structs.replace(self, taken=Taken(features.hash, kept))
+
     def side(self, side: str) -> tuple[Column, ...]:
         return self.user if side == "user" else self.item
 
     @cached_property
     def hash(self) -> str:
-        """16 hex digits of SHA-256 over the content and the hashing scheme: the definition's version."""
-        content = msgspec.json.encode([SCHEME, msgspec.to_builtins(self)])
-        return hashlib.sha256(content).hexdigest()[:16]
+        """16 hex digits of SHA-256 over the content, the hash of its feature set and the hashing scheme: the
+        definition's version."""
+        content = msgspec.to_builtins(self)
+        name, taken = content.pop("set"), content.pop("taken")
+        if name and taken is None:
+            raise errors.Misconfigured(f"features.set: nobody has looked up what {name} is")
+        more = [taken["hash"]] if taken else []
+        return hashlib.sha256(msgspec.json.encode([SCHEME, content, *more])).hexdigest()[:16]
 
     @cached_property
     def user_width(self) -> int:
@@ -91,10 +131,14 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=T
         return sum(column.places for column in self.item)
 
     @cached_property
+    def set_width(self) -> int:
+        return sum(width for _, width, _ in self.taken.features) if self.taken else 0
+
+    @cached_property
     def width(self) -> int:
         """Tokens in a row."""
         crossed = sum(int(left * right) for _, left, _, right in self.pairs)
-        return self.user_width + self.item_width + crossed
+        return self.user_width + self.item_width + self.set_width + crossed
 
     @cached_property
     def pairs(self) -> NDArray[np.int64]:
@@ -105,6 +149,9 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=T
             for column in self.side(side):
                 spans[f"{side}.{column.name}"] = (at, column.places)
                 at += column.places
+        for name, width, _ in self.taken.features if self.taken else ():
+            spans[f"set.{name}"] = (at, width)
+            at += width
         found: list[tuple[int, int, int, int]] = []
         for cross in self.crosses:
             left, _, right = cross.partition("*")
@@ -112,7 +159,7 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=T
                 if end not in spans:
                     raise errors.Misconfigured(
                         f"features.crosses: {cross!r} names {end!r}, which is not among {sorted(spans)}; "
-                        'write "user.COLUMN*item.COLUMN"'
+                        'write "user.COLUMN*item.COLUMN", or "set.FEATURE" for one of its feature set'
                     )
             found.append((*spans[left], *spans[right]))
         return np.array(found, np.int64).reshape(-1, 4)
@@ -170,6 +217,10 @@ class Rows:
             for side in ("user", "item")
             for column in definition.side(side)
         }
+        taken = definition.taken.features if definition.taken else ()
+        places = [(f"set.{name}".encode(), tokens) for name, width, tokens in taken for _ in range(width)]
+        self._set_seeds = np.array([_seed(np.frombuffer(name, np.uint8)) for name, _ in places], np.uint64)
+        self._set_tokens = np.array([tokens for _, tokens in places], np.uint8)
 
     def tokens(self, side: Side, columns: Mapping[str, Texts]) -> Tokens:
         """Token rows [n, side's width] of n entities. A column that is not given leaves its places empty; one that the
@@ -187,20 +238,35 @@ class Rows:
             at += column.places
         return out
 
-    def one(self, user: Tokens, items: Tokens) -> Tokens:
-        """Rows [n, width] of one request: `user` [user_width] beside each of `items` [n, item_width]."""
-        users, items = self._blocks(user[None], items)
-        out = np.empty((len(items), self.definition.width), np.uint32)
-        _request(users[0], items, self._pairs, out)
+    def of_set(self, matrix: NDArray[Any] | None, n: int) -> Tokens:
+        """Token rows [n, set_width] of a feature set's matrix, float [n, columns]; without one (None) all places are
+        empty. Another shape: BadInput."""
+        width = self.definition.set_width
+        out = np.zeros((n, width), np.uint32)
+        if matrix is None or not width:
+            return out
+        if matrix.shape != (n, width):
+            raise errors.BadInput(f"rows: the matrix of the feature set must be [{n}, {width}], got {matrix.shape}")
+        values = np.ascontiguousarray(matrix, np.float64) + 0.0  # one zero, not two
+        _of_set(values, values.view(np.uint64), self._set_seeds, self._set_tokens, out)
         return out
 
-    def many(self, users: Tokens, items: Tokens) -> Tokens:
-        """Rows [n, width] of n pairs: row i of `users` [n, user_width] beside row i of `items` [n, item_width]."""
+    def one(self, user: Tokens, items: Tokens, kept: NDArray[Any] | None = None) -> Tokens:
+        """Rows [n, width] of one request: `user` [user_width] beside each of `items` [n, item_width], and of `kept`,
+        the feature set's matrix [n, columns]; without one its places are empty."""
+        users, items = self._blocks(user[None], items)
+        out = np.empty((len(items), self.definition.width), np.uint32)
+        _request(users[0], items, self.of_set(kept, len(items)), self._pairs, out)
+        return out
+
+    def many(self, users: Tokens, items: Tokens, kept: NDArray[Any] | None = None) -> Tokens:
+        """Rows [n, width] of n pairs: row i of `users` [n, user_width] beside row i of `items` [n, item_width], and of
+        `kept` [n, columns]."""
         users, items = self._blocks(users, items)
         if len(users) != len(items):
             raise errors.BadInput(f"rows: {len(users)} users beside {len(items)} items; give one of each a row")
         out = np.empty((len(items), self.definition.width), np.uint32)
-        _pairwise(users, items, self._pairs, out)
+        _pairwise(users, items, self.of_set(kept, len(items)), self._pairs, out)
         return out
 
     def _blocks(self, users: Tokens, items: Tokens) -> tuple[Tokens, Tokens]:
@@ -226,6 +292,7 @@ _FNV: Final = np.uint64(0x100000001B3)
 _BASIS: Final = np.uint64(0xCBF29CE484222325)
 _MIX_1: Final = np.uint64(0xFF51AFD7ED558CCD)
 _MIX_2: Final = np.uint64(0xC4CEB9FE1A85EC53)
+_STEP: Final = np.uint64(49)  # of a float64, what stays are its sign, its exponent and three bits of its fraction
 _33, _32, _8, _ONE = np.uint64(33), np.uint64(32), np.uint64(8), np.uint32(1)
 _BUCKET_MAX: Final = 9e15  # beyond, a float64 no longer tells neighbouring buckets apart
 _DIGIT_0, _DIGIT_9, _PLUS, _MINUS, _DOT, _E = ord("0"), ord("9"), ord("+"), ord("-"), ord("."), ord("e")
@@ -285,6 +352,15 @@ def _number(data: Any, start: int, end: int) -> float:
 
 
 @inner
+def _digits(state: Any, number: Any) -> Any:
+    """The hash state after the 8 bytes of a number."""
+    for _ in range(8):
+        state = (state ^ (number & np.uint64(0xFF))) * _FNV
+        number >>= _8
+    return state
+
+
+@inner
 def _value(data: Any, start: int, end: int, seed: Any, bucket: float) -> Any:
     """The token of one value, 0 when there is none."""
     if start == end:
@@ -294,11 +370,7 @@ def _value(data: Any, start: int, end: int, seed: Any, bucket: float) -> Any:
     step = np.floor(_number(data, start, end) / bucket)
     if not abs(step) < _BUCKET_MAX:  # beyond it, or NaN
         return np.uint32(0)
-    state, number = seed, np.uint64(np.int64(step))
-    for _ in range(8):
-        state = (state ^ (number & np.uint64(0xFF))) * _FNV
-        number >>= _8
-    return _token(state)
+    return _token(_digits(seed, np.uint64(np.int64(step))))
 
 
 @inner
@@ -309,11 +381,13 @@ def _cross(left: Any, right: Any) -> Any:
 
 
 @inner
-def _fill(user: Any, item: Any, pairs: Any, row: Any) -> None:
+def _fill(user: Any, item: Any, kept: Any, pairs: Any, row: Any) -> None:
     at = len(user)
     row[:at] = user
     row[at : at + len(item)] = item
     at += len(item)
+    row[at : at + len(kept)] = kept
+    at += len(kept)
     for k in range(pairs.shape[0]):
         for i in range(pairs[k, 0], pairs[k, 0] + pairs[k, 1]):
             for j in range(pairs[k, 2], pairs[k, 2] + pairs[k, 3]):
@@ -352,13 +426,24 @@ def _column(data: Any, starts: Any, ends: Any, seed: Any, bucket: float, places:
             out[row, spot] = token
 
 
-@kernel(void(given(u32), given(u32, 2), given(i64, 2), u32[:, ::1]))
-def _request(user: Any, items: Any, pairs: Any, out: Any) -> None:
-    for row in range(items.shape[0]):
-        _fill(user, items[row], pairs, out[row])
+@kernel(void(given(f64, 2), given(u64, 2), given(u64), given(u8), u32[:, ::1]))
+def _of_set(values: Any, bits: Any, seeds: Any, tokens: Any, out: Any) -> None:
+    """Tokens of a feature set's matrix into `out`, which is 0; `bits` are those of `values`."""
+    for row in range(values.shape[0]):
+        for k in range(values.shape[1]):
+            value = values[row, k]
+            if math.isnan(value) or (tokens[k] and value == 0):
+                continue
+            out[row, k] = _token(_digits(seeds[k], np.uint64(value) if tokens[k] else bits[row, k] >> _STEP))
 
 
-@kernel(void(given(u32, 2), given(u32, 2), given(i64, 2), u32[:, ::1]))
-def _pairwise(users: Any, items: Any, pairs: Any, out: Any) -> None:
+@kernel(void(given(u32), given(u32, 2), given(u32, 2), given(i64, 2), u32[:, ::1]))
+def _request(user: Any, items: Any, kept: Any, pairs: Any, out: Any) -> None:
     for row in range(items.shape[0]):
-        _fill(users[row], items[row], pairs, out[row])
+        _fill(user, items[row], kept[row], pairs, out[row])
+
+
+@kernel(void(given(u32, 2), given(u32, 2), given(u32, 2), given(i64, 2), u32[:, ::1]))
+def _pairwise(users: Any, items: Any, kept: Any, pairs: Any, out: Any) -> None:
+    for row in range(items.shape[0]):
+        _fill(users[row], items[row], kept[row], pairs, out[row])

@@ -36,19 +36,46 @@ class Columns:
         self._datatype = np.float32 if features.datatype == "FP32" else np.float64
         # What rows hold is rounded already, but for what moves with time: that is computed when it is read, too.
         self._round = {one.name for one in features.ordered if one.datatype == "FP32" and _computed(one)}
-        plain = all(isinstance(one, Aggregate) and one.name not in self._round for one in features.features)
+        plain = all(self._is_kept(one.name) or self._is_rate(one) for one in features.features)
         self._plain = self._taken() if plain else None
+        self._rates = self._divided() if plain and any(isinstance(one, Ratio) for one in features.features) else None
+
+    def _is_kept(self, name: str) -> bool:
+        """Whether a feature is a column of the values as they are."""
+        return name in self._at and name not in self._round
+
+    def _is_rate(self, one: Any) -> bool:
+        """Whether it is a ratio as most are: rounded, and of what is kept."""
+        return isinstance(one, Ratio) and one.name in self._round and all(map(self._is_kept, one.inputs))
 
     def _taken(self) -> list[tuple[str, slice | NDArray[np.int64], slice | NDArray[np.int64]]]:
-        """Where the matrix is columns of values and nothing else: (kind of entity, its columns there, and here)."""
+        """Where the matrix is columns of values and rates: (kind of entity, its columns there, and here)."""
         found: dict[str, tuple[list[int], list[int]]] = {entity: ([], []) for entity in self.features.entities}
         here = 0
         for one in self.features.features:
-            entity, at, width = self._at[one.name]
-            found[entity][0].extend(range(at, at + width))
-            found[entity][1].extend(range(here, here + width))
-            here += width
+            if isinstance(one, Aggregate):
+                entity, at, width = self._at[one.name]
+                found[entity][0].extend(range(at, at + width))
+                found[entity][1].extend(range(here, here + width))
+            here += one.width
         return [(entity, _span(there), _span(here)) for entity, (there, here) in found.items() if there]
+
+    def _divided(self) -> tuple[NDArray[np.int64], NDArray[np.float64], slice | NDArray[np.int64]]:
+        """The rates, all at once: over and under as columns of the values of all entities side by side [2, rates],
+        their priors [2, rates], and the rates' columns in the matrix."""
+        firsts, first = {}, 0
+        for entity in self.features.entities:
+            firsts[entity] = first
+            first += sum(one.width for one in self.features.aggregates if one.of == entity)
+        made = [(at, one) for at, one in zip(self._starts(), self.features.features, strict=True) if type(one) is Ratio]
+        parts = [[self._at[name] for name in (one.over, one.under)] for _, one in made]
+        columns = np.array([[firsts[entity] + at for entity, at, _ in pair] for pair in parts], np.int64).T
+        return columns, np.array([one.prior for _, one in made], np.float64).T, _span([at for at, _ in made])
+
+    def _starts(self) -> list[int]:
+        """The first column of each feature."""
+        widths = [one.width for one in self.features.features]
+        return [sum(widths[:at]) for at in range(len(widths))]
 
     def make(self, values: Mapping[str, Values], request: Mapping[str, Any], n: int) -> NDArray[Any]:
         """[n, columns] of `values` [n, values] by kind of entity."""
@@ -56,6 +83,10 @@ class Columns:
         if self._plain is not None:
             for entity, there, here in self._plain:
                 out[:, here] = values[entity][:, there]
+            if self._rates is not None:
+                (over, under), (more, below), here = self._rates
+                every = np.concatenate([values[entity] for entity in self.features.entities], axis=1)
+                out[:, here] = singles(_ratio(every[:, over] + more, every[:, under] + below))
             return out
         done: dict[str, NDArray[Any]] = {}
         for one in self.features.ordered:
@@ -74,9 +105,7 @@ class Columns:
 
     def _made(self, one: Any, done: Mapping[str, NDArray[Any]], request: Mapping[str, Any], n: int) -> NDArray[Any]:
         if isinstance(one, Ratio):
-            over, under = done[one.over] + one.prior[0], done[one.under] + one.prior[1]
-            ratio: NDArray[np.float64] = np.divide(over, under, out=np.full((n, 1), np.nan), where=under != 0)
-            return ratio
+            return _ratio(done[one.over] + one.prior[0], done[one.under] + one.prior[1])
         tokens = {name: self.features.by_name[name].datatype == "UINT32" for name in one.inputs}
         if isinstance(one, Cross):
             missing = [done[name] == 0 if tokens[name] else np.isnan(done[name]) for name in one.inputs]
@@ -94,6 +123,12 @@ class Columns:
 
 def _computed(one: Any) -> bool:
     return not isinstance(one, Aggregate) or one.op in ("since", "decay")
+
+
+def _ratio(over: NDArray[np.float64], under: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Missing where it would be divided by 0."""
+    found: NDArray[np.float64] = np.divide(over, under, out=np.full(over.shape, np.nan), where=under != 0)
+    return found
 
 
 def _span(columns: list[int]) -> slice | NDArray[np.int64]:

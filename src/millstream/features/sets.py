@@ -99,12 +99,12 @@ class FeatureSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             place(one, ())
         return tuple(done.values())
 
-    @property
+    @cached_property
     def aggregates(self) -> tuple[Aggregate, ...]:
         """What is kept of entities; everything else is computed from it when it is read."""
         return tuple(one for one in self.ordered if isinstance(one, Aggregate))
 
-    @property
+    @cached_property
     def entities(self) -> tuple[str, ...]:
         """The kinds of entities that have rows, in the order of their first feature."""
         return tuple(dict.fromkeys(one.of for one in self.aggregates))

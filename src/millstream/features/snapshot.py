@@ -9,6 +9,7 @@ Rules of the room:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millstream import errors
+from millstream.features.events import Hashes
 from millstream.features.state import State
 from millstream.store.blob import writing
 
@@ -60,11 +62,30 @@ class _AnyHeader(msgspec.Struct, frozen=True):
 
 def write(path: Path, state: State, stand: Stand) -> None:
     """Keep a state and where it stands. No room: Full, and what was kept before stays."""
-    arrays = _arrays(state)
+    _write(path, state.features.hash, stand, _arrays(state))
+
+
+def forget(path: Path, kind: str, keys: Hashes, mine: Callable[[str], bool]) -> int:
+    """Remove entities of a kind from a snapshot that nobody keeps at the moment, by their keys, and whose requests were
+    whose, by their names; how many entities. Nothing there: 0. Errors as `read`, and Full."""
+    if not path.exists():
+        return 0
+    header, arrays = _read(path)
+    held = arrays.get(f"{kind}.keys", np.zeros(0, np.uint64))
+    kept = ~np.isin(held, keys)
+    users = {request: user for request, user in header.users.items() if kind != "user" or not mine(user)}
+    if kept.all() and len(users) == len(header.users):
+        return 0
+    for part in _PARTS if f"{kind}.keys" in arrays else ():
+        arrays[f"{kind}.{part}"] = arrays[f"{kind}.{part}"][kept]
+    stand = Stand(header.at, header.offsets, users, header.since, header.begun, header.followed)
+    _write(path, header.label, stand, arrays)
+    return int((~kept).sum())
+
+
+def _write(path: Path, label: str, stand: Stand, arrays: Mapping[str, NDArray[Any]]) -> None:
     named = [(name, str(array.dtype), list(array.shape)) for name, array in arrays.items()]
-    line = msgspec.msgpack.encode(
-        _Header(format=FORMAT, label=state.features.hash, arrays=named, **msgspec.structs.asdict(stand))
-    )
+    line = msgspec.msgpack.encode(_Header(format=FORMAT, label=label, arrays=named, **msgspec.structs.asdict(stand)))
     with writing(path) as file:
         file.write(len(line).to_bytes(8, "little") + line)
         for array in arrays.values():

@@ -6,36 +6,30 @@ Each value that was read ends in one of these:
     late       it is the value as of the rows' own time: something came, or a window moved on, between that and the read
     ttl        there was no row any more
     version    the definition that made it is not here any more
-    retention  the log begins later than the set's events, so nothing can be said
+    retention  the log begins later than the set's events, or somebody was forgotten, so nothing can be said
     code       none of these: a fault in the program, or in the files it read
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from millstream.features.define import Source
-from millstream.features.events import Copies, Events, Hashes, Times, keys_of
+from millstream.features.events import Events
 from millstream.features.matrix import Columns
 from millstream.features.plan import Values
-from millstream.features.rows import Requests, events_of
+from millstream.features.replay import events_in, matrix, whole
 from millstream.features.sets import FeatureSet
 from millstream.features.state import State
-from millstream.features.tiles import FOREVER
-from millstream.stream.event import Event, decode
 from millstream.stream.log import Log
-from millstream.types import FeaturesRead
+from millstream.types import FeaturesRead, Forgotten
 
 TOPIC: Final = "features_read"
 CAUSES: Final = ("equal", "late", "ttl", "version", "retention", "code")
-CHUNK: Final = 2000
 SHOWN_MAX: Final = 20
 
 
@@ -66,7 +60,7 @@ class Verified(msgspec.Struct):
 def verify(sets: Mapping[str, FeatureSet], log: Log, events: Mapping[str, Events] | None = None) -> Verified:
     """Recompute every read of topic `features_read`. `events`: by source, what came before the log begins. Damage in
     the log: Corrupt."""
-    reads = [event for _, event in _all(log, TOPIC) if isinstance(event, FeaturesRead)]
+    reads = [event for _, event in whole(log, TOPIC) if isinstance(event, FeaturesRead)]
     found = Verified(len(reads), {})
     by_set: dict[tuple[str, str], list[FeaturesRead]] = {}
     for read in reads:
@@ -78,7 +72,7 @@ def verify(sets: Mapping[str, FeatureSet], log: Log, events: Mapping[str, Events
             counts["version"] += sum(len(read.values) // 8 for read in some)
             continue
         before = events or {}
-        came = {source.name: _events(source, log, before.get(source.name)) for source in features.sources}
+        came = {source.name: events_in(source, log, before.get(source.name)) for source in features.sources}
         unexplained: Literal["retention", "code"] = "retention" if _begins_late(features, log, before) else "code"
         _compare(features, some, came, counts, found.odd, unexplained)
     return found
@@ -113,8 +107,8 @@ def _compare(
     odd: list[Odd], unexplained: Literal["retention", "code"],
 ) -> None:  # fmt: skip
     asked = _Asked(features, reads)
-    now = _recomputed(features, asked, events, asked.at)
-    then = _recomputed(features, asked, events, asked.as_of)
+    now = matrix(features, events, asked.names, asked.at, asked.at, asked.request)
+    then = matrix(features, events, asked.names, asked.as_of, asked.at, asked.request)
     gone = _same(asked.read, _of_nothing(features, asked))
     equal = _same(asked.read, now)
     late = ~equal & (_same(asked.read, then) | ~_same(now, then))
@@ -130,19 +124,6 @@ def _compare(
         odd.append(Odd(features.name, features.columns[column], keys, asked.at[row] / 1e6, *values))
 
 
-def _recomputed(features: FeatureSet, asked: _Asked, events: Mapping[str, Events], known: Times) -> Values:
-    """The matrix [rows, columns] by what had arrived before `known`, read as of each read's own time."""
-    state, values = State(features), {}
-    for kind, table in state.entities.items():
-        stored = np.tile(table.plan.nothing_stored, (len(known), 1))
-        keys: Hashes = keys_of(asked.names[kind])
-        for source, some in events.items():
-            table.replay(source, some, keys, known, stored)
-        values[kind] = table.plan.finish(table.plan.rounded(stored), asked.at)
-    made: NDArray[np.float64] = Columns(features).make(values, asked.request, len(known)).astype(np.float64)
-    return made
-
-
 def _of_nothing(features: FeatureSet, asked: _Asked) -> Values:
     n = len(asked.at)
     values = {kind: np.tile(table.plan.nothing, (n, 1)) for kind, table in State(features).entities.items()}
@@ -155,39 +136,11 @@ def _same(left: Values, right: Values) -> NDArray[np.bool_]:
     return same
 
 
-def _events(source: Source, log: Log, before: Events | None) -> Events:
-    """All that a source has had, in the order in which it came, each event once."""
-    topic, requests = source.topic or source.name, Requests()
-    served = _all(log, "served") if topic == "outcomes" else iter(())
-    waits = next(served, None)
-    found: list[Events] = [] if before is None else [before]
-    came = _all(log, topic)
-    while chunk := list(islice(came, CHUNK)):
-        some: list[Event | None] = []
-        while waits is not None and waits[0] <= chunk[-1][0]:  # as pipeline.py reads: nobody is forgotten too early
-            some.append(waits[1])
-            waits = next(served, None)
-        requests.add(some)
-        found.append(events_of(source, topic, chunk, requests, lambda: None))
-    whole = events_of(source, topic, [], requests, lambda: None)
-    begins = min((int(one.arrivals[0]) for one in found[1 if before is not None else 0 :] if len(one)), default=FOREVER)
-    for at, one in enumerate(found):
-        whole = whole.joined(one.take(one.arrivals < begins) if before is not None and at == 0 else one)
-    new = Copies(source).new(whole)
-    return whole if new is None else whole.take(new)
-
-
 def _begins_late(features: FeatureSet, log: Log, before: Mapping[str, Events]) -> bool:
-    """Whether retention has taken events of a source of which nobody gave the earlier ones."""
+    """Whether retention, or `forget`, has taken events of a source of which nobody gave the earlier ones."""
     topics = {source.topic or source.name for source in features.sources if source.name not in before}
     topics |= {"served"} if "outcomes" in topics else set()
     readers = [log.reader(topic) for topic in topics]
-    return any(reader.start(partition) > 0 for reader in readers for partition in reader.partitions())
-
-
-def _all(log: Log, topic: str) -> Iterator[tuple[float, Event | None]]:
-    """(arrival, event) of a whole topic, merged by arrival."""
-    reader = log.reader(topic)
-    partitions = [log.reader(topic).records(partition) for partition in reader.partitions()]
-    for record in heapq.merge(*partitions, key=lambda record: (record.arrival, record.partition, record.offset)):
-        yield record.arrival, decode(record.value)
+    return any(reader.start(partition) > 0 for reader in readers for partition in reader.partitions()) or any(
+        isinstance(event, Forgotten) for topic in topics for _, event in whole(log, topic)
+    )

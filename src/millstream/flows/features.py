@@ -14,6 +14,7 @@ Rules of the room:
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +43,7 @@ ROWS_HERE_MAX, NAMES_HERE_MAX = 2048, 65_536
 NAME_BYTES_MAX: Final = 512
 LOGGED_MAX: Final = 64  # rows of a read
 _SECONDS: Final = (20e-6, 50e-6, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0)
+logger = logging.getLogger("millstream.flows")
 Names = Mapping[str, Sequence[str]]
 Numbers = Mapping[str, Sequence[float | None]]
 Stores = Mapping[str, RowStore]
@@ -187,6 +189,41 @@ class Features:
             found.age_s,
             found.age_s > self._stale_s_max,
         )
+
+
+class RankRows:
+    """The feature set that a ranker's rows take, as it is now. Ranking waits for nothing: where the rows are not there
+    yet, are older than `stale_s_max` (`learn` is gone, say) or cannot be read, there is no matrix: that is counted, and
+    said the first time."""
+
+    def __init__(self, features: FeatureSet, root: Path, clock: Clock, meter: Meter, stale_s_max: float) -> None:
+        self._rows = Rows(features, lambda one: stores_of(one, folder_of(one, root), 1, write=False), clock)
+        self._clock, self._stale_s_max = clock, stale_s_max
+        self._without = {
+            cause: meter.counter(
+                "millstream_feature_rankings_without_total", "Rankings without their feature set.",
+                {"set": features.name, "cause": cause},
+            )
+            for cause in ("absent", "stale", "failed")
+        }  # fmt: skip
+
+    def matrix(self, user: str, items: Sequence[str]) -> NDArray[Any] | None:
+        """Float [len(items), columns] of a user, by the name that the log has, beside each item, or None."""
+        try:
+            names = {kind: [user] if kind == "user" else items for kind in self._rows.features.entities}
+            found = self._rows.reader().read(names, int(self._clock.now() * SECOND))
+        except errors.Error as error:
+            self._without_it("absent" if isinstance(error, errors.Busy) else "failed", str(error))
+            return None
+        if found.age_s > self._stale_s_max:
+            self._without_it("stale", f"its rows are {found.age_s:.0f} s old; see whether the role learn runs")
+            return None
+        return np.broadcast_to(found.values, (len(items), found.values.shape[1]))
+
+    def _without_it(self, cause: str, why: str) -> None:
+        if not self._without[cause].value:
+            logger.warning("rankings go on without feature set %s: %s", self._rows.features.name, why)
+        self._without[cause].add()
 
 
 class _Set:

@@ -11,7 +11,8 @@ import asyncio
 import hashlib
 import math
 from collections import OrderedDict
-from typing import Annotated, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -26,6 +27,9 @@ from millstream.guard.pii import pseudonym
 from millstream.stream.event import decode
 from millstream.stream.log import Reader
 from millstream.types import Candidate, Output, Rank, Ranked, Request, Served
+
+Matrix = Callable[[str, Sequence[str]], NDArray[Any] | None]
+"""A user's and the candidates' features, float [candidates, columns], or None; at once."""
 
 
 class RecommendLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,18 +49,22 @@ class RecommendLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Known(NamedTuple):
-    """An answer, and the digest of what was asked."""
+    """An answer, the digest of what was asked, and who asked."""
 
     asked: bytes
     ranked: Ranked
+    user: str
 
 
 class Recommend:
-    """`call(rank)` is a future of Ranked: candidates best first, ties in the order they were given."""
+    """`call(rank)` is a future of Ranked: candidates best first, ties in the order they were given. `matrix`: of the
+    feature set that rows take, if they take one."""
 
     def __init__(
-        self, submit: Submit, entities: Entities, clock: Clock, served: ServedLog, limits: RecommendLimits
-    ) -> None:
+        self, submit: Submit, entities: Entities, clock: Clock, served: ServedLog, limits: RecommendLimits,
+        matrix: Matrix = lambda user, items: None,
+    ) -> None:  # fmt: skip
+        self._matrix = matrix
         self._submit, self._entities, self._clock = submit, entities, clock
         self._served, self._limits = served, limits
         self._answers: OrderedDict[str, _Known] = OrderedDict()
@@ -90,7 +98,7 @@ class Recommend:
         return asyncio.shield(under_way)  # one caller going away must not cancel its twin
 
     async def _answer(self, rank: Rank, asked: bytes) -> Ranked:
-        tokens = self._entities.rows(rank.user, rank.candidates)
+        tokens = self._entities.rows(rank.user, rank.candidates, self._matrix(rank.user, rank.candidates))
         request = Request(
             model=rank.model or self._limits.model,
             inputs={"tokens": tokens},
@@ -115,8 +123,15 @@ class Recommend:
         )
         self._served.append(event)
         ranked = _ranked(rank.id, output.model, output.version, rank.candidates, scores)
-        self._remember(asked, ranked)
+        self._remember(asked, ranked, rank.user)
         return ranked
+
+    def forget(self, mine: Callable[[str], bool]) -> int:
+        """Forget the answers to people by their names; how many. A retry of such a request is a new one."""
+        gone = [ident for ident, known in self._answers.items() if mine(known.user)]
+        for ident in gone:
+            del self._answers[ident]
+        return len(gone)
 
     def recall(self, reader: Reader, partition: int) -> None:
         """Rebuild the memory of answers from the tail of this process's own `served` partition."""
@@ -126,10 +141,11 @@ class Recommend:
                 scores = np.frombuffer(event.scores, np.float32)
                 candidates = tuple(event.candidates)
                 asked = _digest(event.model, event.user, candidates)
-                self._remember(asked, _ranked(event.request, event.model, event.version, candidates, scores))
+                ranked = _ranked(event.request, event.model, event.version, candidates, scores)
+                self._remember(asked, ranked, event.user)
 
-    def _remember(self, asked: bytes, ranked: Ranked) -> None:
-        self._answers[ranked.id] = _Known(asked, ranked)
+    def _remember(self, asked: bytes, ranked: Ranked, user: str) -> None:
+        self._answers[ranked.id] = _Known(asked, ranked, user)
         while len(self._answers) > self._limits.answers_kept:
             self._answers.popitem(last=False)
 

@@ -8,7 +8,9 @@ A *map* says which column becomes which field: `FIELD=COLUMN[:TYPE][>=NUMBER]`.
   its impression, and its feedback, in order of event time (ties stay in the order of the file).
 
 History carries its own arrival stamps, event time plus a declared delay, or nothing computed "as known at the time"
-could ever be right. Its last event moves event time past the join's window, so every row ends as an example.
+could ever be right. Where rows take a feature set, it is read as of each request's time, by what had arrived before: of
+what the log has already, and of this history. Its last event moves event time past the join's window, so every row ends
+as an example.
 """
 
 from __future__ import annotations
@@ -18,17 +20,23 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from millstream.clock import FakeClock
 from millstream.errors import BadInput, Missing
 from millstream.features import Entities
+from millstream.features.events import micros
+from millstream.features.pipeline import group_of
+from millstream.features.replay import Came, events_from, matrix, whole
+from millstream.features.sets import FeatureSet
 from millstream.guard.pii import pseudonym
-from millstream.stream.event import encode
+from millstream.stream.event import Event, encode
 from millstream.stream.log import Log, LogLimits
 from millstream.stream.operator import group
 from millstream.types import Entity, Outcome, Served
@@ -177,36 +185,68 @@ def import_outcomes(
     *,
     delay_s: float,
     window_s: float,
+    features: FeatureSet | None = None,
 ) -> int:
-    """Append history as served events and outcomes, in order of event time; how many rows."""
+    """Append history as served events and outcomes, in order of event time; how many rows. `features`: the set that the
+    rows of `entities`' definition take."""
     shown = _in_order(rows, fields)
     clock = FakeClock(0.0)
     with Log(folder, clock, limits) as log:
-        for topic in ("served", "outcomes"):  # history is old: retention must wait until the join has read it
-            if not log.committed(group("examples"), topic):
-                log.commit(group("examples"), topic, {0: 0})
+        groups = [group("examples"), *([group_of(features)] if features else [])]
+        for name, topic in product(groups, ("served", "outcomes")):  # history is old: retention must wait for these
+            if not log.committed(name, topic):
+                log.commit(name, topic, {0: 0})
         served, outcomes = log.writer("served", 0), log.writer("outcomes", 0)
-        for number, one in enumerate(shown, served.end):
-            request = f"history-{number}"
+        requests = [f"history-{number}" for number in range(served.end, served.end + len(shown))]
+        kept = _as_known(features, log, shown, requests, delay_s) if features else None
+        for number, (request, one) in enumerate(zip(requests, shown, strict=True)):
             clock.jump(one.event_time - clock.now())
+            tokens = entities.rows(one.user, [one.item], None if kept is None else kept[number : number + 1])
             event = Served(
                 request=request, model=model, version="history", policy=0, arm="history", user=one.user,
                 candidates=[one.item], event_time=one.event_time, definition=entities.definition.hash,
-                tokens=entities.rows(one.user, [one.item]).tobytes(),
+                tokens=tokens.tobytes(),
             )  # fmt: skip
             served.append(request.encode(), encode(event))
             clock.jump(delay_s)
-            seen = Outcome(request=request, item=one.item, kind="impression", event_time=one.event_time)
-            did = [
-                Outcome(request=request, item=one.item, kind=kind, value=value, event_time=one.event_time + delay_s)
-                for kind, value in one.feedback.items()
-            ]
-            outcomes.append_frame([(request.encode(), encode(outcome)) for outcome in (seen, *did)])
+            outcomes.append_frame([(request.encode(), encode(outcome)) for outcome in _done(one, request, delay_s)])
         if shown:
             clock.jump(window_s)  # no outcome moves time far beyond its own arrival
             end = Outcome(kind="watermark", event_time=shown[-1].event_time + delay_s + window_s)
             outcomes.append_frame([(b"", encode(end))], sync=True)
     return len(shown)
+
+
+def _done(one: _Shown, request: str, delay_s: float) -> list[Outcome]:
+    """The impression, and the feedback after the delay; all of them arrive then."""
+    seen = Outcome(request=request, item=one.item, kind="impression", event_time=one.event_time)
+    return [seen] + [
+        Outcome(request=request, item=one.item, kind=kind, value=value, event_time=one.event_time + delay_s)
+        for kind, value in one.feedback.items()
+    ]
+
+
+def _as_known(
+    features: FeatureSet, log: Log, shown: Sequence[_Shown], requests: Sequence[str], delay_s: float
+) -> NDArray[Any]:
+    """The set's matrix [rows, columns], each row as of its own time."""
+    news: dict[str, list[tuple[float, Event]]] = {"served": [], "outcomes": []}
+    for one, request in zip(shown, requests, strict=True):
+        asked = Served(
+            request=request, model="", version="", policy=0, arm="", user=one.user, candidates=[], event_time=0.0
+        )
+        news["served"].append((one.event_time, asked))
+        news["outcomes"] += [(one.event_time + delay_s, outcome) for outcome in _done(one, request, delay_s)]
+
+    def came(topic: str) -> Came:
+        return chain(whole(log, topic), news.get(topic, ()))
+
+    events = {
+        source.name: events_from(source, came("served"), came(source.topic or source.name))
+        for source in features.sources
+    }
+    names = {"user": [one.user for one in shown], "item": [one.item for one in shown]}
+    return matrix(features, events, names, micros([one.event_time for one in shown], "event_time"))
 
 
 def _in_order(rows: Iterable[Row], fields: Mapping[str, Field]) -> list[_Shown]:

@@ -77,10 +77,8 @@ class Learning:
 
     def step(self) -> int:
         """Follow the policy, fold what came, push what is due; how many examples that was."""
-        if not self._settings.model or self._settings.model not in self._repository.models():
-            return 0
-        policy = self._policy()
-        if policy is None or policy.learning == "paused" or policy.pin or not policy.live:
+        policy = self._follows()
+        if policy is None:
             return 0
         if self._push is None or self._push.base != policy.live:
             self._follow(policy)
@@ -94,6 +92,34 @@ class Learning:
             if self._push_delta(self._training, self._push) and due:
                 self._new_base(self._push.base)
         return len(folded.batch.labels) if folded else 0
+
+    def rebase(self, last: int) -> bool:
+        """Put the weights as they are as a new base, where a restart would fold example `last`, which is going, again:
+        weights stay what was folded. Whether that was done; nothing is where nothing learns now."""
+        policy = self._follows()
+        if policy is None:
+            return False
+        if self._push is None or self._push.base != policy.live:
+            self._follow(policy)
+        if self._training is None or self._push is None or self._based_at > last:
+            return False
+        if self._since and not self._push_delta(self._training, self._push):
+            return False
+        self._new_base(self._push.base)
+        return True
+
+    def reached(self, last: int) -> bool:
+        """Whether example `last` is folded, or nothing is folded now."""
+        return self._follows() is None or self._training is None or self._training.upto > last
+
+    def _follows(self) -> Policy | None:
+        """The policy, where it lets the model learn."""
+        if not self._settings.model or self._settings.model not in self._repository.models():
+            return None
+        policy = self._policy()
+        if policy is None or policy.learning == "paused" or policy.pin or not policy.live:
+            return None
+        return policy
 
     def _policy(self) -> Policy | None:
         """None while the file cannot be used: a slip of the pen stops learning, not the role, and is said once."""

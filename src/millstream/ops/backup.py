@@ -1,7 +1,7 @@
 """An installation as one file, taken while it runs. `restore.py` makes an installation of it again.
 
     backup.json       what this is: the backup's own format, who made it and when
-    millstream.toml, keys.toml, log/..., models/..., state/...      as they lie in the installation
+    millstream.toml, keys.toml, features.py, log/..., models/..., state/...     as they lie in the installation
     digests.json      size and digest of every file before it
 
 The cut. Nothing stops meanwhile, so the parts are of different moments; they fit because **what is derived is cut
@@ -22,8 +22,8 @@ it, every offset that anything in it names lies within its log, and a restored l
 Rules of the room:
 - The file is written aside, synced and renamed. What fails leaves neither half an archive nor second names.
 - A backup is refused while another runs; a second name that a killed one left is removed by the next.
-- Meter pages, lock files and certificates are no part of it. The keys file is, where it lies in the installation: it
-  holds digests only.
+- Meter pages, lock files and certificates are no part of it. The keys file, which holds digests only, and the file of
+  definitions are, where they lie in the installation.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import os
 import shutil
 import sqlite3
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
@@ -83,9 +83,9 @@ class Backup(msgspec.Struct, frozen=True):
     models: dict[str, list[str]]
 
 
-def backup(folder: Path, settings: str, keys: str, to: Path, clock: Clock) -> Backup:
-    """Take the installation in `folder` as the file `to`, replacing what is there. `settings`, `keys`: names of its
-    settings file and of its keys file, "" for none.
+def backup(folder: Path, settings: str, named: Sequence[str], to: Path, clock: Clock) -> Backup:
+    """Take the installation in `folder` as the file `to`, replacing what is there. `settings`: the name of its settings
+    file; `named`: those of the files that it names and that belong to the installation.
 
     No room: Full; damage in the log: Corrupt; another backup runs, or retention was faster: Conflict.
     """
@@ -97,7 +97,7 @@ def backup(folder: Path, settings: str, keys: str, to: Path, clock: Clock) -> Ba
         header = Header(backup=FORMAT, made_by=made_by, at=clock.now(), settings=settings)
         with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
             cut = _Cut(folder, tar, header)
-            cut.take(settings, keys)
+            cut.take(settings, named)
         size = out.tell()
     return Backup(str(to), header.at, size, cut.topics, cut.models)
 
@@ -112,13 +112,13 @@ class _Cut:
         self.topics: dict[str, list[int]] = {}
         self.models: dict[str, list[str]] = {}
 
-    def take(self, settings: str, keys: str) -> None:
+    def take(self, settings: str, named: Sequence[str]) -> None:
         """Everything, in the order that the module's docstring explains."""
         self._bytes(HEADER, msgspec.json.encode(self._header))
         self._bytes(settings, (self._folder / settings).read_bytes(), self._folder / settings)
-        keys = os.path.normpath(keys)
-        if not keys.startswith((".", "/")) and (self._folder / keys).is_file():
-            self._bytes(keys, (self._folder / keys).read_bytes(), self._folder / keys)
+        for name in map(os.path.normpath, named):
+            if not name.startswith((".", "/")) and (self._folder / name).is_file():
+                self._bytes(name, (self._folder / name).read_bytes(), self._folder / name)
         topics = self._topic_names()
         for topic in topics:
             _pin_topic(self._folder / "log" / topic, self._log_pins / topic)
@@ -279,7 +279,7 @@ def _pin_partition(folder: Path, pins: Path) -> None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     (folder / "state").mkdir(parents=True, exist_ok=True)
-    other = errors.Conflict(f"another backup of {folder} is under way; wait for its end")
+    other = errors.Conflict(f"another backup of {folder}, or `millstream forget`, is under way; wait for its end")
     with locked(folder / "state" / "backup.lock", other):
         yield
 
@@ -287,11 +287,14 @@ def _alone(folder: Path) -> Iterator[None]:
 @contextmanager
 def _pins(folder: Path) -> Iterator[None]:
     """Room for second names, empty before and gone after."""
-    roots = [folder / part / _PIN for part in ("log", "models")]
     try:
-        for root in roots:
-            shutil.rmtree(root, ignore_errors=True)
+        remove_pins(folder)
         yield
     finally:
-        for root in roots:
-            shutil.rmtree(root, ignore_errors=True)
+        remove_pins(folder)
+
+
+def remove_pins(folder: Path) -> None:
+    """Remove the second names that a backup gave and, when it was killed, left. For who holds the lock of backups."""
+    for part in ("log", "models"):
+        shutil.rmtree(folder / part / _PIN, ignore_errors=True)

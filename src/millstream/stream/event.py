@@ -26,15 +26,22 @@ from millstream.types import (
     Example,
     Fact,
     FeaturesRead,
+    Forget,
+    Forgot,
+    Forgotten,
     Outcome,
     PolicyChange,
+    Roll,
     Served,
     SetAside,
     Shadow,
     Text,
 )
 
-Event = Outcome | Served | Shadow | Example | SetAside | Delta | PolicyChange | Entity | Fact | FeaturesRead
+Event = (
+    Outcome | Served | Shadow | Example | SetAside | Delta | PolicyChange | Entity | Fact | FeaturesRead
+    | Forgotten | Roll | Forget | Forgot
+)  # fmt: skip
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Event).decode

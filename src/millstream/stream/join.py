@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import msgspec
@@ -30,7 +30,7 @@ import msgspec
 from millstream.errors import Corrupt
 from millstream.stream.event import Event, decode
 from millstream.stream.log import Log, Record
-from millstream.types import Example, Outcome, Served, SetAside
+from millstream.types import Example, Forgotten, Outcome, Served, SetAside
 
 Emitted = Iterator[tuple[str, Event]]
 
@@ -124,7 +124,7 @@ class Join:
             yield from self._on_served(record, event)
         elif isinstance(event, Outcome):
             yield from self._on_outcome(record.arrival, event)
-        else:
+        elif not isinstance(event, Forgotten):
             raise Corrupt(f"topic {topic} offset {record.offset}: a {type(event).__name__} does not belong here")
 
     def on_time(self, now: float, steady: float) -> Emitted:
@@ -290,10 +290,19 @@ class Join:
         reader = log.reader("served")
         for one in saved.requests:
             served = decode(reader.read(one.partition, one.offset, 1)[0].value)
-            assert isinstance(served, Served)
+            if not isinstance(served, Served):  # somebody was forgotten, and this is an older snapshot
+                continue
             self._requests[served.request] = _Open(served, one.partition, one.offset, one.windows, one.made, one.keys)
             for item in one.windows:
                 self._close_later(self._requests[served.request], item)
+
+    def forget(self, mine: Callable[[str], bool]) -> int:
+        gone = [request for request, open_ in self._requests.items() if mine(open_.served.user)]
+        for request in gone:
+            del self._requests[request]
+        self._closing = [one for one in self._closing if one[1] in self._requests]
+        heapq.heapify(self._closing)
+        return len(gone)
 
     def configuration(self) -> bytes:
         return msgspec.msgpack.encode(self._settings)

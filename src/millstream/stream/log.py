@@ -76,6 +76,12 @@ class Log:
         self._writers.append(writer)
         return writer
 
+    def roll(self) -> None:
+        """Have every writer that this log gave out begin a new segment; see Writer.roll."""
+        for writer in [*self._writers]:  # it may be another thread's
+            if not writer.closed:
+                writer.roll()
+
     @property
     def failed(self) -> str:
         """Why a writer that this log gave out takes nothing any more, or ""."""

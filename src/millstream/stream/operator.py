@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -30,6 +30,7 @@ from millstream.errors import Corrupt, Full, Later
 from millstream.store.blob import write_atomic
 from millstream.stream.event import Event, decode, encode
 from millstream.stream.log import Log, Record
+from millstream.types import Forgotten
 
 
 class Operator(Protocol):
@@ -57,6 +58,10 @@ class Operator(Protocol):
 
     def restore(self, state: bytes, log: Log) -> None:
         """Take over a state that `snapshot` gave, under the same configuration."""
+        ...
+
+    def forget(self, mine: Callable[[str], bool]) -> int:
+        """Drop, without an output, what the state has of people by their names; of how many requests."""
         ...
 
     def configuration(self) -> bytes:
@@ -165,6 +170,22 @@ class Operation:
             keep = {p: min(needed.get(p, end), end) for p, end in read.items()}
             self._log.commit(group(self._output), reader.topic, keep)
 
+    def forget(self, mine: Callable[[str], bool]) -> int:
+        """Drop what the state has of people by their names, and save: no replay needs what the log had of them before.
+        Of how many requests."""
+        count = self.operator.forget(mine)
+        self.save()
+        return count
+
+    def reached(self, cut: Mapping[str, Mapping[int, int]]) -> bool:
+        """Whether everything before these offsets of its inputs is in the state."""
+        read = self.step_done.offsets
+        return all(
+            read[topic].get(partition, 0) >= offset
+            for topic in self._readers
+            for partition, offset in cut.get(topic, {}).items()
+        )
+
     def close(self) -> None:
         """Save and let go: the next one has nothing to replay."""
         self.save()
@@ -218,7 +239,9 @@ class Operation:
     def _feed(self, batch: list[tuple[str, Record]], step: Step) -> list[tuple[str, Event]]:
         outputs: list[tuple[str, Event]] = []
         for topic, record in batch:
-            outputs += self.operator.on_item(topic, record, decode(record.value))
+            event = decode(record.value)
+            self._gone += isinstance(event, Forgotten)  # a replay of steps that saw more may make other outputs
+            outputs += self.operator.on_item(topic, record, event)
         outputs += self.operator.on_time(step.now, step.steady)
         return outputs
 

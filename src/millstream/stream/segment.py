@@ -20,6 +20,8 @@ Rules of the room (numbers are little endian):
 - An offset never names two different records. Where published records may be gone (power loss, failed sync, a
   restored copy without its `committed` file) the writer goes on GAP offsets ahead, and readers step over the hole.
 - A new segment begins with the last meta in force, in a frame of no records, so the last segment alone knows it.
+- A segment that is written no more may be replaced by one in which records lost what they said (forget.py): every frame
+  and every record stays at its byte. Who deletes or replaces one holds the folder's lock, so none comes back.
 - To copy a live partition by hand, leave `committed` out: the next writer rebuilds it from the frames. A backup, which
   knows where it cut, writes one.
 """
@@ -88,6 +90,11 @@ def encode(first: int, count: int, arrival: float, meta: bytes, parts: list[byte
     """The bytes of one frame; `parts` are its records' pieces in order."""
     body = b"".join((BODY.pack(first, arrival, count, len(meta)), meta, *parts))
     return PREFIX.pack(len(body), zlib.crc32(body)) + body
+
+
+def seal(frame: bytearray) -> None:
+    """Give a frame whose bytes were changed its checksum."""
+    PREFIX.pack_into(frame, 0, len(frame) - PREFIX.size, zlib.crc32(memoryview(frame)[PREFIX.size :]))
 
 
 def segment_path(folder: Path, base: int) -> Path:

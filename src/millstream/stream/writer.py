@@ -30,6 +30,7 @@ import msgspec
 from millstream import errors
 from millstream.clock import Clock
 from millstream.machine import boot
+from millstream.store.blob import locked
 from millstream.stream import segment
 from millstream.stream.segment import RECORD, SEGMENT, Mark
 
@@ -378,12 +379,31 @@ class Writer:
         self._failure = f"{self.folder}: {why}; nothing unsynced was acknowledged. Close this writer and open it again"
         logger.error("%s", self._failure)
 
+    def roll(self) -> int:
+        """Go on in a new segment, if there is a record in this one; the offset at which it begins. What lies before it
+        is on the disk when this returns, and nobody writes there any more."""
+        with self._file:
+            self._ready()
+            if self._next > self._base:
+                self._roll()
+                self._dirty = True
+            base = self._base
+        self._sync()
+        if self._failure:
+            raise self._refusal()
+        return base
+
+    @property
+    def closed(self) -> bool:
+        """Whether this writer was closed."""
+        return self._closed
+
     def retain(self) -> Retained:
         """Delete the oldest segments that are beyond retain_bytes or retain_s and that every group has read.
 
         Beyond disk_bytes_max unread ones go too, counted and logged. The segment being written always stays.
         """
-        with self._retaining:
+        with self._retaining, locked(self.folder):
             bases = segment.segments(self.folder)
             paths = [segment.segment_path(self.folder, base) for base in bases]
             sizes = [path.stat().st_size for path in paths]
@@ -424,6 +444,21 @@ class Writer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def holder(folder: Path) -> str:
+    """The process that writes a partition now, by its id; "" where none does."""
+    try:
+        fd = os.open(folder / "lock", os.O_RDWR)
+    except FileNotFoundError:
+        return ""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return ""
+    except OSError:
+        return os.read(fd, 32).decode() or "unknown"
+    finally:
+        os.close(fd)
 
 
 def _lock(folder: Path) -> int:
