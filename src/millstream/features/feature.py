@@ -381,13 +381,17 @@ def _cross(left: Any, right: Any) -> Any:
 
 
 @inner
+def _put(tokens: Any, at: Any, row: Any) -> Any:
+    for one in range(len(tokens)):
+        row[at + one] = tokens[one]
+    return at + len(tokens)
+
+
+@inner
 def _fill(user: Any, item: Any, kept: Any, pairs: Any, row: Any) -> None:
-    at = len(user)
-    row[:at] = user
-    row[at : at + len(item)] = item
-    at += len(item)
-    row[at : at + len(kept)] = kept
-    at += len(kept)
+    at = _put(user, 0, row)
+    at = _put(item, at, row)
+    at = _put(kept, at, row)
     for k in range(pairs.shape[0]):
         for i in range(pairs[k, 0], pairs[k, 0] + pairs[k, 1]):
             for j in range(pairs[k, 2], pairs[k, 2] + pairs[k, 3]):
