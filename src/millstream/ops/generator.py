@@ -236,6 +236,8 @@ class Window:
         while (at := now()) < self.end and (self.free or self.open) and not self._all_sent():
             rest = self._send(at)
             self._take(self.generator.events(min(rest, self.end - at)))
+        if self.order.rate:  # due before the end, and we woke up after it: late, but sent
+            self._send(now())
         spent = (time.process_time() - cpu) / max(1e-9, now() - self.start)
         latest = max(self.end, now()) + self.order.grace_s
         while self.open and (at := now()) < latest:
