@@ -25,7 +25,7 @@ from millstream.features.state import State
 QUICK = settings(
     max_examples=50, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), print_blob=False
 )
-LONG = settings(QUICK, max_examples=2000)
+LONG = settings(QUICK, max_examples=1000)
 STRANGER = "nobody has heard of it"
 
 
@@ -135,7 +135,7 @@ def test_long_streams_say_what_a_recomputation_says(seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_longer_streams_say_what_a_recomputation_says(seed: int) -> None:
     features = every_op(("1m", "1h", "1d", "7d", "30d", "lifetime"), again=random.Random(seed).choice(streams.AGAINS))
     check(features, *streams.long_stream(100 + seed, features, 4000, 90))
