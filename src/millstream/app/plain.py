@@ -10,7 +10,7 @@ from millstream.app.place import Place
 from millstream.app.service import ServeSettings, Service
 from millstream.clock import SystemClock
 from millstream.errors import Misconfigured
-from millstream.machine import few_arenas
+from millstream.machine import few_arenas, quick_turns
 from millstream.meter import Meter
 from millstream.models.source import open_source
 
@@ -25,6 +25,7 @@ async def serve_path(
     one of several processes.
     """
     few_arenas()
+    quick_turns()
     asked = until_asked()
     meter = Meter(place.meters, place.page_name) if place else Meter()
     service = Service(open_source(where), settings, Path.cwd(), SystemClock(), meter, place=place)

@@ -2,7 +2,7 @@
 
 Rules of the room:
 - One thread for all shadows, behind everything that somebody waits for; what does not fit is dropped and counted.
-- Copies wait GATHER_S for others, so that a thread is woken for many of them: each waking holds up a caller a little.
+- Copies wait GATHER_S for others: each waking of the thread holds up a caller a little, and so does a long turn of it.
 - A caller's answer never waits for a copy of it. Steps of sessions are not copied: a shadow has not their state.
 - Both answers are compared in the shadows' thread: what that costs slows shadows, so that copies are dropped.
 """
@@ -35,7 +35,7 @@ class Pair(msgspec.Struct):
     why: str = ""
 
 
-GATHER_S = 0.1
+GATHER_S = 0.02
 Compare = Callable[[Pair], bool | None]
 """Told of every pair in the shadows' thread, and on the loop of copies that could not even be tried. Gives whether the
 answers differ; None: not compared."""

@@ -16,9 +16,11 @@ Rules of the room:
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -78,6 +80,19 @@ def group_of(features: FeatureSet) -> str:
     return f"{GROUPS}{features.name}.{features.hash}"
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collector meanwhile: events come and go by the thousand, none in a circle, and it would look through
+    them again and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 class Pipeline:
     """Keeps the rows of one feature set; `root` is the folder of all."""
 
@@ -126,9 +141,10 @@ class Pipeline:
         began = int((self._clock.now() - PUBLISHED_S) * SECOND)  # what arrived before has been published by now
         ends = {topic: self._ends(topic) for topic in reversed(self._order)}
         taken, until = 0, math.inf
-        for topic in self._order:
-            count, until = self._follow(topic, ends[topic], until)
-            taken += count
+        with _uncollected():
+            for topic in self._order:
+                count, until = self._follow(topic, ends[topic], until)
+                taken += count
         behind = any(
             self.offsets[topic].get(partition, 0) < end
             for topic, found in ends.items()
