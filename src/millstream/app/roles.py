@@ -35,7 +35,7 @@ from millstream.flows.served import ServedLog
 from millstream.guard.pii import pseudonym, redact
 from millstream.learn import Learning, train_base
 from millstream.learn.history import import_entities, import_outcomes, read_map, read_rows
-from millstream.machine import Gauges
+from millstream.machine import Gauges, few_arenas, quick_turns
 from millstream.meter import Counter, Meter
 from millstream.models.manifest import Manifest
 from millstream.models.policy import render
@@ -46,6 +46,8 @@ from millstream.stream.forget import Names
 from millstream.types import Example, FeaturesRead, Forget, PolicyChange, SetAside, Shadow
 
 TAKE_S = 1.0  # between two tries to be the one that logs the policies' changes
+MANY, GATHER_S = 1000, 0.01
+"""A step of `learn` that took less waits so long for more: each has its price, also for who answers beside it."""
 logger = logging.getLogger("millstream")
 
 
@@ -348,6 +350,8 @@ async def run_role(file: Path, role: str, place: Place | None = None) -> None:
 
 
 async def _run_serve(serve: Serve, installation: Installation) -> None:
+    few_arenas()
+    quick_turns()
     await serve.start()
     await _until_asked(serve.poll, lambda: installation.settings.poll_s, installation.clock)
     await serve.stop()
@@ -360,8 +364,12 @@ async def _run_learn(learn: Learn, installation: Installation) -> None:
         nonlocal took
         took = learn.step()
 
+    def pause_s() -> float:
+        idle = installation.settings.poll_s
+        return 0.0 if took >= MANY else min(GATHER_S, idle) if took else idle
+
     gauges = asyncio.ensure_future(Gauges(learn.meter, "learn", whole=False).keep(installation.clock))
-    await _until_asked(step, lambda: 0.0 if took else installation.settings.poll_s, installation.clock)
+    await _until_asked(step, pause_s, installation.clock)
     gauges.cancel()
     learn.close()
 
