@@ -78,11 +78,11 @@ def toml(tmp_path, file):
         writer = at.log.writer("prices")
         for values in ({"item": "i1", "price": 9.5, "brand": "acme", "shop": "s"}, {"item": "i1", "price": 1.0}):
             writer.append(b"", encode(Fact(event_time=at.clock.now(), values=values)))
-        for one in at.registry().sets.values():
+        for one in at.registry.sets.values():
             pipeline = Pipeline(one, at.log, at.rows, SystemClock(), Meter())
             pipeline.step()
             pipeline.close()
-        manifest = Manifest(format="ftrl", file="m", features=at.registry().sets["ranker"].hash)
+        manifest = Manifest(format="ftrl", file="m", features=at.registry.sets["ranker"].hash)
         for name in ("big", "small"):
             at.repository.put(name, manifest, {"m": b"x"})
         at.repository.put("other", Manifest(format="ftrl", file="m"), {"m": b"x"})

@@ -145,7 +145,7 @@ def traces(folder):
 
 def rows(at, *people):
     """(there, values) of people's rows."""
-    (features,) = at.registry().sets.values()
+    (features,) = at.registry.sets.values()
     stores = stores_of(features, folder_of(features, at.rows), 1, write=False)
     found = stores["user"].get(keys_of([pseudonym(one) for one in people]))
     return found.written != 0, found.rows

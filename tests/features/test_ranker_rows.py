@@ -220,7 +220,7 @@ def test_a_changed_set_is_a_changed_definition_and_a_version_of_the_other_is_ref
     loop.serve._admit("ranker", manifest)
     with pytest.raises(Misconfigured, match=f"trained on feature set {manifest.features}"):
         other = Serve.__new__(Serve)
-        other.installation, other._registry = changed, changed.registry()
+        other.installation = changed
         other._admit("ranker", manifest)
 
 

@@ -65,7 +65,7 @@ class House:
         """One step of what keeps the rows."""
         at = self.at
         if not self.pipelines:
-            sets = at.registry().sets.values()
+            sets = at.registry.sets.values()
             self.pipelines = [Pipeline(one, at.log, at.rows, at.clock, at.meter("learn")) for one in sets]
         for one in self.pipelines:
             one.step()
@@ -118,7 +118,7 @@ def test_what_is_written_is_read_after_one_step_of_every_set(tmp_path: Path) -> 
         assert found["values"] == [[10.25, 2, 30], [30, 1, 30], [None, 0, 30]]
         assert found["missing"] == {"user": [False], "item": [False, False, True]}
         assert (found["set"], found["stale"]) == ("ranker", False) and 0 <= found["age_s"] < 30
-        assert found["hash"] == house.at.registry().sets["ranker"].hash
+        assert found["hash"] == house.at.registry.sets["ranker"].hash
 
         brands = await house.post(GET, {"set": "brands", "entities": {"item": ["i1", "i2"]}})
         token = int(tokens_of(["acme"])[0])
@@ -321,7 +321,7 @@ def test_rows_are_looked_for_once_a_second_and_only_vouched_ones_are_read(tmp_pa
     house = House(tmp_path, clock)
     at = house.at
     looked: list[str] = []
-    reads = flow.Features(at.registry(), at.rows, clock, Meter(), 60.0)
+    reads = flow.Features(at.registry, at.rows, clock, Meter(), 60.0)
     rows = reads._sets["ranker"].rows
     stores = rows._stores
     rows._stores = lambda features: looked.append(features.name) or stores(features)  # type: ignore[func-returns-value]
@@ -333,7 +333,7 @@ def test_rows_are_looked_for_once_a_second_and_only_vouched_ones_are_read(tmp_pa
         with pytest.raises(errors.Busy, match="not there yet"):
             read()
     assert len(looked) == 1
-    pipeline = Pipeline(at.registry().sets["ranker"], at.log, at.rows, clock, Meter())
+    pipeline = Pipeline(at.registry.sets["ranker"], at.log, at.rows, clock, Meter())
     clock.advance(1.0)
     with pytest.raises(errors.Busy, match="not there yet"):  # made, and nothing is said of them
         read()

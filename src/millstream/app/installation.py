@@ -104,15 +104,17 @@ class Installation:
         """The feature set that a ranker's rows take; None where they take none."""
         if self.settings.features is None or not (name := self.settings.features.set):
             return None
-        if name not in (sets := self.registry().sets):
+        if name not in (sets := self.registry.sets):
             raise Misconfigured(
                 f"features.set: no feature set {name!r} in feature_store.definitions; there are: "
                 f"{', '.join(sorted(sets)) or 'none'}"
             )
         return sets[name]
 
+    @cached_property
     def registry(self) -> Registry:
-        """The feature sets that its file of definitions names, none without one; Misconfigured."""
+        """The feature sets that its file of definitions names, none without one, as of when they were first asked for:
+        the file is run once, and changes of it are taken by the next start. Misconfigured."""
         from millstream.features.registry import Registry
 
         file = self.settings.feature_store.definitions

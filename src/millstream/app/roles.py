@@ -58,7 +58,6 @@ class Serve:
 
     def __init__(self, installation: Installation, place: Place | None = None) -> None:
         at, self.installation = installation, installation
-        self._registry = at.registry()  # as of now: definitions that change are taken by the next start, as learn's are
         self.meter = at.meter(place.page_name if place else "serve")
         self._partition = place.page if place else 0
         self._unlogged = self.meter.counter("millstream_unlogged_total", "Shadow scores and policy changes not logged.")
@@ -109,7 +108,7 @@ class Serve:
     def _furnish_features(self) -> None:
         """Let the Door read feature sets and write their sources, where any are defined."""
         at = self.installation
-        if not (registry := self._registry).sets:
+        if not (registry := at.registry).sets:
             return
         kept = at.settings.feature_store
         self._reads = self._writer("features_read", self._partition) if kept.log_share else None
@@ -169,7 +168,7 @@ class Serve:
             )
         known = {features.hash} if features is not None else set()
         if not ranks:
-            known |= {one.hash for one in self._registry.sets.values()}
+            known |= {one.hash for one in self.installation.registry.sets.values()}
         if manifest.features and manifest.features not in known:
             here = ", ".join(sorted(known)) or "none"
             raise Misconfigured(
@@ -258,7 +257,7 @@ class Learn:
         )
         self.features = [
             Pipeline(one, at.log, at.rows, at.clock, self.meter, at.settings.feature_store.entities_max)
-            for one in at.registry().sets.values()
+            for one in at.registry.sets.values()
         ]
         self._orders = Orders(at.log, LEARN, at.clock, self.meter, self._forget)
         self._forgotten = self.meter.counter("millstream_forgotten_total", "Orders to forget that were carried out.")

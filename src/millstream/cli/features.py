@@ -88,7 +88,7 @@ def _registry(args: argparse.Namespace) -> tuple[Registry, Path | None]:
 
 
 def _defined(installation: Installation) -> Registry:
-    registry = installation.registry()
+    registry = installation.registry
     if not registry.sets:
         raise NotFound(f"{installation.folder}: no feature sets; name their file in [feature_store] definitions")
     return registry

@@ -75,7 +75,7 @@ def _export(args: argparse.Namespace) -> object:
     from millstream.features.export import export
 
     with Installation.open(args.config) as at:
-        sources = at.registry().sources
+        sources = at.registry.sources
         if args.source not in sources:
             raise NotFound(f"no source {args.source[:80]!r}; there are: {', '.join(sorted(sources)) or 'none'}")
         return export(sources[args.source], at.log, args.folder, at.clock, args.begin, args.until, _tell)
@@ -103,7 +103,7 @@ def _materialise(args: argparse.Namespace) -> object:
 
 
 def _sets(at: Installation, name: str | None) -> list[FeatureSet]:
-    registry = at.registry()
+    registry = at.registry
     if name:
         return [registry.find(name)]
     found = [one for one in registry.sets.values() if any(source.table for source in one.sources)]
@@ -117,7 +117,7 @@ def _dag(args: argparse.Namespace) -> object:
     from millstream.ops.dags import dag
 
     with Installation.open(args.config) as at:
-        one = at.registry().find(args.set)
+        one = at.registry.find(args.set)
         if not any(source.table for source in one.sources):
             raise BadInput(f"feature set {one.name}: none of its sources names a table; it comes from the log")
         today = int(at.clock.now()) // 86400 * 86400

@@ -232,7 +232,7 @@ def _until(shown: Sequence[Shown], split: int, end: float) -> list[Shown]:
 
 def _make_rows(installation: Installation) -> None:
     """Make the rows of features out of the history, as `learn` would, so that the first ranking has them."""
-    for one in installation.registry().sets.values():
+    for one in installation.registry.sets.values():
         pipeline = Pipeline(one, installation.log, installation.rows, installation.clock, Meter())
         while pipeline.step():
             pass

@@ -98,6 +98,11 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             raise errors.Misconfigured(f"{where}: again must end; write how far apart copies of one event may come")
 
     @property
+    def log_topic(self) -> str:
+        """The topic of the log that has its events."""
+        return self.topic or self.name
+
+    @property
     def content(self) -> object:
         """What decides values."""
         return [self.name, sorted(self.columns.items()), self.id, span(self.again) if self.id else 0]

@@ -83,7 +83,7 @@ def export(
 ) -> Exported:
     """Write the days of a source from that of `begin` (microseconds; None: of the first event that the log has) up to
     `until` (None: now). No room on the disk: Full; what is whole by then stays."""
-    topic = source.topic or source.name
+    topic = source.log_topic
     settled = int((clock.now() - SETTLE_S) * SECOND)
     until = settled if until is None else min(until, settled)
     first, lost = _ends(log.reader(topic))

@@ -206,7 +206,7 @@ def _with(options: Mapping[str, str]) -> str:
 
 def _source(source: Source, options: Mapping[str, str] | None, disorder: str) -> str:
     if options is None:
-        options = {"connector": "kafka", "topic": source.topic or source.name}
+        options = {"connector": "kafka", "topic": source.log_topic}
         options |= {"properties.bootstrap.servers": "FILL IN", "scan.startup.mode": "earliest-offset"}
         options |= {"format": "json"}
     kinds = {"text": "STRING", "number": "DOUBLE"}

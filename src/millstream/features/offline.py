@@ -12,7 +12,6 @@ Rules of the room:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,12 +24,10 @@ from millstream.features.events import Events, Hashes, Times, hashes_of
 from millstream.features.events import micros as micros_of
 from millstream.features.feature import Texts
 from millstream.features.matrix import Columns
-from millstream.features.plan import Values
 from millstream.features.registry import names_of
 from millstream.features.sets import FeatureSet
 from millstream.features.state import State
 from millstream.guard.pii import pseudonym
-from millstream.machine import cores
 
 try:
     import pyarrow as pa
@@ -72,23 +69,16 @@ def training_frame(features: FeatureSet, labels: Any, events: Mapping[str, Any] 
             f"feature set {features.name} has no source {min(unknown)!r}; it has {', '.join(sources)}"
         )
     state = State(features, LIMIT)
-    replays: list[tuple[Any, ...]] = []
-    stored = {name: _unknown(state, name, len(at)) for name in features.entities}
+    came: dict[str, Events] = {}
     for name, source in sources.items():
         given = events_of(source, (events or {}).get(name, source.table or None), features)
         new = state.copies[name].new(given)
         if new is not None and not new.all():
             given = given.take(new)
-        replays += [
-            (kept.replay, name, given, keys[entity], at, stored[entity]) for entity, kept in state.entities.items()
-        ]
-    with ThreadPoolExecutor(cores()) as threads:  # the kernels run without the GIL, each into columns of its own
-        for done in [threads.submit(*replay) for replay in replays]:
-            done.result()
+        came[name] = given
     columns = Columns(features)
     request = {name: _numbers(table, name, "labels") for name in columns.request}
-    values = {name: _finished(state, name, stored[name], at) for name in features.entities}
-    matrix = columns.make(values, request, len(at))
+    matrix = columns.make(state.replayed(came, keys, at, at), request, len(at))
     return _like(labels, _with_features(table, features, matrix))
 
 
@@ -127,16 +117,6 @@ def files_of(path: str | Path, where: str) -> list[Path]:
     if not files or len(files) > FILES_MAX or not files[0].exists():
         raise errors.BadInput(f"{where}: no Parquet files at {text}")
     return files
-
-
-def _unknown(state: State, entity: str, rows: int) -> Values:
-    """Stored values [n, width] of entities that nobody knows."""
-    return np.tile(state.entities[entity].plan.nothing_stored, (rows, 1))
-
-
-def _finished(state: State, entity: str, stored: Values, at: Times) -> Values:
-    plan = state.entities[entity].plan
-    return plan.finish(plan.rounded(stored), at)
 
 
 def _table(frame: Any, where: str) -> pa.Table:

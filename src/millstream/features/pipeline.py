@@ -41,7 +41,7 @@ from millstream.features.state import State
 from millstream.meter import Meter
 from millstream.store.rows import RowFile
 from millstream.stream.event import Event, decode
-from millstream.stream.log import Log
+from millstream.stream.log import Log, reached
 from millstream.stream.reader import Record
 
 SAVE_S: Final = 60.0
@@ -104,7 +104,7 @@ class Pipeline:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.state = State(features, limit)
         self._requests = Requests()
-        self._topics = {source.name: source.topic or source.name for source in features.sources}
+        self._topics = {source.name: source.log_topic for source in features.sources}
         # What was served comes first, what people did last: see the rules.
         self._order = sorted(
             {"served", *self._topics.values()}, key=lambda topic: (topic != "served", topic == "outcomes")
@@ -145,11 +145,7 @@ class Pipeline:
             for topic in self._order:
                 count, until = self._follow(topic, ends[topic], until)
                 taken += count
-        behind = any(
-            self.offsets[topic].get(partition, 0) < end
-            for topic, found in ends.items()
-            for partition, end in found.items()
-        )
+        behind = not reached(self.offsets, ends)
         self._catching_up = self._catching_up and behind
         if not self._catching_up:
             self._write(began, int(until * SECOND) if behind else None)
@@ -196,11 +192,7 @@ class Pipeline:
 
     def reached(self, cut: Mapping[str, Mapping[int, int]]) -> bool:
         """Whether everything before these offsets of its topics has been taken."""
-        return all(
-            self.offsets[topic].get(partition, 0) >= offset
-            for topic in self._order
-            for partition, offset in cut.get(topic, {}).items()
-        )
+        return reached(self.offsets, cut)
 
     def forget(self, kind: str, keys: Hashes, mine: Callable[[str], bool]) -> int:
         """Remove entities of a kind from state, rows and snapshot, by their keys, and whose requests were whose, by

@@ -55,12 +55,12 @@ class Registry(msgspec.Struct, frozen=True):
 
     def names(self, topic: str) -> frozenset[str]:
         """The columns of a topic that name something, by all that is defined here; see names_of."""
-        known = [names_of(one, ()) for one in self.sources.values() if (one.topic or one.name) == topic]
+        known = [names_of(one, ()) for one in self.sources.values() if one.log_topic == topic]
         known += [
             names_of(source, features.aggregates)
             for features in self.sets.values()
             for source in features.sources
-            if (source.topic or source.name) == topic
+            if source.log_topic == topic
         ]
         return frozenset().union(*known)
 
@@ -96,7 +96,7 @@ def names_of(source: Source, aggregates: Iterable[Aggregate]) -> frozenset[str]:
     """The columns of text of a source that name something (its id, the keys of aggregates of it, `user`) and are kept
     under a pseudonym where the name is an address or a number of a person. Those of an item are kept as they are; so is
     the id of an outcome."""
-    named = {"user", "" if (source.topic or source.name) == "outcomes" else source.id}
+    named = {"user", "" if source.log_topic == "outcomes" else source.id}
     named |= {one.key for one in aggregates if one.source.name == source.name}
     return frozenset(name for name in named - {"item"} if source.columns.get(name) == "text")
 

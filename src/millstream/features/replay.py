@@ -11,13 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final
 
-import numpy as np
 from numpy.typing import NDArray
 
 from millstream.features.define import Source
-from millstream.features.events import Copies, Events, Hashes, Times, keys_of
+from millstream.features.events import Copies, Events, Times, keys_of
 from millstream.features.matrix import Columns
-from millstream.features.plan import Values
 from millstream.features.rows import Requests, events_of
 from millstream.features.sets import FeatureSet
 from millstream.features.state import State
@@ -36,27 +34,22 @@ def matrix(
 ) -> NDArray[Any]:  # fmt: skip
     """[n, columns] of n rows by what had arrived before `known` (microseconds), read as of `at` (None: then). `events`:
     by source, all that it has had, each once, in the order in which they came; `names`: n of each kind of entity."""
-    state, values = State(features), {}
-    for kind, table in state.entities.items():
-        stored: Values = np.tile(table.plan.nothing_stored, (len(known), 1))
-        keys: Hashes = keys_of(names[kind])
-        for source, some in events.items():
-            table.replay(source, some, keys, known, stored)
-        values[kind] = table.plan.finish(table.plan.rounded(stored), known if at is None else at)
+    keys = {kind: keys_of(names[kind]) for kind in features.entities}
+    values = State(features).replayed(events, keys, known, known if at is None else at)
     return Columns(features).make(values, request or {}, len(known))
 
 
 def events_in(source: Source, log: Log, before: Events | None = None) -> Events:
     """All that a source has had by the log, in the order in which it came, each event once. `before`: what came before
     the log begins."""
-    topic = source.topic or source.name
+    topic = source.log_topic
     served = whole(log, "served") if topic == "outcomes" else iter(())
     return events_from(source, served, whole(log, topic), before)
 
 
 def events_from(source: Source, served: Came, came: Came, before: Events | None = None) -> Events:
     """As `events_in`, of what was served and what came on the source's topic."""
-    topic, requests = source.topic or source.name, Requests()
+    topic, requests = source.log_topic, Requests()
     waits = next(served, None)
     found: list[Events] = [] if before is None else [before]
     while chunk := list(islice(came, CHUNK)):

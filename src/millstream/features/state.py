@@ -12,6 +12,8 @@ Rules of the room:
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from millstream.features import tiles
 from millstream.features.events import Copies, Events, Hashes, Places, Times
 from millstream.features.plan import BASE, Plan, Values
 from millstream.features.sets import FeatureSet
+from millstream.machine import cores
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +43,24 @@ class State:
         if new is not None and not new.all():
             events = events.take(new)
         return {name: table.apply(source, events) for name, table in self.entities.items()}
+
+    def replayed(
+        self, events: Mapping[str, Events], keys: Mapping[str, Hashes], known: Times, at: Times
+    ) -> dict[str, Values]:
+        """By kind of entity the values [n, width] of n rows by what had arrived before `known`, as rows hold them, read
+        as of `at`. `events`: by source all that it has had, each once, in the order in which they came; `keys`: n of
+        each kind. The state itself stays as it is."""
+        stored = {kind: np.tile(table.plan.nothing_stored, (len(known), 1)) for kind, table in self.entities.items()}
+        with ThreadPoolExecutor(cores()) as threads:  # the kernels run without the GIL, each into columns of its own
+            replays = [
+                threads.submit(table.replay, source, some, keys[kind], known, stored[kind])
+                for source, some in events.items()
+                for kind, table in self.entities.items()
+            ]
+        for replay in replays:
+            replay.result()
+        plans = {kind: table.plan for kind, table in self.entities.items()}
+        return {kind: plan.finish(plan.rounded(stored[kind]), at) for kind, plan in plans.items()}
 
     def read(self, entity: str, keys: Hashes, at: int) -> Values:
         """float64 [n, values]: of each entity its values as of `at` (microseconds), in the order of the set's

@@ -12,8 +12,9 @@ Each value that was read ends in one of these:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -73,8 +74,7 @@ def verify(sets: Mapping[str, FeatureSet], log: Log, events: Mapping[str, Events
             continue
         before = events or {}
         came = {source.name: events_in(source, log, before.get(source.name)) for source in features.sources}
-        unexplained: Literal["retention", "code"] = "retention" if _begins_late(features, log, before) else "code"
-        _compare(features, some, came, counts, found.odd, unexplained)
+        _compare(features, some, came, counts, found.odd, partial(_begins_late, features, log, before))
     return found
 
 
@@ -104,7 +104,7 @@ def _shared(values: Sequence[Any], n: int) -> list[Any]:
 
 def _compare(
     features: FeatureSet, reads: Sequence[FeaturesRead], events: Mapping[str, Events], counts: dict[str, int],
-    odd: list[Odd], unexplained: Literal["retention", "code"],
+    odd: list[Odd], begins_late: Callable[[], bool],
 ) -> None:  # fmt: skip
     asked = _Asked(features, reads)
     now = matrix(features, events, asked.names, asked.at, asked.at, asked.request)
@@ -114,10 +114,14 @@ def _compare(
     late = ~equal & (_same(asked.read, then) | ~_same(now, then))
     ttl = ~equal & ~late & gone
     code = ~(equal | late | ttl)
-    for cause, which in zip(("equal", "late", "ttl", unexplained), (equal, late, ttl, code), strict=True):
+    for cause, which in (("equal", equal), ("late", late), ("ttl", ttl)):
         counts[cause] += int(which.sum())
-    if unexplained == "retention":
+    if not code.any():
         return
+    if begins_late():  # it reads the log once more
+        counts["retention"] += int(code.sum())
+        return
+    counts["code"] += int(code.sum())
     for row, column in np.argwhere(code)[: max(0, SHOWN_MAX - len(odd))].tolist():
         keys = {kind: names[row] for kind, names in asked.names.items()}
         values = [None if np.isnan(one) else float(one) for one in (asked.read[row, column], now[row, column])]
@@ -138,7 +142,7 @@ def _same(left: Values, right: Values) -> NDArray[np.bool_]:
 
 def _begins_late(features: FeatureSet, log: Log, before: Mapping[str, Events]) -> bool:
     """Whether retention, or `forget`, has taken events of a source of which nobody gave the earlier ones."""
-    topics = {source.topic or source.name for source in features.sources if source.name not in before}
+    topics = {source.log_topic for source in features.sources if source.name not in before}
     topics |= {"served"} if "outcomes" in topics else set()
     readers = [log.reader(topic) for topic in topics]
     return any(reader.start(partition) > 0 for reader in readers for partition in reader.partitions()) or any(

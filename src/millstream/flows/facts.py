@@ -76,7 +76,7 @@ class Facts:
     ) -> None:
         self._sources = sources = registry.sources
         self._clock, self._limits, self._bytes_max = clock, limits, bytes_max
-        topics = {topic_of(source) for source in sources.values()} - RESERVED
+        topics = {source.log_topic for source in sources.values()} - RESERVED
         self._writers = {topic: writer(topic) for topic in sorted(topics)}
         # What the gate is told; it knows `user` by itself. Sources may share a topic: what one writes, all read.
         self._names = {topic: tuple(sorted(registry.names(topic) - {"user"})) for topic in topics}
@@ -85,14 +85,14 @@ class Facts:
         self._accepted: dict[str, Counter] = {
             name: meter.counter("millstream_facts_total", "Facts made durable.", {"source": name})
             for name, source in sources.items()
-            if topic_of(source) in topics
+            if source.log_topic in topics
         }
 
     def call(self, source: str, rows: Sequence[Row]) -> asyncio.Future[int]:
         """Write rows: their columns, and `event_time` in unix seconds (left out or 0: now). BadInput, NotFound,
         TooLarge, Busy; the future fails with Full, and that of a large call or of one behind it with any of them."""
         found = self._find(source)
-        topic = topic_of(found)
+        topic = found.log_topic
         if len(rows) > self._limits.rows_max:
             raise TooLarge(f"facts: {len(rows)} rows in one request, at most {self._limits.rows_max}: split it")
         text, most = sum(_size(value) for row in rows for value in row.values()), self._limits.request_bytes_max
@@ -112,7 +112,7 @@ class Facts:
 
     async def _in_turn(self, source: Source, rows: Sequence[Row], now: float, large: bool) -> int:
         """Behind those who called before: tasks begin, and a lock lets them in, in the order in which they came."""
-        topic = topic_of(source)
+        topic = source.log_topic
         async with self._turns[topic]:
             if large:
                 ready = await asyncio.to_thread(self._ready, source, rows, now)
@@ -147,7 +147,7 @@ class Facts:
             there = ", ".join(sorted(self._accepted)) or "none"
             raise NotFound(f"no source {name[:80]!r}; those that are written here: {there}")
         if name not in self._accepted:
-            topic = topic_of(source)
+            topic = source.log_topic
             who = ELSEWHERE.get(topic, "this service writes it itself")
             raise BadInput(f"source {name} reads topic {topic}, which is not written here: {who}")
         return source
@@ -162,7 +162,7 @@ class Facts:
         if all(value is None or value == "" for value in values.values()):
             raise BadInput(f"{where} says nothing; send some of {', '.join(source.columns)}")
         when = self._time(row.get("event_time"), now, where)
-        return Fact(event_time=when, values=values, names=self._names[topic_of(source)])
+        return Fact(event_time=when, values=values, names=self._names[source.log_topic])
 
     def _time(self, given: str | float | None, now: float, where: str) -> float:
         if given is None or (given == 0 and not isinstance(given, bool)):
@@ -201,8 +201,3 @@ def _size(value: str | float | None) -> int:
     if not isinstance(value, str):
         return 0
     return len(value) if value.isascii() else len(value.encode(errors="surrogatepass"))
-
-
-def topic_of(source: Source) -> str:
-    """The topic whose events a source takes."""
-    return source.topic or source.name

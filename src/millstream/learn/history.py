@@ -241,10 +241,7 @@ def _as_known(
     def came(topic: str) -> Came:
         return chain(whole(log, topic), news.get(topic, ()))
 
-    events = {
-        source.name: events_from(source, came("served"), came(source.topic or source.name))
-        for source in features.sources
-    }
+    events = {source.name: events_from(source, came("served"), came(source.log_topic)) for source in features.sources}
     names = {"user": [one.user for one in shown], "item": [one.item for one in shown]}
     return matrix(features, events, names, micros([one.event_time for one in shown], "event_time"))
 

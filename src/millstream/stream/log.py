@@ -26,13 +26,23 @@ from millstream.stream import segment
 from millstream.stream.reader import Reader, Record
 from millstream.stream.writer import LogLimits, Retained, Writer
 
-__all__ = ["Log", "LogLimits", "Reader", "Record", "Retained", "Verified", "Writer"]
+__all__ = ["Log", "LogLimits", "Reader", "Record", "Retained", "Verified", "Writer", "reached"]
 
 GROUPS_VERSION = 1
 _TOPIC = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _SCHEMA = """CREATE TABLE IF NOT EXISTS positions (
     "group" TEXT NOT NULL, topic TEXT NOT NULL, partition INTEGER NOT NULL, offset INTEGER NOT NULL,
     PRIMARY KEY (topic, "group", partition)) WITHOUT ROWID"""
+
+
+def reached(offsets: Mapping[str, Mapping[int, int]], cut: Mapping[str, Mapping[int, int]]) -> bool:
+    """Whether these positions, by topic and partition, have everything before those of `cut`; topics that they do not
+    name are nobody's here."""
+    return all(
+        read.get(partition, 0) >= offset
+        for topic, read in offsets.items()
+        for partition, offset in cut.get(topic, {}).items()
+    )
 
 
 class Verified(msgspec.Struct):

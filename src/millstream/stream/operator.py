@@ -29,7 +29,7 @@ from millstream.clock import Clock
 from millstream.errors import Corrupt, Full, Later
 from millstream.store.blob import write_atomic
 from millstream.stream.event import Event, decode, encode
-from millstream.stream.log import Log, Record
+from millstream.stream.log import Log, Record, reached
 from millstream.types import Forgotten
 
 
@@ -179,12 +179,7 @@ class Operation:
 
     def reached(self, cut: Mapping[str, Mapping[int, int]]) -> bool:
         """Whether everything before these offsets of its inputs is in the state."""
-        read = self.step_done.offsets
-        return all(
-            read[topic].get(partition, 0) >= offset
-            for topic in self._readers
-            for partition, offset in cut.get(topic, {}).items()
-        )
+        return reached(self.step_done.offsets, cut)
 
     def close(self) -> None:
         """Save and let go: the next one has nothing to replay."""
