@@ -26,6 +26,7 @@ PARTS: dict[str, tuple[str, list[str]]] = {
         "Serving beside the fixed floor and other servers",
         [sys.executable, "bench/serving", "--seconds", "3", "--plot", "bench/results/serving.svg"],
     ),
+    "generator": ("What one load generator can send", [sys.executable, "bench/generator.py"]),
     "grpc_echo": ("A gRPC call that carries bytes", [sys.executable, "bench/grpc_echo.py"]),
     "straggler": ("Short utterances among long ones", [sys.executable, "bench/serving/straggler.py"]),
     "overload": ("Twice what can be computed", [sys.executable, "bench/serving/overload.py"]),

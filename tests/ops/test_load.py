@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import random
 import subprocess
-import sys
 import threading
 import time
 
@@ -269,36 +268,6 @@ def test_a_server_that_is_not_there_and_a_generator_that_dies_are_said():
 
     with Server() as server, pytest.raises(Error, match="generator ended"):
         asyncio.run(killed(server.port))
-
-
-ECHO = """
-import asyncio, uvloop
-class Echo(asyncio.Protocol):
-    def connection_made(self, transport): self.transport = transport
-    def data_received(self, data): self.transport.write(ANSWER * (len(data) // LENGTH))
-async def main():
-    server = await asyncio.get_running_loop().create_server(Echo, "127.0.0.1", 0)
-    print(server.sockets[0].getsockname()[1], flush=True)
-    await server.serve_forever()
-uvloop.run(main())
-"""
-
-
-def test_a_core_sends_fifteen_thousand_a_second():
-    code = ECHO.replace("ANSWER", repr(answered(body=b"x" * 100))).replace("LENGTH", str(len(REQUEST)))
-    server = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-
-    async def run(port):
-        async with Load(Setup("127.0.0.1", port, [REQUEST])) as load:
-            return [await load.measure(Order(rate=rate, seconds=0.5, connections=64)) for rate in (0.0, 8000.0)]
-
-    try:
-        tallies = asyncio.run(run(int(server.stdout.readline())))
-    finally:
-        server.kill()
-        server.wait()
-    for tally in tallies:  # of its own CPU time: other programs on the machine do not change it
-        assert tally.statuses[200] / tally.seconds / tally.cpu > 15_000
 
 
 def test_requests_take_turns():

@@ -5,7 +5,7 @@
 Rules of the room:
 - At a fixed rate a latency counts from the moment when the request was *due* (Poisson arrivals), not from when it left:
   a server that stalls is charged for every request that would have come meanwhile.
-- A request costs prepared bytes and little else, so that one core sends fifteen thousand a second and more.
+- A request costs prepared bytes and little else, so that one core sends many thousands a second (bench/generator.py).
 - What the generator itself was late with is measured (`lag_ms`, `cpu`) and reported beside what the server did.
 - Connections, pipelining, requests of a window and the wait at its end are all bounded.
 """
