@@ -274,7 +274,8 @@ class Example(msgspec.Struct, frozen=True, kw_only=True, tag="example"):
 
     `tokens`: uint32 LE, the logged feature row; `arrival`: when the deciding outcome reached the service; `wait_s`: how
     much of the time since then was the label window, not delay; `outcomes`: keys of every outcome it consumed;
-    `definition`: hash of the feature definition that made the row.
+    `definition`: hash of the feature definition that made the row. `task`: what the label says of the item (a name in
+    `[join.tasks]`); `form`: "" for the one example that a task makes of an item, else which of several (stream/join.py).
     """
 
     request: str
@@ -290,25 +291,30 @@ class Example(msgspec.Struct, frozen=True, kw_only=True, tag="example"):
     wait_s: float
     outcomes: list[str]
     definition: str = ""
+    task: str = ""
+    form: str = ""
 
 
 class SetAside(msgspec.Struct, frozen=True, kw_only=True, tag="set_aside"):
     """An acknowledged outcome that will not be learnt, and why: unknown_request, unknown_kind, expired, late,
-    no_impression, not_a_candidate, duplicate."""
+    no_impression, not_a_candidate, duplicate. `count`: so many of them together, then without their keys."""
 
     outcome: str
     cause: str
     request: str
     item: str
     event_time: float
+    count: int = 1
 
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
     """New weights of the slots that learning touched since the last delta on the same base.
 
-    Absolute values, not differences: applying one twice is harmless. `slots`: uint32 LE; `weights`: float32 LE, same
-    length; `upto`: position in `examples` that the weights contain; `arrivals`: float64 LE, per contained example its
-    arrival + wait_s (staleness counts from there); `checksum`: crc32 of slots + weights.
+    Absolute values, not differences: applying one twice is harmless. `slots`: uint32 LE; `weights`: float32 LE, as many
+    to a slot as its learner has; `dense`: float32 LE, all weights that belong to no slot; `calibration`: float64 LE,
+    slope and intercept, none where they stay as they are (models/online/correction.py). `upto`: position in `examples`
+    that the weights contain; `arrivals`: float64 LE, per contained example its arrival + wait_s (staleness counts from
+    there); `checksum`: crc32 of slots + weights + dense + calibration.
     """
 
     model: str
@@ -319,6 +325,8 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
     weights: bytes
     arrivals: bytes
     checksum: int
+    dense: bytes = b""
+    calibration: bytes = b""
 
 
 class PolicyChange(msgspec.Struct, frozen=True, kw_only=True, tag="policy"):
