@@ -275,7 +275,7 @@ class Example(msgspec.Struct, frozen=True, kw_only=True, tag="example"):
     `tokens`: uint32 LE, the logged feature row; `arrival`: when the deciding outcome reached the service; `wait_s`: how
     much of the time since then was the label window, not delay; `outcomes`: keys of every outcome it consumed;
     `definition`: hash of the feature definition that made the row. `task`: what the label says of the item (a name in
-    `[join.tasks]`); `form`: "" for the one example that a task makes of an item, else which of several (stream/join.py).
+    `[join.tasks]`); `form`: "" for a task's one example of an item, else which of several (stream/join.py).
     """
 
     request: str
