@@ -78,6 +78,62 @@ def test_too_few_of_a_kind_are_not_judged_and_enough_are():
     assert "plain rate" in fed(np.arange(50_000) % 1000 == 0, 0.5, large).refuses(FINE)
 
 
+USUAL = np.arange(20_000) % 10 == 0
+
+
+def used(times=False) -> Gate:
+    """A gate that has seen a tenth of positives, honestly predicted, over 20 windows of 1,000."""
+    made = Gate(GateSettings(window=1000, logloss_over=100.0, frozen_over=0.1, calibration_over=3.0, burst=5.0))
+    made.observe(
+        np.full(20_000, 0.1, np.float32), USUAL.astype(np.float32), times=np.arange(20_000.0) if times else None,
+        waited_s=30.0 if times else 0.0,
+    )  # fmt: skip
+    assert made.refuses(FINE) == ""
+    return made
+
+
+def test_worse_than_the_version_that_stands_still_is_refused():
+    for ours, why in ((0.1, ""), (0.3, "learning began with")):
+        made = used()
+        labels = USUAL[:1000].astype(np.float32)
+        made.observe(np.full(1000, ours, np.float32), labels, np.full(1000, 0.1, np.float32))
+        assert why in made.refuses(FINE) and bool(why) == bool(made.refuses(FINE))
+
+
+def test_a_mean_prediction_far_from_the_plain_rate_is_refused():
+    for ours, refused in ((0.25, False), (0.4, True), (0.05, False), (0.02, True)):
+        made = used()
+        made.observe(np.full(1000, ours, np.float32), USUAL[:1000].astype(np.float32))
+        assert ("a mean prediction of" in made.refuses(FINE)) == refused
+
+
+def test_a_burst_of_positives_is_refused_and_a_good_day_is_not():
+    for share, refused in ((0.3, False), (0.8, True)):
+        made = used()
+        made.observe(np.full(1000, share, np.float32), (np.arange(1000) < 1000 * share).astype(np.float32))
+        assert ("are usual" in made.refuses(FINE)) == refused
+
+
+def test_a_time_without_any_positive_is_refused_once_windows_have_closed_in_it():
+    for seconds, refused in ((80.0, False), (200.0, True)):
+        made = used(times=True)
+        made.observe(
+            np.full(1000, 0.1, np.float32), np.zeros(1000, np.float32),
+            times=20_000 + np.arange(1000) * seconds / 1000, waited_s=30.0,
+        )  # fmt: skip
+        assert ("does anybody report them" in made.refuses(FINE)) == refused
+
+
+def test_looking_anew_keeps_what_is_usual():
+    made = used()
+    made.observe(np.full(1000, 0.9, np.float32), np.ones(1000, np.float32))
+    assert made.refuses(FINE)
+    made.look_anew()
+    assert made.refuses(FINE) == "" and not made.full()
+    made.observe(np.full(1000, 0.9, np.float32), np.ones(1000, np.float32))
+    assert "are usual" in made.refuses(FINE)
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, 70), min_size=1, max_size=8), st.integers(0, 2**32 - 1))
 def test_pieces_and_the_whole_are_judged_alike(sizes, seed):
