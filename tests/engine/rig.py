@@ -68,7 +68,7 @@ class Weight:
         self.batches.append((n, float(before), float(self.weight)))
         return {"y": y}
 
-    def apply(self, slots, weights):
+    def apply(self, slots, weights, dense, calibration):
         if not np.isfinite(weights).all():
             raise ValueError("a weight is not finite")
         self.weight = weights[-1]
@@ -76,7 +76,9 @@ class Weight:
 
 def delta(sequence, weight, base="1", model="w", **wrong):
     slots, weights = np.array([0], "<u4").tobytes(), np.array([weight], "<f4").tobytes()
-    fields = {"slots": slots, "weights": weights, "checksum": zlib.crc32(weights, zlib.crc32(slots))} | wrong
+    fields = {"slots": slots, "weights": weights} | wrong
+    parts = [fields.get(name, b"") for name in ("slots", "weights", "dense", "calibration")]
+    fields = {"checksum": zlib.crc32(b"".join(parts))} | fields
     return Delta(model=model, base=base, sequence=sequence, upto=0, arrivals=b"", **fields)
 
 

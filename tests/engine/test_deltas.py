@@ -56,6 +56,12 @@ def test_a_duplicate_is_ignored_a_gap_and_damage_change_nothing(tmp_path):
                 (delta(3, 9), errors.Conflict, "delta 3 after 1; read the deltas of this base again from 2"),
                 (delta(2, 9, checksum=1), errors.Corrupt, "delta 2 expected checksum 1, got"),
                 (delta(2, 9, slots=b"", checksum=0), errors.Corrupt, "delta 2"),
+                (delta(2, 9, dense=b"1234", checksum=delta(2, 9).checksum), errors.Corrupt, "delta 2"),
+                (delta(2, 9, calibration=b"12345678"), errors.Corrupt, "of 4, 4, 0, 8 bytes; read it again"),
+                (delta(2, 9, dense=b"12345"), errors.Corrupt, "of 4, 4, 5, 0 bytes"),
+                (delta(2, 9, slots=b"12345678"), errors.Corrupt, "of 8, 4, 0, 0 bytes"),
+                (delta(2, 9, slots=b""), errors.Corrupt, "of 0, 4, 0, 0 bytes"),
+                (delta(2, 9, weights=b""), errors.Corrupt, "of 4, 0, 0, 0 bytes"),
                 (delta(2, 9, base="7"), errors.NotFound, "w 7 is not loaded here"),
                 (delta(2, 9, model="q"), errors.NotFound, "q 1 is not loaded here"),
             ]:
@@ -68,6 +74,28 @@ def test_a_duplicate_is_ignored_a_gap_and_damage_change_nothing(tmp_path):
             assert engine.apply(delta(2, 0.25))
 
     run(main())
+
+
+def test_a_model_is_given_all_parts_of_a_delta(tmp_path):
+    load, made = one_weight(tmp_path)
+    slots, weights = np.array([4, 9], "<u4"), np.arange(6, dtype="<f4")
+    dense, calibration = np.array([7], "<f4"), np.array([0.5, -1])
+    got = []
+
+    async def main():
+        async with serving(tmp_path, LOOP, load=load) as engine:
+            made["1"].apply = lambda *parts: got.append(parts)
+            arrays = {"slots": slots, "weights": weights, "dense": dense, "calibration": calibration}
+            assert engine.apply(delta(1, 0, **{name: array.tobytes() for name, array in arrays.items()}))
+            assert engine.apply(delta(2, 0, slots=b"", weights=b"", dense=dense.tobytes()))
+            assert engine.apply(delta(3, 2.0))
+
+    run(main())
+    assert [[part.tolist() for part in parts] for parts in got] == [
+        [[4, 9], [[0, 1, 2], [3, 4, 5]], [7], [0.5, -1]],
+        [[], [], [7], []],
+        [[0], [2], [], []],
+    ]
 
 
 def test_a_model_that_does_not_learn_says_so(tmp_path):

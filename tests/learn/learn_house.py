@@ -34,12 +34,12 @@ def truth(number: int) -> float:
 class House:
     """`tell` appends examples, `turn` lets time pass and the learner work until nothing is left."""
 
-    def __init__(self, folder, **settings):
+    def __init__(self, folder, gate=None, **settings):
         self.folder, self.clock = folder, FakeClock(5000.0)
         self.settings = LearnSettings(
             model="ranker",
             push=PushSettings(push_s=1.0, **settings),
-            gate=GateSettings(window=100, weight_max=50.0, logloss_over=0.25),
+            gate=gate or GateSettings(window=100, weight_max=50.0, logloss_over=0.25),
         )
         self.repository = Repository(folder / "models")
         if not self.repository.models():
@@ -50,7 +50,9 @@ class House:
         self.log = Log(self.folder / "log", self.clock)
         self.examples, self.meter = self.log.writer("examples"), Meter()
         deltas = self.log.writer("deltas")
-        self.learning = Learning(self.settings, self.repository, self.log, deltas, self.clock, self.meter)
+        self.learning = Learning(
+            self.settings, self.repository, self.log, deltas, self.clock, self.meter, folder=self.folder / "state"
+        )
 
     def restart(self) -> None:
         """The role died and came back: it knows what is on the disk."""

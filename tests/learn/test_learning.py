@@ -4,9 +4,13 @@ import threading
 
 import numpy as np
 import pytest
-from learn_house import FTRL, WIDTH, House
+from learn_house import FTRL, WIDTH, House, example
 
 from millstream.errors import Conflict
+from millstream.learn import GateSettings
+from millstream.learn.calibration import Calibration
+from millstream.learn.judge import read_report
+from millstream.learn.validation import Labels
 from millstream.models import traffic
 from millstream.models.online import Ftrl
 from millstream.models.repository import Repository
@@ -344,3 +348,74 @@ def test_damaged_deltas_are_replaced_by_a_new_base(house):
     assert int(house.policy.live) > int(base)
     learner, _ = Ftrl.load(house.repository.folder("ranker", house.policy.live) / "model.ftrl")
     assert np.array_equal(learner.weights(), house.folded(range(60)))
+
+
+RULED = GateSettings(window=100, logloss_over=0.25, resume_s=60.0)
+
+
+def test_learning_resumes_by_itself_once_labels_are_as_usual(tmp_path):
+    house = House(tmp_path, gate=RULED)
+    house.tell(400)
+    house.turn()
+    house.tell(100, wrong)
+    house.turn()
+    assert house.policy.learning == "paused"
+    for _ in range(3):  # the burst goes on for longer than resume_s
+        house.tell(50, wrong)
+        house.turn()
+        house.clock.advance(30.0)
+    assert house.policy.learning == "paused"
+    house.restart()
+    house.tell(150)
+    house.turn()
+    house.clock.advance(60.0)
+    house.tell(1)
+    house.turn()
+    assert house.policy.learning == "run" and "as usual again" in house.policy.why
+    house.tell(49)
+    house.turn()
+    assert same(house.served(), house.folded([*range(400), *range(801, 850)])), "what was wrong, or passed over, is in"
+    house.log.close()
+
+
+def test_a_refusal_takes_the_base_before_back_where_the_rule_says_so(tmp_path):
+    house = House(tmp_path, gate=GateSettings(window=100, then="rollback"), base_examples=200)
+    for _ in range(2):
+        house.tell(200)
+        house.turn()
+    live = house.policy.live
+    before = house.repository.manifest("ranker", live).lineage["parent"]
+    house.tell(100, wrong)
+    house.turn()
+    assert (house.policy.live, house.policy.pin, house.policy.learning) == (before, before, "paused")
+    house.log.close()
+
+
+@pytest.mark.parametrize("restarts", [0, 4])
+def test_what_is_said_of_learning_does_not_depend_on_restarts(tmp_path, restarts):
+    house = House(tmp_path, base_examples=150)
+    for number in range(8):
+        house.tell(60, lambda n: float(n % 2 or n % 5 == 0))
+        house.turn()
+        if number < restarts:
+            house.restart()
+    house.clock.advance(10.0)
+    house.tell(10)
+    house.turn()
+    report = read_report(tmp_path / "state" / "ranker")
+    assert report.upto == 490
+    figures = report.figures[""]
+    assert {who: one.examples for who, one in figures.items() if who != "previous"} == {
+        "served": 490.0, "learner": 490.0, "frozen": 490.0
+    }  # fmt: skip
+    assert figures["frozen"].auc == 0.5 and figures["learner"].auc > 0.9
+    last = house.deltas()[-1]
+    assert np.frombuffer(last.calibration).tolist() == [report.slope, report.intercept]
+    expected = Calibration()
+    learner = Ftrl(FTRL, WIDTH)
+    for number in range(490):
+        one = example(number, float(number % 2 or number % 5 == 0) if number < 480 else float(number % 2))
+        predicted = learner.learn(np.frombuffer(one.tokens, np.uint32)[None], np.array([one.label], np.float32))
+        expected.observe(predicted, Labels(np.array([one.label]), np.ones(1), np.zeros(1, np.bool_)))
+    assert expected.fit() == (report.slope, report.intercept)
+    house.log.close()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from millstream import errors
 from millstream.models import online
-from millstream.models.online import Ftrl, ServedFtrl, Settings
+from millstream.models.online import Change, Correction, Ftrl, ServedFtrl, Settings, ftrl
 
 WIDTH = 5
 SMALL = Settings(bits=10)
@@ -103,13 +103,13 @@ def test_applying_every_delta_gives_the_full_weights(cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), 200]
     for a, b in pairwise(edges):
         learner.learn(*(part[a:b] for part in rows))
-        slots, weights = learner.delta()
+        slots, weights, _ = learner.delta()
         assert (np.diff(slots.astype(np.int64)) > 0).all()
         assert set(slots.tolist()) == set((rows[0][a:b][rows[0][a:b] != 0] & 1023).tolist())
         served.apply(slots, weights)
         served.apply(slots, weights)
         assert served.weights.tobytes() == learner.weights().tobytes()
-    assert len(learner.delta()[0]) == 0
+    assert len(learner.delta().slots) == 0
 
 
 @settings(max_examples=20, deadline=None)
@@ -143,6 +143,39 @@ def test_a_snapshot_is_a_servable_model(tmp_path: Path) -> None:
     expected = learner.predict({"tokens": tokens})["probability"]
     assert served.predict({"tokens": tokens})["probability"].tobytes() == expected.tobytes()
     assert served.inputs == ServedFtrl(learner.weights(), WIDTH).inputs
+
+
+def test_any_kind_is_loaded_by_its_first_line(tmp_path: Path) -> None:
+    rows = stream(100)
+    learner = Ftrl(SMALL, WIDTH)
+    learner.learn(*rows)
+    correction = Correction(slope=0.5, intercept=1.0, shift=-2.0)
+    learner.save(tmp_path / "snapshot", {"upto": 100, **correction.metadata()})
+    loaded, metadata = online.load(tmp_path / "snapshot")
+    assert isinstance(loaded, Ftrl) and loaded.dump() == learner.dump() and metadata["upto"] == 100
+    served = online.load_served(tmp_path / "snapshot")
+    raw, answered = (one.predict({"tokens": rows[0]})["probability"] for one in (learner, served))
+    assert answered.tobytes() == correction.apply(raw).tobytes() != raw.tobytes()
+    (tmp_path / "other").write_bytes(b"millstream gru 1\n" + b"x" * 40)
+    with pytest.raises(errors.Corrupt, match="kind 'gru', which is not known here; there are: ftrl"):
+        online.load(tmp_path / "other")
+
+
+def test_a_delta_may_bring_another_calibration() -> None:
+    tokens, labels, weights = stream(100)
+    learner = Ftrl(SMALL, WIDTH)
+    served = learner.served(Correction(shift=-1.0))
+    learner.learn(tokens, labels, weights)
+    served.apply(*learner.delta(), np.array([2.0, 0.25]))
+    expected = Correction(slope=2.0, intercept=0.25, shift=-1.0)
+    raw = learner.predict({"tokens": tokens})["probability"]
+    assert served.correction == expected
+    assert served.predict({"tokens": tokens})["probability"].tobytes() == expected.apply(raw).tobytes()
+    before = served.weights.copy()
+    for wrong in ([0.0, 1.0], [math.nan, 0.0], [1.0], [1.0, math.inf]):
+        with pytest.raises(errors.BadInput, match=r"correction|calibration"):
+            served.apply(np.array([1], np.uint32), np.ones(1, np.float32), calibration=np.array(wrong))
+    assert served.correction == expected and served.weights.tobytes() == before.tobytes()
 
 
 def test_served_weights_are_private() -> None:
@@ -233,7 +266,7 @@ def test_tokens_of_another_shape_or_type_are_refused(tokens: np.ndarray) -> None
 
 
 def test_an_unknown_input_is_refused() -> None:
-    with pytest.raises(errors.BadInput, match="'rows'"):
+    with pytest.raises(errors.BadInput, match="the one input 'tokens', got \\['rows'\\]"):
         Ftrl(SMALL, 1).predict({"rows": np.ones((1, 1), np.uint32)})
 
 
@@ -244,6 +277,8 @@ def test_a_bad_delta_changes_nothing(slots: list[int], weights: list[float]) -> 
     served = Ftrl(SMALL, 1).served()
     with pytest.raises(errors.BadInput, match="delta"):
         served.apply(np.array(slots, np.uint32), np.array(weights, np.float32))
+    with pytest.raises(errors.BadInput, match="1 dense"):
+        served.apply(*Change(np.ones(1, np.uint32), np.ones(1, np.float32), np.ones(1, np.float32)))
     assert not served.weights.any()
 
 
@@ -287,7 +322,7 @@ def test_it_learns() -> None:
 
 def test_every_kernel_is_compiled_once_for_good() -> None:
     online.warm()
-    for kernel in (online._learn, online._predict):
+    for kernel in (ftrl._learn, ftrl._predict):
         assert len(kernel.signatures) == 1  # type: ignore[attr-defined]
         assert kernel._can_compile is False  # type: ignore[attr-defined]
 

@@ -250,11 +250,15 @@ class Lane:
             raise errors.Conflict(
                 f"{self.label}: delta {delta.sequence} after {last}; read the deltas of this base again from {last + 1}"
             )
-        got = zlib.crc32(delta.weights, zlib.crc32(delta.slots))
-        if got != delta.checksum or len(delta.slots) != len(delta.weights) or len(delta.slots) % 4:
+        got = 0
+        parts = (delta.slots, delta.weights, delta.dense, delta.calibration)
+        for part in parts:
+            got = zlib.crc32(part, got)
+        if got != delta.checksum or not _fit(delta):
+            sizes = ", ".join(str(len(part)) for part in parts)
             raise errors.Corrupt(
-                f"{self.label}: delta {delta.sequence} expected checksum {delta.checksum}, got {got} over "
-                f"{len(delta.slots)} bytes of slots and {len(delta.weights)} of weights; read it again"
+                f"{self.label}: delta {delta.sequence} expected checksum {delta.checksum}, got {got} over slots, "
+                f"weights, dense and calibration of {sizes} bytes; read it again"
             )
         if self.running:
             if len(self.held) >= DELTAS_HELD_MAX:
@@ -273,11 +277,23 @@ class Lane:
     def _apply(self, delta: Delta) -> None:
         assert isinstance(self.loaded, Learner)
         try:
-            self.loaded.apply(np.frombuffer(delta.slots, "<u4"), np.frombuffer(delta.weights, "<f4"))
+            slots, weights = np.frombuffer(delta.slots, "<u4"), np.frombuffer(delta.weights, "<f4")
+            if len(weights) != len(slots):
+                weights = weights.reshape(len(slots), -1)
+            dense, calibration = np.frombuffer(delta.dense, "<f4"), np.frombuffer(delta.calibration, "<f8")
+            self.loaded.apply(slots, weights, dense, calibration)
         except Exception as error:
             raise errors.Error(f"{self.label} refuses delta {delta.sequence}, and stays as it is: {error}") from error
         self.sequence = delta.sequence
         self.name = f"{self.version}@{delta.sequence}"
+
+
+def _fit(delta: Delta) -> bool:
+    """Whether its parts hold whole numbers, as many weights to each slot."""
+    slots, weights, dense, calibration = map(len, (delta.slots, delta.weights, delta.dense, delta.calibration))
+    if slots % 4 or weights % 4 or dense % 4 or calibration not in (0, 16):
+        return False
+    return weights % slots == 0 < weights if slots else not weights
 
 
 def _urgency(queue: Queue) -> tuple[tuple[int, float], float]:

@@ -15,24 +15,32 @@ refused for them for ever.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
+import numpy as np
 
 from millstream.clock import Clock
 from millstream.errors import Conflict, Corrupt, Error, Misconfigured
-from millstream.learn.gate import Gate, GateSettings
+from millstream.learn.gate import GateSettings
+from millstream.learn.judge import AS_THEY_ARE, Judge, Task
 from millstream.learn.push import Push, PushSettings
 from millstream.learn.train import Folded, Training
+from millstream.learn.validation import Slice, Validation, ValidationSettings
 from millstream.meter import Meter
-from millstream.models.online import Ftrl
+from millstream.models import online
+from millstream.models.manifest import Manifest
 from millstream.models.policy import Policy
 from millstream.models.repository import Repository, Stamp
+from millstream.models.traffic import roll_back
 from millstream.stream.event import decode
 from millstream.stream.log import Log, Writer
 from millstream.types import Delta
 
 MADE_BY = "millstream learn"
+PUBLISH_S = 2.0  # between two reports of how learning does
 logger = logging.getLogger("millstream.learn")
 
 
@@ -40,22 +48,41 @@ class LearnSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What learns, and how it reaches the servers."""
 
     model: Annotated[str, msgspec.Meta(description="the model that learns; empty: nothing learns")] = ""
+    calibrate: Annotated[
+        bool, msgspec.Meta(description="served probabilities are scaled to be honest (Platt); their order stays")
+    ] = True
     push: PushSettings = PushSettings()
     gate: GateSettings = GateSettings()
+    validate: ValidationSettings = ValidationSettings()
 
 
 class Learning:
     """One model's learner. `step()` does what is due and says how many examples it learnt."""
 
     def __init__(
-        self, settings: LearnSettings, repository: Repository, log: Log, deltas: Writer, clock: Clock, meter: Meter
+        self,
+        settings: LearnSettings,
+        repository: Repository,
+        log: Log,
+        deltas: Writer,
+        clock: Clock,
+        meter: Meter,
+        *,
+        task: Task = AS_THEY_ARE,
+        slices: Sequence[Slice] = (),
+        folder: Path | None = None,
     ) -> None:
+        """`task`: what its labels are; `slices`: rows that are judged apart; `folder`: where it says how it does."""
         self._settings, self._repository, self._log, self._clock = settings, repository, log, clock
         self._deltas = deltas
-        self._gate = Gate(settings.gate)
+        books = Validation(settings.validate, slices)
+        file = folder / settings.model if folder is not None and settings.model else None
+        self._judge = Judge(settings.gate, books, settings.calibrate, task, meter, file)
+        self._suspended: Training | None = None
         self._training: Training | None = None
         self._push: Push | None = None
-        self._pushed_at = clock.monotonic()
+        self._pushed_at = self._suspended_at = clock.monotonic()
+        self._published_at = float("-inf")
         self._based_at = 0
         self._since: list[float] = []
         self._problem = ""
@@ -79,7 +106,9 @@ class Learning:
         """Follow the policy, fold what came, push what is due; how many examples that was."""
         policy = self._follows()
         if policy is None:
+            self._look_again()
             return 0
+        self._suspended = None
         if self._push is None or self._push.base != policy.live:
             self._follow(policy)
         if self._training is None or self._push is None:  # nothing to learn on, or the policy has changed meanwhile
@@ -114,15 +143,16 @@ class Learning:
 
     def _follows(self) -> Policy | None:
         """The policy, where it lets the model learn."""
-        if not self._settings.model or self._settings.model not in self._repository.models():
-            return None
-        policy = self._policy()
+        policy = self._policy_now()
         if policy is None or policy.learning == "paused" or policy.pin or not policy.live:
             return None
         return policy
 
-    def _policy(self) -> Policy | None:
-        """None while the file cannot be used: a slip of the pen stops learning, not the role, and is said once."""
+    def _policy_now(self) -> Policy | None:
+        """None where there is no model, and while the file cannot be used: a slip of the pen stops learning, not the
+        role, and is said once."""
+        if not self._settings.model or self._settings.model not in self._repository.models():
+            return None
         try:
             policy = self._repository.policy(self._settings.model)
         except Misconfigured as error:
@@ -138,7 +168,7 @@ class Learning:
         self._problem = str(error)
 
     def _observe(self, folded: Folded) -> None:
-        self._gate.observe(folded.predicted, folded.batch.labels)
+        self._judge.observe(folded)
         self._since += folded.batch.since.tolist()
         for seconds in folded.batch.waited.tolist():
             self._waited.observe(seconds)
@@ -148,22 +178,12 @@ class Learning:
     def _follow(self, policy: Policy) -> None:
         """Stand on the live version; if learning did not make it, put a base that starts from it."""
         model, live = self._settings.model, policy.live
-        stamp = self._repository.stamp(model), self._repository.stamp(model, live)
-        if stamp == self._unusable:  # reading it all again would say the same
+        if (manifest := self._stand(live)) is None or self._training is None:
             return
-        try:
-            manifest = self._repository.verify(model, live)
-            learner, _ = Ftrl.load(self._repository.folder(model, live) / manifest.file)
-        except Error as error:
-            self._unusable = stamp
-            self._wait(error)
-            return
-        self._problem = ""
-        upto = int(str(manifest.lineage.get("upto", 0)))
+        upto = self._training.upto
         newest = self._log.committed(self._group, "bases").get(0, 0)
         pushed = self._log.committed(self._group, "examples").get(0, 0)
         refused = self._log.committed(self._group, "refused").get(0, 0)
-        self._training = Training(learner, model, manifest.features, self._log.reader("examples"), upto)
         if manifest.lineage.get("made_by") != MADE_BY or int(live) < newest:  # somebody's own version, or a roll back
             self._training.upto = max(upto, pushed, refused)
             self._new_base(live)
@@ -181,11 +201,79 @@ class Learning:
         self._based_at, self._since = upto, []
         logger.info("%s: continuing base %s from example %d", model, live, self._training.upto)
 
+    def _stand(self, live: str) -> Manifest | None:
+        """Load a version as what learns, at the place in `examples` that it says; None when it cannot be."""
+        model = self._settings.model
+        stamp = self._repository.stamp(model), self._repository.stamp(model, live)
+        if stamp == self._unusable:  # reading it all again would say the same
+            return None
+        try:
+            manifest = self._repository.verify(model, live)
+            learner, metadata = online.load(self._repository.folder(model, live) / manifest.file)
+            parent = str(manifest.lineage.get("parent", ""))
+            frozen = self._beside(str(manifest.lineage.get("frozen", live)))
+            self._judge.stand(metadata, frozen, self._beside(parent) if parent else None)
+        except Error as error:
+            self._unusable = stamp
+            self._wait(error)
+            return None
+        self._problem = ""
+        upto = int(str(manifest.lineage.get("upto", 0)))
+        self._training = Training(learner, model, manifest.features, self._log.reader("examples"), upto)
+        return manifest
+
+    def _beside(self, version: str) -> online.Served | None:
+        """A version that scores beside the learner; None for one that is gone."""
+        model = self._settings.model
+        try:
+            manifest = self._repository.manifest(model, version)
+            return online.load_served(self._repository.folder(model, version) / manifest.file)
+        except (Error, OSError):
+            return None
+
     def _fold_silently(self, training: Training, upto: int) -> None:
         """Fold what an earlier life counted and pushed. The slots stay pending, so the next delta carries them too; the
-        gate looks on, so a restart does not blind it."""
-        while training.upto < upto and (folded := training.step(min(10_000, upto - training.upto))) is not None:
-            self._gate.observe(folded.predicted, folded.batch.labels)
+        judge looks on, so a restart does not blind it. What its books have already ends with a fold."""
+        for until in (min(upto, self._judge.judged_upto), upto):
+            while training.upto < until and (folded := training.step(min(10_000, until - training.upto))) is not None:
+                self._judge.observe(folded)
+
+    def _look_again(self) -> None:
+        """After a refusal, answer what comes without learning it, and resume once a window of it is as usual."""
+        policy, gate = self._policy_now(), self._settings.gate
+        if policy is None or not gate.resume_s or policy.learning != "paused" or policy.pin or policy.who != MADE_BY:
+            self._suspended = None
+            return
+        if self._suspended is None:
+            self._suspend(policy.live)
+        elif (folded := self._suspended.step(learn=False)) is not None:
+            self._judge.gate.observe(folded.predicted, folded.batch.labels)
+            if self._clock.monotonic() - self._suspended_at >= gate.resume_s:
+                self._resume(self._suspended.upto)
+
+    def _suspend(self, live: str) -> None:
+        """Stand on the weights of the last push, before the examples that come after what was refused."""
+        if (manifest := self._stand(live)) is None or self._training is None:
+            return
+        _, reached = self._last_delta(live, int(str(manifest.lineage.get("deltas_from", 0))))
+        self._fold_silently(self._training, reached)
+        self._suspended, self._training = self._training, None
+        self._suspended.upto = max(self._suspended.upto, self._log.committed(self._group, "refused").get(0, 0))
+        self._suspended_at = self._clock.monotonic()
+        self._judge.gate.look_anew()
+
+    def _resume(self, upto: int) -> None:
+        """Go on after example `upto`, if those before it were as usual."""
+        gate = self._judge.gate
+        if not gate.enough() or gate.refuses(np.empty(0, np.float32)):
+            return
+        self._log.commit(self._group, "refused", {0: upto})
+        why = f"gate: the last {self._settings.gate.window} examples are as usual again"
+        self._repository.change_policy(
+            self._settings.model, lambda now: msgspec.structs.replace(now, learning="run"), who=MADE_BY, why=why
+        )
+        logger.warning("%s: learning resumes: %s", self._settings.model, why)
+        self._suspended = None
 
     def _last_delta(self, base: str, at: int) -> tuple[int, int]:
         """Sequence of the last delta on `base` in the log, and the example before which it ends; zeros for none, and
@@ -204,16 +292,20 @@ class Learning:
 
     def _push_delta(self, training: Training, push: Push) -> bool:
         """Whether the gate let it pass."""
-        slots, weights = training.learner.delta()
-        why = self._gate.refuses(weights)
+        change = training.learner.delta()
+        why = self._judge.gate.refuses(change.values())
         if why:
             self._freeze(why)
             return False
-        push.push(slots, weights, self._since, training.upto)
+        mended = self._judge.correction()
+        push.push(change, self._since, training.upto, (mended.slope, mended.intercept))
         self._since = []
         self._pushed_at = self._clock.monotonic()
         self._pushes.add()
         self._log.commit(self._group, "examples", {0: training.upto})
+        if self._clock.monotonic() - self._published_at >= PUBLISH_S:
+            self._published_at = self._clock.monotonic()
+            self._judge.publish(training.upto, self._clock.now())
         return True
 
     def _freeze(self, why: str) -> None:
@@ -222,28 +314,33 @@ class Learning:
         self._refused.add()
         self._log.commit(self._group, "refused", {0: self._training.upto})
         logger.error("%s: a push was refused and learning is paused: %s", self._settings.model, why)
-        self._repository.change_policy(
-            self._settings.model,
-            lambda policy: msgspec.structs.replace(policy, learning="paused"),
-            who=MADE_BY,
-            why=f"gate: {why}",
-        )
+        self._repository.change_policy(self._settings.model, self._stopped, who=MADE_BY, why=f"gate: {why}")
         self._training = self._push = None
-        self._gate = Gate(self._settings.gate)
+
+    def _stopped(self, policy: Policy) -> Policy:
+        """The policy after a refusal: nothing is learnt, and by the rule the base before the live one is served."""
+        model, policy = self._settings.model, msgspec.structs.replace(policy, learning="paused")
+        before = str(self._repository.manifest(model, policy.live).lineage.get("parent", ""))
+        if self._settings.gate.then == "freeze" or before not in self._repository.versions(model):
+            return policy
+        return roll_back(before)(policy)
 
     def _new_base(self, parent: str) -> None:
         """Put the learner's whole state as a version and make it live in place of `parent`, which it continues."""
         assert self._training is not None
         training, model = self._training, self._settings.model
         training.learner.delta()  # the base holds these slots already
+        before = self._repository.manifest(model, parent)
+        frozen = before.lineage.get("frozen", parent) if before.lineage.get("made_by") == MADE_BY else parent
         lineage: dict[str, object] = {
             "made_by": MADE_BY,
             "parent": parent,
+            "frozen": frozen,
             "upto": training.upto,
             "deltas_from": self._deltas.end,
         }
-        manifest = msgspec.structs.replace(self._repository.manifest(model, parent), lineage=lineage)
-        base = self._repository.put(model, manifest, {manifest.file: training.learner.dump()})
+        manifest = msgspec.structs.replace(before, lineage=lineage)
+        base = self._repository.put(model, manifest, {manifest.file: training.learner.dump(self._judge.metadata())})
 
         def continue_from(now: Policy) -> Policy:
             if now.live not in (parent, base):  # without a policy file the newest version is live by itself

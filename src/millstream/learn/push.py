@@ -1,7 +1,8 @@
 """Take what was learnt to the servers: small deltas often, a new immutable base now and then.
 
-- A delta holds the slots that learning touched since the last one, as absolute weights. It is one event in topic
-  `deltas`; every serving process follows the topic and applies it between two of its own batches.
+- A delta holds what learning touched since the last one, as absolute weights: slots, and whatever of the learner
+  belongs to no slot. It is one event in topic `deltas`; every serving process follows the topic and applies it between
+  two of its own batches.
 - A base is an ordinary version in the repository that holds the learner's whole state and says how far into
   `examples` it has folded. Deltas name their base, so weights of two bases can never mix.
 - The learner never writes into a version that somebody put: it starts a base of its own from it.
@@ -14,8 +15,8 @@ from typing import Annotated
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from millstream.models.online import Change
 from millstream.stream.event import encode
 from millstream.stream.log import Writer
 from millstream.types import Delta
@@ -42,18 +43,28 @@ class Push:
         """`sequence`: that of the last delta on this base in the log, 0 when there is none."""
         self._deltas, self.model, self.base, self.sequence = deltas, model, base, sequence
 
-    def push(self, slots: NDArray[np.uint32], weights: NDArray[np.float32], since: list[float], upto: int) -> Delta:
-        """Append the next delta: `weights` float32 of `slots` uint32, containing examples before offset `upto`."""
-        slot_bytes, weight_bytes = slots.tobytes(), weights.tobytes()
+    def push(
+        self, change: Change, since: list[float], upto: int, calibration: tuple[float, float] | None = None
+    ) -> Delta:
+        """Append the next delta: what learning touched, containing examples before offset `upto`, and slope and
+        intercept of the calibration where they are new."""
+        parts = {
+            "slots": change.slots.tobytes(),
+            "weights": change.weights.tobytes(),
+            "dense": change.dense.tobytes(),
+            "calibration": np.array(calibration or (), np.float64).tobytes(),
+        }
+        checksum = 0
+        for part in parts.values():
+            checksum = zlib.crc32(part, checksum)
         delta = Delta(
             model=self.model,
             base=self.base,
             sequence=self.sequence + 1,
             upto=upto,
-            slots=slot_bytes,
-            weights=weight_bytes,
             arrivals=np.array(since, np.float64).tobytes(),
-            checksum=zlib.crc32(weight_bytes, zlib.crc32(slot_bytes)),
+            checksum=checksum,
+            **parts,
         )
         self._deltas.append(self.model.encode(), encode(delta))
         self.sequence += 1

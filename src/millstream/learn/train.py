@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from millstream.features import Definition
 from millstream.models.manifest import Manifest
-from millstream.models.online import Ftrl, Settings
+from millstream.models.online import Ftrl, OnlineLearner, Settings
 from millstream.models.repository import Repository
 from millstream.stream.event import decode
 from millstream.stream.log import Log, Reader, Record
@@ -22,10 +22,12 @@ from millstream.types import Example
 
 
 class Batch(NamedTuple):
-    """Examples of one model in order: tokens uint32 [n, width], labels, weights float32 [n], since, waited float64 [n].
+    """Examples of one model in order, columns of n: tokens uint32 [n, width]; labels, weights, scores float32; since,
+    waited, times float64; takes_back, again bool.
 
     `since`: per example the instant from which its staleness counts (arrival + label wait, unix seconds); `waited`: the
-    label wait, seconds.
+    label wait, seconds; `scores`: what was served, 0 where nothing was; `times`: of the events; `takes_back`: comes
+    after a negative of the same item; `again`: was told before.
     """
 
     tokens: NDArray[np.uint32]
@@ -33,16 +35,22 @@ class Batch(NamedTuple):
     weights: NDArray[np.float32]
     since: NDArray[np.float64]
     waited: NDArray[np.float64]
+    scores: NDArray[np.float32]
+    times: NDArray[np.float64]
+    takes_back: NDArray[np.bool_]
+    again: NDArray[np.bool_]
 
 
 class Folded(NamedTuple):
     """What one step learnt: the batch and the probabilities that were answered *before* learning it.
 
-    `skipped`: examples of this model whose rows another feature definition made; they mean something else here.
+    `first`: the offset in `examples` where it began; `skipped`: examples of this model whose rows another feature
+    definition made; they mean something else here.
     """
 
     batch: Batch
     predicted: NDArray[np.float32]
+    first: int
     skipped: int
 
 
@@ -52,21 +60,25 @@ class Training:
     `definition`: hash of the feature definition that its rows must have.
     """
 
-    def __init__(self, learner: Ftrl, model: str, definition: str, examples: Reader, upto: int) -> None:
+    def __init__(self, learner: OnlineLearner, model: str, definition: str, examples: Reader, upto: int) -> None:
         self.learner, self.model, self.definition, self.upto = learner, model, definition, upto
         self._examples = examples
 
-    def step(self, records_max: int = 10_000) -> Folded | None:
-        """Fold the next examples, at most `records_max`; None when nothing new is committed."""
+    def step(self, records_max: int = 10_000, *, learn: bool = True) -> Folded | None:
+        """Fold the next examples, at most `records_max`; None when nothing new is committed. Without `learn`, they are
+        answered and passed over."""
         if self.upto >= self._examples.end(0):
             return None
         records = self._examples.read(0, self.upto, records_max)
         if not records:
             return None
         batch, skipped = gather(records, self.model, self.definition, self.learner.width)
-        predicted = self.learner.learn(batch.tokens, batch.labels, batch.weights)
-        self.upto = records[-1].offset + 1
-        return Folded(batch, predicted, skipped)
+        if learn:
+            predicted = self.learner.learn(batch.tokens, batch.labels, batch.weights)
+        else:
+            predicted = self.learner.predict({"tokens": batch.tokens})["probability"].astype(np.float32, copy=False)
+        first, self.upto = self.upto, records[-1].offset + 1
+        return Folded(batch, predicted, first, skipped)
 
     def catch_up(self) -> int:
         """Fold all there is; how many examples that was."""
@@ -82,11 +94,16 @@ def gather(records: list[Record], model: str, definition: str, width: int) -> tu
     ours = [e for e in map(decode, (r.value for r in records)) if isinstance(e, Example) and e.model == model]
     events = [e for e in ours if e.definition == definition and len(e.tokens) == width * 4]
     tokens = np.frombuffer(b"".join(e.tokens for e in events), np.uint32).reshape(len(events), width)
-    labels = np.array([e.label for e in events], np.float32)
-    weights = np.array([e.weight for e in events], np.float32)
-    since = np.array([e.arrival + e.wait_s for e in events], np.float64)
-    waited = np.array([e.wait_s for e in events], np.float64)
-    return Batch(tokens, labels, weights, since, waited), len(ours) - len(events)
+    labels, weights, scores = (
+        np.array([getattr(e, name) for e in events], np.float32) for name in ("label", "weight", "score")
+    )
+    arrivals, waited, times = (
+        np.array([getattr(e, name) for e in events], np.float64) for name in ("arrival", "wait_s", "event_time")
+    )
+    late, again = (np.array([e.form == form for e in events], np.bool_) for form in ("late", "real"))
+    return Batch(tokens, labels, weights, arrivals + waited, waited, scores, times, late, again), len(ours) - len(
+        events
+    )
 
 
 def train_base(model: str, definition: Definition, settings: Settings, log: Log, repository: Repository) -> str:

@@ -99,8 +99,16 @@ class Elsewhere(Protocol):
 class Learner(Protocol):
     """A model whose weights can change while it serves."""
 
-    def apply(self, slots: NDArray[np.uint32], weights: NDArray[np.float32]) -> None:
-        """Set the weights of `slots`: absolute values, all or none of them."""
+    def apply(
+        self,
+        slots: NDArray[np.uint32],
+        weights: NDArray[np.float32],
+        dense: NDArray[np.float32],
+        calibration: NDArray[np.float64],
+    ) -> None:
+        """Set the weights of `slots` [n] (float32 [n], or [n, k] of a model with k to a slot), those that belong to no
+        slot, and slope and intercept of its calibration; the last two may be empty and stay as they are then. Absolute
+        values, all or none of them."""
         ...
 
 
@@ -131,9 +139,9 @@ def load_from(
             else:
                 loaded = Onnx(path, device)
         case "ftrl":
-            from millstream.models.online import ServedFtrl
+            from millstream.models import online
 
-            loaded = ServedFtrl.load(path)
+            loaded = online.load_served(path)
         case program if program == "chain" or program in PROGRAMS:
             if programs is None:
                 from millstream.models.apart import refusal
