@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
+from millstream.errors import Misconfigured
+from millstream.features import Definition, Entities
 from millstream.learn.calibration import WINDOW, Calibration
-from millstream.learn.validation import Labels, Scores, Slice, Validation, ValidationSettings
+from millstream.learn.validation import Labels, Scores, Slice, Validation, ValidationSettings, slices
 
 
 def judged(labels, counts=None, takes_back=None) -> Labels:
@@ -140,3 +142,32 @@ def test_few_labels_mend_nothing_and_not_many_mend_little():
     some = Calibration()
     some.observe(np.full(200, 0.5), judged(np.arange(200) % 4 == 0))
     assert -1.1 < some.fit()[1] < -0.8, "towards log(1/3), and drawn towards 0"
+
+
+DEFINITION = Definition.read(
+    {
+        "user": [{"name": "id"}, {"name": "sex"}],
+        "item": [{"name": "id"}, {"name": "year", "bucket": 10}, {"name": "genres", "places": 3}],
+        "crosses": ["user.id*item.genres"],
+    }
+)
+
+
+def test_slices_are_found_in_the_rows_that_serving_makes():
+    entities = Entities(DEFINITION)
+    entities.upsert("user", "a", {"sex": "F"})
+    entities.upsert("user", "b", {"sex": "M"})
+    entities.upsert("item", "i", {"year": 1994, "genres": ["war", "drama"]})
+    rows = np.concatenate([entities.rows("a", ["i", "unknown"]), entities.rows("b", ["i"])])
+    named = {"user.sex": ("F", "M"), "item.genres": ("drama", "comedy"), "item.year": ("1999",)}
+    found = {one.name: one.of(rows).tolist() for one in slices(ValidationSettings(slices=named), DEFINITION)}
+    assert found == {
+        "user.sex=F": [True, True, False], "user.sex=M": [False, False, True], "item.genres=drama": [True, False, True],
+        "item.genres=comedy": [False] * 3, "item.year=1999": [True, False, True],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("named", "why"), [({"user.age": ("1",)}, "user.sex"), ({"item.year": ("x",)}, "no value")])
+def test_a_slice_that_cannot_be_is_said(named, why):
+    with pytest.raises(Misconfigured, match=why):
+        slices(ValidationSettings(slices=named), DEFINITION)

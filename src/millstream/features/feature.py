@@ -141,8 +141,8 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=T
         return self.user_width + self.item_width + self.set_width + crossed
 
     @cached_property
-    def pairs(self) -> NDArray[np.int64]:
-        """[crosses, 4]: first place and number of places in the row, of the left and of the right column."""
+    def spans(self) -> dict[str, tuple[int, int]]:
+        """First place and number of places in the row, of "user.COLUMN", "item.COLUMN" and "set.FEATURE"."""
         spans: dict[str, tuple[int, int]] = {}
         at = 0
         for side in ("user", "item"):
@@ -152,6 +152,12 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=T
         for name, width, _ in self.taken.features if self.taken else ():
             spans[f"set.{name}"] = (at, width)
             at += width
+        return spans
+
+    @cached_property
+    def pairs(self) -> NDArray[np.int64]:
+        """[crosses, 4]: first place and number of places in the row, of the left and of the right column."""
+        spans = self.spans
         found: list[tuple[int, int, int, int]] = []
         for cross in self.crosses:
             left, _, right = cross.partition("*")

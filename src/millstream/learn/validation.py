@@ -19,6 +19,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from millstream.errors import Misconfigured
+from millstream.features import Definition, Rows, Texts
+
 Floats = NDArray[np.float64]
 
 EDGE: Final = 12.0
@@ -142,6 +145,24 @@ class Slice(NamedTuple):
     def of(self, tokens: NDArray[np.uint32]) -> NDArray[np.bool_]:
         """Which of the rows [n, width] are in it."""
         return np.asarray((tokens[:, self.first : self.first + self.places] == self.token).any(axis=1))
+
+
+def slices(settings: ValidationSettings, definition: Definition) -> list[Slice]:
+    """The slices that the settings name, as rows of this definition hold them. No such column: Misconfigured."""
+    rows, found = Rows(definition), []
+    for column, values in settings.slices.items():
+        side, _, name = column.partition(".")
+        if side not in ("user", "item") or column not in definition.spans:
+            there = ", ".join(name for name in definition.spans if not name.startswith("set."))
+            raise Misconfigured(f"learn.validate.slices: {column!r} is no column of [features]; there are: {there}")
+        first, places = definition.spans[column]
+        start = 0 if side == "user" else definition.user_width
+        for value in values:
+            made = rows.tokens("user" if side == "user" else "item", {name: Texts.of([value.encode()])})
+            if not (token := int(made[0, first - start])):
+                raise Misconfigured(f"learn.validate.slices: {value!r} is no value that {column} can have")
+            found.append(Slice(f"{column}={value}", first, places, token))
+    return found
 
 
 class Validation:
