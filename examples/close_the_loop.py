@@ -94,7 +94,7 @@ def main() -> None:
                    "--map", "id=item_id", "genres=genres:list")  # fmt: skip
         millstream(folder, "log", "import", "ratings.csv", *configured,
                    "--map", "user=user_id", "item=item_id", "event_time=time", "like=stars>=4")  # fmt: skip
-        millstream(folder, "train", *configured)
+        millstream(folder, "train", "offline", *configured)
 
         print("$ millstream up -c millstream.toml &", flush=True)
         service = subprocess.Popen([sys.executable, "-m", "millstream", "up", *configured], cwd=folder)

@@ -27,10 +27,11 @@ from millstream.types import Outcome
 from millstream.watch.guard import Guards
 
 VERBS = [
-    [], ["capacity"], ["demo"], ["serve"], ["up"], ["train"], ["models"],
+    [], ["capacity"], ["demo"], ["serve"], ["up"], ["models"],
+    ["train"], *(["train", one] for one in ("offline", "status", "pause", "resume", "rollback")),
     *(["models", one] for one in ("list", "verify", "add", "show", "remove", "pack")),
     ["traffic"],
-    *(["traffic", one] for one in ("show", "promote", "rollback", "split", "canary", "shadow", "learning",
+    *(["traffic", one] for one in ("show", "promote", "rollback", "split", "canary", "shadow",
       "history", "comparison")),
     ["log"], *(["log", one] for one in ("list", "tail", "verify", "audit", "import")), ["doctor"],
     ["features"], *(["features", one] for one in ("list", "show", "diff", "sql", "get", "verify", "materialise")),
@@ -140,7 +141,7 @@ def test_the_version_is_told(call):
         ["serve", "x", "--http-port", "70000"], ["serve", "x", "--http-port", "x"],
         ["demo", "--data", "nothing"], ["demo", "--rate", "0"], ["demo", "--seconds", "-1"],
         ["up", "-c", "x", "--role", "king"], ["log", "tail", "x", "t", "-n", "0"], ["log", "audit", "x"],
-        ["log", "import", "x", "-c", "y"], ["traffic", "learning", "x", "m", "maybe"],
+        ["log", "import", "x", "-c", "y"], ["train", "rollback", "-c", "x", "--to", "yesterday"],
         ["log", "audit", "x", "--ledger", "y", "--window", "nan"],
         *(["traffic", "canary", "x", "m", "2", "--share", share] for share in ("1.5", "-0.1", "nan")),
     ],
@@ -261,8 +262,6 @@ def test_traffic_is_shown_and_changed(tmp_path, result, call):
     assert "canary" not in traffic("canary", "3", "--share", "0")
     assert traffic("shadow", "1", "3")["shadow"] == ["1", "3"]
     assert "shadow" not in traffic("shadow")
-    assert traffic("learning", "paused")["learning"] == "paused"
-    assert "learning" not in traffic("learning", "run")
     back = traffic("rollback")
     assert (back["live"], back["pin"], "split" in back) == ("1", "1", False)
     assert (traffic("rollback", "--to", "3")["live"], traffic("show")["why"]) == ("3", "traffic rollback")
@@ -396,10 +395,15 @@ def test_history_is_imported_and_a_version_trained(tmp_path, result, refused):
     toml.write_text(TOML)
     rows.write_text(ROWS)
     assert result("log", "import", rows, "-c", toml, *MAP) == {"topic": "outcomes", "rows": 3}
-    assert result("train", "-c", toml) == {"model": "ranker", "version": "1"}
+    assert result("train", "offline", "-c", toml) == {"model": "ranker", "version": "1"}
     listed = result("models", "list", tmp_path / "models")
     assert (listed[0]["role"], listed[0]["made_by"]) == ("live", "millstream train")
-    assert result("train", "-c", toml)["version"] == "2"
+    assert result("train", "offline", "-c", toml)["version"] == "2"
+    assert result("train", "pause", "-c", toml, "--why", "a test")["learning"] == "paused"
+    assert "learning" not in result("train", "resume", "-c", toml)
+    status = result("train", "status", "-c", toml)
+    assert (status["learning"], status["live"], status["examples"]) == ("run", "1", 3)
+    assert "later than" in refused("train", "rollback", "-c", toml, "--to", "1970-01-01")
     assert result("traffic", "show", tmp_path / "models", "ranker")["live"] == "1"
     assert "no column 'at'" in refused("log", "import", _bare(tmp_path), "-c", toml, *MAP)
     assert "no such file" in refused("log", "import", tmp_path / "none.csv", "-c", toml, *MAP)
@@ -414,7 +418,9 @@ def _bare(folder):
 
 
 @pytest.mark.parametrize(
-    "verb", [["train"], ["up"], ["up", "--role", "serve"], ["up", "--role", "learn"]], ids=" ".join
+    "verb",
+    [["train", "offline"], ["train", "status"], ["up"], ["up", "--role", "serve"], ["up", "--role", "learn"]],
+    ids=" ".join,
 )
 @pytest.mark.parametrize(
     ("toml", "words"),
@@ -429,7 +435,7 @@ def test_settings_that_cannot_be_used_are_a_sentence(tmp_path, refused, verb, to
 
 def test_training_needs_features(tmp_path, refused):
     (tmp_path / "millstream.toml").write_text("")
-    assert "[features]" in refused("train", "-c", tmp_path / "millstream.toml")
+    assert "[features]" in refused("train", "offline", "-c", tmp_path / "millstream.toml")
 
 
 def test_the_doctor_says_what_to_do_about_what_is_missing_alone(tmp_path, result, call):

@@ -154,6 +154,18 @@ class Meter:
         self._page = _floats(bytearray(SLOTS * 8))
         self._gaps = _gaps(())
 
+    @classmethod
+    def reading(cls, folder: Path) -> Meter:
+        """One that shows the pages of a folder and adds none."""
+        made = cls()
+        made._folder = folder
+        return made
+
+    @property
+    def name(self) -> str:
+        """Of this process's page."""
+        return self._name
+
     def _map(self, folder: Path, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / f"{name}.page").open("a+b")

@@ -51,7 +51,13 @@ class House:
         self.examples, self.meter = self.log.writer("examples"), Meter()
         deltas = self.log.writer("deltas")
         self.learning = Learning(
-            self.settings, self.repository, self.log, deltas, self.clock, self.meter, folder=self.folder / "state"
+            self.settings,
+            self.repository,
+            self.log,
+            deltas,
+            self.clock,
+            self.meter,
+            folder=self.folder / "state" / "learning",
         )
 
     def restart(self) -> None:

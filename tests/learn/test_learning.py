@@ -402,7 +402,7 @@ def test_what_is_said_of_learning_does_not_depend_on_restarts(tmp_path, restarts
     house.clock.advance(10.0)
     house.tell(10)
     house.turn()
-    report = read_report(tmp_path / "state" / "ranker")
+    report = read_report(tmp_path / "state" / "learning" / "ranker")
     assert report.upto == 490
     figures = report.figures[""]
     assert {who: one.examples for who, one in figures.items() if who != "previous"} == {

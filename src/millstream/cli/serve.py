@@ -1,4 +1,4 @@
-"""`serve`, `up`, `demo`, `train`, `capacity`, `doctor`: running an installation."""
+"""`serve`, `up`, `demo`, `capacity`, `doctor`: running an installation."""
 
 from __future__ import annotations
 
@@ -111,11 +111,9 @@ def _add_roles(verbs: Verbs) -> None:
     )
     up = verbs.add("up", _up, "run every role of an installation, supervised")
     up.add_argument("--role", choices=("serve", "learn"), help="run one role alone, in this process")
-    train = verbs.add("train", _train, "fold the examples of the log into a new version")
     for one in (serve, up):
         one.add_argument("--place", type=_place, help=argparse.SUPPRESS)  # what a supervisor tells its workers
-    for one in (up, train):
-        one.add_argument("-c", "--config", type=Path, required=True, help="millstream.toml of the installation")
+    up.add_argument("-c", "--config", type=Path, required=True, help="millstream.toml of the installation")
 
 
 def _add_capacity(verbs: Verbs) -> None:
@@ -198,15 +196,6 @@ def _demo(args: argparse.Namespace) -> None:
         raise Missing.extra("demo", f"the demo ({error})") from None
     logging.getLogger().setLevel(logging.WARNING)
     asyncio_run(run(args.data, args.dir, args.seconds, args.http_port, args.rate, args.json))
-
-
-def _train(args: argparse.Namespace) -> object:
-    from millstream.app.installation import Installation
-    from millstream.app.roles import train
-
-    with Installation.open(args.config) as installation:
-        version = train(installation)
-        return {"model": installation.model, "version": version}
 
 
 def _capacity(args: argparse.Namespace) -> object:

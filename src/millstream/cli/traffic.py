@@ -39,7 +39,6 @@ def add(verbs: Verbs) -> None:
             ("split", "share traffic between versions: 12=0.9 13=0.1"),
             ("canary", "give a version a share of the traffic"),
             ("shadow", "score with versions whose answers nobody gets"),
-            ("learning", "pause or resume learning"),
         )
     }
     for one in moves.values():
@@ -51,7 +50,6 @@ def add(verbs: Verbs) -> None:
     moves["split"].add_argument("shares", nargs="+", help="VERSION=WEIGHT ...")
     moves["split"].add_argument("--sticky-by", choices=("user", "request"), default="user")
     moves["shadow"].add_argument("versions", nargs="*", help="none: no shadow")
-    moves["learning"].add_argument("state", choices=("run", "paused"))
     _add_canary(moves["canary"])
     _add_comparison(traffic)
 
@@ -113,7 +111,6 @@ def _move(args: argparse.Namespace) -> object:
         "split": lambda: traffic.Split(shares=traffic.weights(args.shares), sticky_by=args.sticky_by, **said),
         "canary": lambda: traffic.TryOut(version=args.version, share=args.share, guard=_guard(args), **said),
         "shadow": lambda: traffic.Copy(versions=tuple(args.versions), **said),
-        "learning": lambda: traffic.Learning(state=args.state, **said),
     }
     return traffic.make(Repository.open(args.path), args.model, args.verb, make[args.verb]())
 

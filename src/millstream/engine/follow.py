@@ -47,7 +47,9 @@ class Follow:
         self._waiting: dict[tuple[str, str], list[_Waiting]] = {}
         self._answered = source.committed(GROUP, "deltas").get(0, 0)
         self._staleness = meter.histogram(
-            "millstream_staleness_seconds", "From an outcome's arrival to the first answer that contains it."
+            "millstream_staleness_seconds",
+            "From an outcome's arrival to the first answer of a process that contains it.",
+            {"process": meter.name},
         )
         self._applied = meter.counter("millstream_deltas_applied_total", "Deltas applied to served versions.")
         self._failed = meter.counter("millstream_deltas_refused_total", "Deltas that could not be applied.")

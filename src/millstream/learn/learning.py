@@ -44,6 +44,12 @@ PUBLISH_S = 2.0  # between two reports of how learning does
 logger = logging.getLogger("millstream.learn")
 
 
+def group(model: str) -> str:
+    """The consumer group in which the learner of a model says how far it is: topic `examples`, what is pushed; `bases`,
+    the newest; `refused`, what the gate let nobody have."""
+    return f"learn.{model}"
+
+
 class LearnSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What learns, and how it reaches the servers."""
 
@@ -375,4 +381,4 @@ class Learning:
 
     @property
     def _group(self) -> str:
-        return f"learn.{self._settings.model}"
+        return group(self._settings.model)

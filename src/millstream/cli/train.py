@@ -1,0 +1,113 @@
+"""`train`: models that learn, from the log and while they serve."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from millstream.cli.verbs import Verbs
+
+if TYPE_CHECKING:
+    from millstream.app.training import Status
+    from millstream.learn.validation import Figures
+
+
+def add(verbs: Verbs) -> None:
+    """The verbs of this file."""
+    train = Verbs(verbs.add("train", _status, "models that learn"))
+
+    def verb(name: str, run: Callable[[argparse.Namespace], object], help: str) -> argparse.ArgumentParser:
+        made = train.add(name, run, help)
+        made.add_argument("-c", "--config", type=Path, required=True, help="millstream.toml of the installation")
+        return made
+
+    verb("offline", _offline, "fold the examples of the log into a new version")
+    verb("status", _status, "how a model learns: where it is, how good, how fresh")
+    moves = [
+        verb("pause", _move, "stop learning where it is; servers keep what they have"),
+        verb("resume", _move, "let learning go on"),
+        verb("rollback", _roll_back, "serve what had been learnt by a time, and learn on from there"),
+    ]
+    moves[-1].add_argument(
+        "--to", type=_time, required=True, metavar="WATERMARK", help="2026-03-01T12:00:00Z, or unix seconds"
+    )
+    for one in moves:
+        one.add_argument("--who", default="command line", help="recorded with the change")
+        one.add_argument("--why", default="", help="recorded with the change")
+
+
+def _time(text: str) -> float:
+    """A time of the command line, as unix seconds; without a zone it is UTC."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        found = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: write 2026-03-01T12:00:00Z, or unix seconds") from None
+    return (found if found.tzinfo else found.replace(tzinfo=datetime.UTC)).timestamp()
+
+
+def _offline(args: argparse.Namespace) -> object:
+    from millstream.app.installation import Installation
+    from millstream.app.roles import train
+
+    with Installation.open(args.config) as installation:
+        version = train(installation)
+        return {"model": installation.model, "version": version}
+
+
+def _move(args: argparse.Namespace) -> object:
+    from millstream.app.installation import Installation
+    from millstream.app.training import change
+
+    with Installation.open(args.config) as installation:
+        return change(installation, "run" if args.verb == "resume" else "paused", args.who, args.why)
+
+
+def _roll_back(args: argparse.Namespace) -> object:
+    from millstream.app.installation import Installation
+    from millstream.app.training import roll_back
+
+    with Installation.open(args.config) as installation:
+        return roll_back(installation, args.to, args.who, args.why)
+
+
+def _status(args: argparse.Namespace) -> object:
+    from millstream.app.installation import Installation
+    from millstream.app.training import status
+
+    with Installation.open(args.config) as installation:
+        found = status(installation)
+    return found if args.json else list(_told(found))
+
+
+def _told(found: Status) -> Any:
+    """The status for a person."""
+    why = f": {found.why} ({found.who})" if found.learning in ("paused", "pinned") else ""
+    yield f"{found.model}: learning {found.learning}{why}"
+    at = datetime.datetime.fromtimestamp(found.watermark, datetime.UTC).isoformat(timespec="seconds")
+    yield (
+        f"  served: version {found.live}@{found.pushes_on_base}, examples up to {found.pushed} of {found.examples}"
+        + (f", the last came {at}" if found.watermark else "")
+    )
+    yield f"  calibration: slope {found.slope:g}, intercept {found.intercept:g}"
+    for one in found.staleness:
+        yield f"  staleness of {one.process}: p50 {one.p50_s:g} s, p99 {one.p99_s:g} s"
+    if found.figures:
+        yield f"  {'slice':24}{'scores':10}{'examples':>10}{'AUC':>8}{'logloss':>9}{'ECE':>8}{'p/y':>7}"
+    for name, sources in found.figures.items():
+        for source, figures in sources.items():
+            yield f"  {name or 'all':24}{source:10}{_row(figures)}"
+
+
+def _row(one: Figures) -> str:
+    def told(value: float | None, width: int, digits: int) -> str:
+        return f"{'-':>{width}}" if value is None else f"{value:{width}.{digits}f}"
+
+    honest = told(one.ece, 8, 4) + told(one.ratio, 7, 3)
+    return f"{one.examples:10.0f}{told(one.auc, 8, 4)}{told(one.logloss, 9, 4)}{honest}"
