@@ -36,7 +36,7 @@ VERBS = [
     ["log"], *(["log", one] for one in ("list", "tail", "verify", "audit", "import")), ["doctor"],
     ["features"], *(["features", one] for one in ("list", "show", "diff", "sql", "get", "verify", "materialise")),
     ["features", "export"], ["features", "dag"],
-    ["backup"], ["restore"], ["forget"], ["keys"], *(["keys", one] for one in ("new", "list", "revoke")),
+    ["backup"], ["restore"], ["forget"], ["simulate"], ["keys"], *(["keys", one] for one in ("new", "list", "revoke")),
 ]  # fmt: skip
 TOML = """
 http_port = 0

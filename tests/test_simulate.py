@@ -5,7 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from millstream.simulate import BLOCK, Simulator
+from millstream.learn.quality import auc as counted_auc
+from millstream.simulate import (
+    BLOCK,
+    Ask,
+    Disturbances,
+    Poison,
+    Regret,
+    Simulator,
+    Span,
+    auc,
+    best,
+    disturbed,
+    expected,
+    looked_at,
+)
+from millstream.simulate.drive import drive
+from millstream.types import Candidate, Ranked
 
 COUNT = 20_000
 
@@ -92,3 +108,109 @@ def test_attributes_explain_a_part_of_the_truth() -> None:
 def test_too_many_candidates_are_refused() -> None:
     with pytest.raises(ValueError, match="1 to half of the 100 items, got 60"):
         world(candidates=60)
+
+
+START = 1_600_000_000.0
+
+
+def told(what: Disturbances, count: int = COUNT, **options: float):
+    simulator, random = world(rate=10.0, **options), np.random.default_rng(3)
+    return list(disturbed(simulator.moments(count), what, random, START))
+
+
+def test_nothing_wrong_changes_nothing() -> None:
+    moments = told(Disturbances())
+    assert moments == list(world(rate=10.0).moments(COUNT))
+    assert all(one.told == one.label and not one.cause for one in moments)
+
+
+def test_what_goes_wrong_is_told_and_the_truth_stays() -> None:
+    what = Disturbances(
+        bots=0.05, accounts=3, lost=(Span(100, 50),), late=(Span(300, 100),), poison=(Poison(Span(600, 200), 0.3),)
+    )
+    wrong, right = told(what), list(world(rate=10.0).moments(COUNT))
+    assert [(one.item, one.label, one.probability) for one in wrong] == [
+        (one.item, one.label, one.probability) for one in right
+    ]
+    bots = [one for one in wrong if "bot" in one.cause]
+    assert len(bots) == pytest.approx(0.05 * COUNT, rel=0.15) and {one.user for one in bots} == {"bot0", "bot1", "bot2"}
+    for one in wrong:
+        at = one.event_time - START
+        assert (one.told is None) == (100 <= at < 150)
+        if 300 <= at < 400:
+            assert one.event_time + one.delay_s >= START + 400 - 1e-6
+        elif one.told is not None and "bot" not in one.cause:
+            assert (one.told != one.label) == ("poison" in one.cause)
+    during = [one for one in wrong if 600 <= one.event_time - START < 800 and "bot" not in one.cause]
+    assert np.mean(["poison" in one.cause for one in during]) == pytest.approx(0.3, abs=0.05)
+    assert all(one.told for one in bots if one.told is not None)
+
+
+def test_a_clock_that_is_ahead_stays_its_users_own() -> None:
+    moments = told(Disturbances(skewed=0.2, skew_s=300.0))
+    ahead = {one.user for one in moments if one.cause == "skew"}
+    assert 0.1 < len(ahead) / 200 < 0.3
+    assert all((one.user in ahead) == (one.cause == "skew") for one in moments)
+
+
+def test_a_column_comes_under_another_name_from_a_time_on() -> None:
+    what = Disturbances(renamed=((50.0, "age", "years"),))
+    assert set(what.row({"id": "u1", "age": 3}, 49.0)) == {"id", "age"}
+    assert what.row({"id": "u1", "age": 3}, 50.0) == {"id": "u1", "years": 3}
+
+
+def test_true_auc_is_the_mean_over_many_coins() -> None:
+    random = np.random.default_rng(1)
+    truth = random.random(200)
+    scores = np.round(truth + random.normal(0, 0.4, 200), 1)  # with ties
+    coins = [counted_auc(random.random(200) < truth, scores) for _ in range(400)]
+    assert auc(scores, truth) == pytest.approx(np.mean(coins), abs=0.005)
+    assert np.isnan(auc([0.1, 0.2], [1.0, 1.0]))
+
+
+def test_the_best_order_has_no_regret_and_any_other_some() -> None:
+    random = np.random.default_rng(2)
+    for ask in world().asks(200):
+        regret = Regret()
+        assert regret.add(ask, best(ask)) == 0.0
+        assert regret.add(ask, random.permutation(10)) >= 0.0
+        assert regret.curve()[-1] == pytest.approx(sum(regret.each))
+        assert expected(ask, best(ask)) >= max(expected(ask, random.permutation(10)) for _ in range(20))
+
+
+def test_people_look_less_at_what_comes_later_and_click_by_the_truth() -> None:
+    simulator = world()
+    ask = Ask(START, "u1", tuple(f"i{n}" for n in range(10)), np.linspace(0.1, 0.9, 10))
+    order = list(range(9, -1, -1))
+    seen, clicked = np.zeros(10), np.zeros(10)
+    for _ in range(4000):
+        for reaction in simulator.react(ask, order):
+            place = order.index(int(reaction.item[1:]))
+            seen[place] += 1
+            clicked[place] += reaction.clicked
+    assert seen / 4000 == pytest.approx(looked_at(10), abs=0.04)
+    assert clicked / seen == pytest.approx(ask.truth[order], abs=0.06)
+
+
+def test_a_service_that_knows_the_truth_has_no_regret() -> None:
+    simulator = world(rate=50.0, delay_s=0.1, drift_period_s=0.0)
+    told: list[tuple[str, str, str]] = []
+
+    class Knows:
+        requests = 0
+
+        def recommend(self, user: str, candidates: tuple[str, ...]) -> Ranked:
+            self.requests += 1
+            truth = simulator.probability(user, candidates, START)
+            items = [Candidate(candidates[i], float(truth[i])) for i in np.argsort(-truth, kind="stable")]
+            return Ranked(f"r{self.requests}", "m", "1", items)
+
+        def outcome(self, request: str, item: str, kind: str) -> None:
+            told.append((request, item, kind))
+
+    found = drive(Knows(), simulator, 20.0, np.random.default_rng(5), lambda line: None, wait=lambda seconds: None)
+    assert found.requests == pytest.approx(1000, rel=0.15)
+    assert found.regret < 1e-3 < found.regret_random / 20
+    assert found.ratio == pytest.approx(1.0, abs=1e-3) and found.auc > 0.6
+    assert found.clicks == pytest.approx(sum(kind == "like" for *_, kind in told), rel=0.1)
+    assert len(set(told)) == len(told)

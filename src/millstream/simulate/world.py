@@ -8,12 +8,15 @@ Rules of the room:
 - What is shown is drawn uniformly from candidates drawn uniformly: a logged moment says nothing of any policy.
 - A click is a coin with `sigmoid(BIAS + quality[item] + taste[user](t) . genres[item])`. With drift every taste turns
   from one direction to another and back, once in `drift_period_s`.
+- In a list, an item is looked at with a probability that falls with its position, whatever it is, and clicked only if
+  it was looked at (the position-based model: Craswell et al., "An experimental comparison of click position-bias
+  models", WSDM 2008).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -26,11 +29,18 @@ OCCUPATIONS = ("artist", "doctor", "engineer", "farmer", "lawyer", "student", "t
 GENRES = ("action", "animation", "comedy", "crime", "drama", "horror", "musical", "western")
 BIAS = -0.6
 BLOCK = 1024  # moments drawn at a time
+FALLS = 0.7  # how fast one looks less at what comes later
+
+
+def looked_at(length: int) -> Floats:
+    """How likely each place of a list is looked at, float64 [length]: place^-FALLS."""
+    return np.asarray(np.arange(1, length + 1, dtype=np.float64) ** -FALLS, np.float64)
 
 
 class Moment(msgspec.Struct, frozen=True):
     """`item`, one of `candidates`, was shown to `user` at `event_time` (unix seconds); `label`: whether it was clicked,
-    which the service hears `delay_s` later; `probability`: the truth behind the coin."""
+    which the service hears `delay_s` later; `probability`: the truth behind the coin. `told`: the label that the
+    service hears, None for none at all; `cause`: what disturbed this moment (disturb.py), if anything did."""
 
     event_time: float
     user: str
@@ -39,6 +49,26 @@ class Moment(msgspec.Struct, frozen=True):
     label: bool
     delay_s: float
     probability: float
+    told: bool | None = None
+    cause: str = ""
+
+
+class Ask(NamedTuple):
+    """Somebody wants `candidates` in order at `event_time` (unix seconds). `truth` float64 [n]: how likely each would
+    be clicked if it were looked at."""
+
+    event_time: float
+    user: str
+    candidates: tuple[str, ...]
+    truth: Floats
+
+
+class Reaction(NamedTuple):
+    """What somebody did with an item that was looked at: clicked or not, which the service hears `delay_s` later."""
+
+    item: str
+    clicked: bool
+    delay_s: float
 
 
 class Simulator:
@@ -99,18 +129,43 @@ class Simulator:
         for size in (min(BLOCK, count - done) for done in range(0, count, BLOCK)):
             yield from self._block(size)
 
+    def asks(self, count: int) -> Iterator[Ask]:
+        """The next `count` requests: time goes on where the last call left it."""
+        for size in (min(BLOCK, count - done) for done in range(0, count, BLOCK)):
+            times, users, candidates = self._drawn(size)
+            everyone, wide = np.repeat(users, self._candidates), np.repeat(times, self._candidates)
+            truth = self._truth(everyone, candidates.ravel(), wide).reshape(size, -1)
+            for time, user, row, true in zip(times.tolist(), users.tolist(), candidates.tolist(), truth, strict=True):
+                yield Ask(time, f"u{user}", tuple([f"i{i}" for i in row]), true)
+
+    def react(self, ask: Ask, order: Sequence[int]) -> list[Reaction]:
+        """What somebody does with the candidates in this order: those that were looked at. `order`: their places in
+        `candidates`, the first first."""
+        looked = self._random.random(len(order)) < looked_at(len(order))
+        clicked = self._random.random(len(order)) < ask.truth[list(order)]
+        delays = self._random.exponential(self._delay_s, len(order)).tolist()
+        return [
+            Reaction(ask.candidates[place], bool(clicked[at]), delays[at])
+            for at, place in enumerate(order)
+            if looked[at]
+        ]
+
+    def _drawn(self, size: int) -> tuple[Floats, Ints, Ints]:
+        """Times, users and candidates [size, n] of the next requests."""
+        times = self._now + self._random.exponential(1 / self._rate, size).cumsum()
+        self._now = float(times[-1])
+        users = self._random.integers(0, len(self.users), size)
+        return times, users, self._distinct(size)
+
     def _block(self, size: int) -> list[Moment]:
         random = self._random
-        times = self._now + random.exponential(1 / self._rate, size).cumsum()
-        self._now = float(times[-1])
-        users = random.integers(0, len(self.users), size)
-        candidates = self._distinct(size)
+        times, users, candidates = self._drawn(size)
         shown = candidates[np.arange(size), random.integers(0, self._candidates, size)]
         truth = self._truth(users, shown, times)
         labels = random.random(size) < truth
         delays = random.exponential(self._delay_s, size)
         return [
-            Moment(time, f"u{user}", f"i{item}", tuple([f"i{i}" for i in row]), label, delay, probability)
+            Moment(time, f"u{user}", f"i{item}", tuple([f"i{i}" for i in row]), label, delay, probability, label)
             for time, user, item, row, label, delay, probability in zip(
                 times.tolist(), users.tolist(), shown.tolist(), candidates.tolist(), labels.tolist(), delays.tolist(),
                 truth.tolist(), strict=True,
