@@ -22,6 +22,10 @@ PARTS: dict[str, tuple[str, list[str]]] = {
     "log": ("The event log", [sys.executable, "bench/log.py"]),
     "learning_vw": ("The learner beside Vowpal Wabbit", [sys.executable, "bench/learning_vw.py"]),
     "learning": ("The whole loop at log time", [sys.executable, "bench/learning.py"]),
+    "freshness": (
+        "What freshness is worth",
+        [sys.executable, "bench/freshness.py", "--page", "docs/freshness.md", "--plots", "bench/results"],
+    ),
     "serving": (
         "Serving beside the fixed floor and other servers",
         [sys.executable, "bench/serving", "--seconds", "3", "--plot", "bench/results/serving.svg"],
@@ -38,7 +42,7 @@ PARTS: dict[str, tuple[str, list[str]]] = {
 }
 
 # Parts that print tables of markdown, not of text.
-MARKDOWN = {"serving", "straggler", "overload", "reload", "sizes", "formats", "features"}
+MARKDOWN = {"freshness", "serving", "straggler", "overload", "reload", "sizes", "formats", "features"}
 
 
 def processor() -> str:

@@ -83,7 +83,9 @@ USUAL = np.arange(20_000) % 10 == 0
 
 def used(times=False) -> Gate:
     """A gate that has seen a tenth of positives, honestly predicted, over 20 windows of 1,000."""
-    made = Gate(GateSettings(window=1000, logloss_over=100.0, frozen_over=0.1, calibration_over=3.0, burst=5.0))
+    made = Gate(
+        GateSettings(window=1000, logloss_over=100.0, past_over=100.0, frozen_over=0.1, calibration_over=3.0, burst=5.0)
+    )
     made.observe(
         np.full(20_000, 0.1, np.float32), USUAL.astype(np.float32), times=np.arange(20_000.0) if times else None,
         waited_s=30.0 if times else 0.0,
@@ -108,7 +110,7 @@ def test_a_mean_prediction_far_from_the_plain_rate_is_refused():
 
 
 def test_a_burst_of_positives_is_refused_and_a_good_day_is_not():
-    for share, refused in ((0.3, False), (0.8, True)):
+    for share, refused in ((0.3, False), (0.4, True)):
         made = used()
         made.observe(np.full(1000, share, np.float32), (np.arange(1000) < 1000 * share).astype(np.float32))
         assert ("are usual" in made.refuses(FINE)) == refused
@@ -122,6 +124,36 @@ def test_a_time_without_any_positive_is_refused_once_windows_have_closed_in_it()
             times=20_000 + np.arange(1000) * seconds / 1000, waited_s=30.0,
         )  # fmt: skip
         assert ("does anybody report them" in made.refuses(FINE)) == refused
+
+
+def honest(seed: int, count: int, wrong: float = 0.0, rate: float = 0.3, only: float | None = None):
+    """Scores that come true as they say, and labels, `wrong` of them the wrong way round; `only` one label."""
+    random = np.random.default_rng(seed)
+    scores = 1 / (1 + np.exp(-random.normal(np.log(rate / (1 - rate)), 1.5, count)))
+    labels = random.random(count) < scores
+    flipped = random.random(count) < wrong
+    kept = slice(None) if only is None else labels == only
+    return scores[kept].astype(np.float32), (labels ^ flipped)[kept].astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_labels_that_are_wrong_now_and_then_are_refused_and_right_ones_never(seed):
+    for wrong, refused in ((0.0, False), (0.3, True)):
+        made = Gate(GateSettings())
+        for number in range(60):
+            made.observe(*honest(100 * seed + number, 1000))
+            assert made.refuses(FINE) == "", number
+        made.observe(*honest(seed, 5000, wrong))
+        assert ("in the past: are these labels right" in made.refuses(FINE)) == refused
+
+
+def test_another_mix_of_right_labels_is_no_reason():
+    made = Gate(GateSettings(window=2000))
+    for number in range(40):
+        made.observe(*honest(number, 1000))
+    for number in range(20):  # traffic stops: what is left are negatives
+        made.observe(*honest(50 + number, 200, only=0.0))
+        assert made.refuses(FINE) == ""
 
 
 def test_looking_anew_keeps_what_is_usual():

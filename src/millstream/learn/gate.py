@@ -6,6 +6,8 @@ Its rules are about harm that would be visible only after the fact:
   worse than the plain rate of positives would have, nor than the version that stands still, by more than a margin. A
   burst of wrong labels shows here first;
 - their mean stays near the plain rate: a model that promises three times what happens sells what it does not have;
+- nor worse than they did in the past, for as many positives and as many negatives: labels that are wrong now and then
+  show in that first;
 - labels are such as they were: many times the usual positives are a broken client or robots, and none at all, in a
   time in which windows have closed several times over, are clicks that nobody reports any more.
 
@@ -44,13 +46,19 @@ class GateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         float,
         msgspec.Meta(ge=0, description="how much worse than the version that stands still it may be, as a share"),
     ] = 0.1
+    past_over: Annotated[
+        float,
+        msgspec.Meta(
+            ge=0, description="how much worse than its own past the logloss may be, as a share of it, chance apart"
+        ),
+    ] = 0.06
     calibration_over: Annotated[
         float,
         msgspec.Meta(ge=1, description="how many times the plain rate, or a part of it, the mean prediction may be"),
     ] = 3.0
     burst: Annotated[
-        float, msgspec.Meta(ge=1, description="how many times the usual rate of positives is taken for true")
-    ] = 5.0
+        float, msgspec.Meta(ge=1, description="how many times the usual odds of a positive are taken for true")
+    ] = 3.0
     then: Annotated[
         Literal["freeze", "rollback"],
         msgspec.Meta(description="a refusal stops learning where it is, or takes the base before back too"),
@@ -73,6 +81,7 @@ class Gate:
         self._predicted, self._frozen, self._labels, self._times = np.zeros((4, settings.window))
         self._waited = 0.0
         self._past = self._past_positive = 0.0  # fading counts
+        self._past_loss = np.zeros(2)  # fading sums, of negatives and of positives
 
     def observe(
         self,
@@ -90,6 +99,8 @@ class Gate:
         kept = np.exp(-np.append(ages, len(labels)) / (HISTORY * window))
         self._past = self._past * kept[-1] + kept[:-1].sum()
         self._past_positive = self._past_positive * kept[-1] + kept[:-1] @ labels
+        losses = _losses(predicted.astype(np.float64), labels)
+        self._past_loss = self._past_loss * kept[-1] + [kept[:-1] @ (losses * (labels == one)) for one in (0, 1)]
         last = min(len(labels), window)
         at = (self._seen + np.arange(last)) % window
         self._predicted[at], self._labels[at] = predicted[-window:], labels[-window:]
@@ -131,6 +142,12 @@ class Gate:
                 f"logloss {ours:.3f} over the last {window} examples, where answering the plain rate "
                 f"{rate:.3f} to everybody would have had {plain:.3f}"
             )
+        usual, chance = self._usual_loss(), 2 * _losses(self._predicted, self._labels).std() / window**0.5
+        if self._ever >= (_KNOWN + 1) * window and ours > usual * (1 + given.past_over) + chance:
+            return (
+                f"logloss {ours:.3f} over the last {window} examples, where as many positives and negatives had "
+                f"{usual:.3f} in the past: are these labels right?"
+            )
         frozen = _logloss(self._frozen, self._labels)
         if ours > frozen * (1 + given.frozen_over):
             return (
@@ -142,6 +159,12 @@ class Gate:
             return f"a mean prediction of {mean:.3f} over the last {window} examples, where {rate:.3f} are positive"
         return ""
 
+    def _usual_loss(self) -> float:
+        """What the window's labels would have cost by the losses of the past, of either kind."""
+        positive = float(self._labels.mean())
+        past = np.maximum(1e-9, [self._past - self._past_positive, self._past_positive])
+        return float((self._past_loss / past) @ [1 - positive, positive])
+
     def _odd_labels(self) -> str:
         """What is wrong with the labels of the window, where what is usual is known."""
         window = self._settings.window
@@ -149,7 +172,7 @@ class Gate:
             return ""
         positives = float(self._labels.sum())
         usual = max(0.0, self._past_positive - positives) / max(1.0, self._past - window)
-        if positives >= _BOTH and positives > usual * window * self._settings.burst:
+        if positives >= _BOTH and _odds(positives / window) > _odds(usual) * self._settings.burst:
             return f"{positives:.0f} of the last {window} examples are positive, where {usual * window:.0f} are usual"
         span = float(self._times.max() - self._times.min())
         if positives == 0 and usual * window >= _BOTH and 0 < _SILENT * self._waited < span:
@@ -160,6 +183,14 @@ class Gate:
         return ""
 
 
-def _logloss(predicted: NDArray[np.float64] | float, labels: NDArray[np.float64]) -> float:
+def _odds(rate: float) -> float:
+    return rate / max(1e-9, 1 - rate)
+
+
+def _losses(predicted: NDArray[np.float64] | float, labels: NDArray[np.floating]) -> NDArray[np.float64]:
     p = np.clip(predicted, 1e-6, 1 - 1e-6)
-    return float(-(labels * np.log(p) + (1 - labels) * np.log1p(-p)).mean())
+    return -(labels * np.log(p) + (1 - labels) * np.log1p(-p))
+
+
+def _logloss(predicted: NDArray[np.float64] | float, labels: NDArray[np.float64]) -> float:
+    return float(_losses(predicted, labels).mean())
