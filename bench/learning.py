@@ -32,7 +32,7 @@ from millstream.demo.data import Shown, movielens
 from millstream.demo.run import Demo
 from millstream.learn.quality import auc
 from millstream.models.online import ServedFtrl
-from millstream.stream import Log, decode
+from millstream.stream import Log, Task, decode
 from millstream.stream.audit import Acknowledged, audit
 from millstream.types import Example, Outcome, Principal, Rank, Served
 
@@ -49,7 +49,7 @@ class AtLogTime:
         settings = config.read(folder / "millstream.toml", Settings)
         push = msgspec.structs.replace(settings.learn.push, push_s=PUSH_S)
         learn = msgspec.structs.replace(settings.learn, push=push)
-        join = msgspec.structs.replace(settings.join, window_s=WINDOW_S)  # of log time, which the live demo has not
+        join = msgspec.structs.replace(settings.join, tasks={"like": Task(window_s=WINDOW_S)})  # log time's, not live
         self.clock = clock
         self.installation = Installation(folder, msgspec.structs.replace(settings, learn=learn, join=join), clock)
         self.serve, self.learn = Serve(self.installation), Learn(self.installation)

@@ -20,7 +20,9 @@ MILLSTREAM = str(Path(sys.executable).parent / "millstream")
 PARTS: dict[str, tuple[str, list[str]]] = {
     "startup": ("What a start costs", [sys.executable, "bench/startup.py"]),
     "log": ("The event log", [sys.executable, "bench/log.py"]),
-    "learning_vw": ("The learner beside Vowpal Wabbit", [sys.executable, "bench/learning_vw.py"]),
+    "join": ("The join", [sys.executable, "bench/join.py"]),
+    "learners": ("The learner beside Vowpal Wabbit and River", [sys.executable, "bench/learners.py"]),
+    "deepfm": ("Models that keep learning beside themselves frozen", [sys.executable, "bench/deepfm.py"]),
     "learning": ("The whole loop at log time", [sys.executable, "bench/learning.py"]),
     "freshness": (
         "What freshness is worth",

@@ -1,9 +1,11 @@
 """What all rooms' tests share. Its presence also puts this folder on their path."""
 
 from contextlib import suppress
+from functools import partial
 
 import pytest
 
+from flink_cluster import environment, flink
 from millstream.stream import Log
 
 
@@ -22,3 +24,10 @@ def logs_end_with_their_test(monkeypatch):
     for log in opened:
         with suppress(Exception):  # of a disk that is full, of a fuse that has blown
             log.close()
+
+
+@pytest.fixture(scope="session")
+def on_flink(tmp_path_factory):
+    """Makes a table environment, under settings if need be, in one Java for all tests: it takes seconds to start."""
+    with flink(tmp_path_factory.mktemp("flink")) as (jvm, _):
+        yield partial(environment, jvm)

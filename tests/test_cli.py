@@ -33,7 +33,8 @@ VERBS = [
     ["traffic"],
     *(["traffic", one] for one in ("show", "promote", "rollback", "split", "canary", "shadow",
       "history", "comparison")),
-    ["log"], *(["log", one] for one in ("list", "tail", "verify", "audit", "import")), ["doctor"],
+    ["log"], *(["log", one] for one in ("list", "tail", "verify", "audit", "export", "sql", "import")),
+    ["doctor"],
     ["features"], *(["features", one] for one in ("list", "show", "diff", "sql", "get", "verify", "materialise")),
     ["features", "export"], ["features", "dag"],
     ["backup"], ["restore"], ["forget"], ["simulate"], ["keys"], *(["keys", one] for one in ("new", "list", "revoke")),
@@ -390,12 +391,27 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
     child.stderr.close()
 
 
+def test_the_join_is_printed_for_flink_and_what_it_reads_is_exported(tmp_path, result, refused, call):
+    folder, toml = a_log(tmp_path / "log"), tmp_path / "millstream.toml"
+    toml.write_text(TOML + "[join.tasks.bought]\nwindow_s = 90.0\n")
+    to = tmp_path / "rows.json"
+    assert result("log", "export", folder, "outcomes", "--to", to) == {"topic": "outcomes", "rows": 5}
+    rows = [json.loads(line) for line in to.read_text().splitlines()]
+    assert [one["request"] for one in rows] == ["r0", "r1", "r2", "r3", "r4"] and rows[0]["arrival"] > 0
+    code, out, _ = call("log", "sql", "-c", toml, "--kafka", "broker:9092")
+    assert code == 0 and "CREATE TEMPORARY TABLE `outcomes_90s`" in out and out.count("'broker:9092'") == 5
+    assert result("log", "sql", "-c", toml)["sql"].count("'FILL IN'") == 6  # one is the folder of checkpoints
+    toml.write_text(TOML + "[join.tasks.bought]\nwindow_s = 9.0\ndelayed = 'defer'\nattribution_s = 90.0\n")
+    assert "delayed = 'defer' weighs by the share of late" in refused("log", "sql", "-c", toml)
+
+
 def test_history_is_imported_and_a_version_trained(tmp_path, result, refused):
     toml, rows = tmp_path / "millstream.toml", tmp_path / "rows.csv"
     toml.write_text(TOML)
     rows.write_text(ROWS)
     assert result("log", "import", rows, "-c", toml, *MAP) == {"topic": "outcomes", "rows": 3}
-    assert result("train", "offline", "-c", toml) == {"model": "ranker", "version": "1"}
+    made = result("train", "offline", "-c", toml)
+    assert (made["model"], made["version"], made["role"], made["examples"]) == ("ranker", "1", "live", 3)
     listed = result("models", "list", tmp_path / "models")
     assert (listed[0]["role"], listed[0]["made_by"]) == ("live", "millstream train")
     assert result("train", "offline", "-c", toml)["version"] == "2"

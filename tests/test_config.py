@@ -10,6 +10,7 @@ from millstream import config
 from millstream.app.installation import Settings
 from millstream.errors import Misconfigured
 from millstream.features import Definition
+from millstream.stream import Task
 
 FEATURES = '[features]\nuser = [{name = "id"}]\nitem = [{name = "id"}]\n'
 
@@ -31,13 +32,13 @@ def test_an_empty_file_is_all_defaults():
 
 def test_nested_tables_and_inline_tables_are_the_same():
     nested = parse(
-        "poll_s = 0.1\n[learn]\nmodel = 'r'\n[learn.push]\npush_s = 2\n[join]\npositive = {like = 1, buy = 2}"
+        "poll_s = 0.1\n[learn]\nmodel = 'r'\n[learn.push]\npush_s = 2\n[join.tasks.buy]\nkinds = {like = 1, buy = 2}"
     )
     inline = parse(
-        "poll_s = 0.1\nlearn = {model = 'r', push = {push_s = 2.0}}\njoin.positive = {like = 1.0, buy = 2.0}"
+        "poll_s = 0.1\nlearn = {model = 'r', push = {push_s = 2.0}}\njoin.tasks.buy.kinds = {like = 1.0, buy = 2.0}"
     )
     assert nested == inline
-    assert nested.learn.push.push_s == 2.0 and nested.join.positive == {"like": 1.0, "buy": 2.0}
+    assert nested.learn.push.push_s == 2.0 and nested.join.kinds("buy") == {"like": 1.0, "buy": 2.0}
     assert nested.learn.gate == Settings().learn.gate
 
 
@@ -45,7 +46,8 @@ def test_nested_tables_and_inline_tables_are_the_same():
     ("text", "named", "neighbour"),
     [
         ("htttp_port = 1", "`htttp_port`", "http_port"),
-        ("[join]\nwindow = 3", "`join.window`", "window_s"),
+        ("[join]\nkeep = 3", "`join.keep`", "keep_s"),
+        ("[join.tasks.like]\nwindow = 3", "`join.tasks.like.window`", "window_s"),
         ("[learn.push]\npush = 3", "`learn.push.push`", "push_s"),
         ("[log]\nsegment_byte = 3", "`log.segment_byte`", "segment_bytes"),
         ("[http]\nbody_bytes = 3", "`http.body_bytes`", "body_bytes_max"),
@@ -61,7 +63,13 @@ def test_an_unknown_setting_is_named_with_its_neighbours(text, named, neighbour)
 
 
 def test_names_of_a_free_table_are_free():
-    assert parse("[join.positive]\nanything = 3").join.positive == {"anything": 3.0}
+    tasks = parse("[join.tasks.anything]\nkinds = {you = 3}\n[join.tasks.like]").join.tasks
+    assert list(tasks) == ["anything", "like"] and tasks["anything"].kinds == {"you": 3.0}
+
+
+def test_a_setting_that_has_moved_says_where_to():
+    assert "`join.window_s` is `join.tasks.NAME.window_s` now" in refused("[join]\nwindow_s = 3")
+    assert "`join.positive` is `join.tasks.NAME.kinds` now" in refused("[join.positive]\nlike = 3")
 
 
 @pytest.mark.parametrize(
@@ -73,7 +81,11 @@ def test_names_of_a_free_table_are_free():
         ("poll_s = nan", "poll_s"),
         ("[learn.push]\nbases_kept = 1", "learn.push.bases_kept"),
         ("[learn.gate]\nwindow = 0", "learn.gate.window"),
-        ("[join]\nwindow_s = -1", "join.window_s"),
+        ("[join.tasks.like]\nwindow_s = -1", "join.tasks"),
+        ("[join]\ntasks = {}", "join.tasks"),
+        ("[join.tasks.like]\nlate = 'correct'\ndelayed = 'fnw'", "join.tasks.like"),
+        ("[join.tasks.like]\ndelayed = 'defer'", "attribution_s"),
+        ("[join.tasks.like]\ndelayed = 'defer'\nattribution_s = 4000", "keep_s"),
         ("[engine]\nqueue_rows_max = 0", "engine.queue_rows_max"),
         ("[ftrl]\nbits = 99", "bits"),
         ("join = 3", "join"),
@@ -124,9 +136,14 @@ def test_every_setting_is_told_with_its_default():
     told = list(config.settings(Settings))
     names = [name for name, _, _ in told]
     assert len(set(names)) == len(names)
-    assert {"http_port", "learn.push.push_s", "log.retain_s", "http.drain_s", "join.positive"} <= set(names)
+    assert {"http_port", "learn.push.push_s", "log.retain_s", "http.drain_s", "join.tasks"} <= set(names)
+    assert {name: default for name, default, _ in told}["join.tasks"] == {"like": {}}
     for name, default, _ in told:
+        if name == "join.tasks":
+            continue
         value = Settings()
+        if "join.tasks.NAME." in name:
+            name, value = name.removeprefix("join.tasks.NAME."), Task()
         for part in name.split("."):
             value = getattr(value, part)
         assert value == default, name

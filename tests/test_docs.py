@@ -21,7 +21,8 @@ import pytest
 import millstream
 from millstream import config
 from millstream.app.installation import Installation, Settings
-from millstream.app.roles import Learn, Serve, train
+from millstream.app.roles import Learn, Serve
+from millstream.app.training import train
 from millstream.cli import parser
 from millstream.clock import SystemClock
 from millstream.features import Column, Definition
@@ -204,7 +205,9 @@ def test_only_statuses_that_are_given_are_explained():
 def service(tmp_path_factory):
     """What a started installation answers to every route of docs/http.md, and its metrics page."""
     settings = Settings(
-        http_port=0, features=Definition(user=(Column("id"),), item=(Column("id"),)), join={"window_s": 1.0}
+        http_port=0,
+        features=Definition(user=(Column("id"),), item=(Column("id"),)),
+        join={"tasks": {"like": {"window_s": 1.0}}},
     )
     settings = msgspec.convert(msgspec.to_builtins(settings) | {"learn": {"model": "ranker"}}, Settings)
 
@@ -272,6 +275,7 @@ def test_every_metric_is_listed_and_every_listed_one_is_there(service):
         "millstream_certificate",
         "millstream_fact",
         "millstream_feature",
+        "millstream_learning_",
         "millstream_traces",
     )
     assert {one for one in listed - rendered if not one.startswith(with_a_setting)} == at_first_use

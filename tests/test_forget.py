@@ -18,7 +18,8 @@ import pytest
 
 from millstream.app.forget import forget
 from millstream.app.installation import Installation
-from millstream.app.roles import Learn, Serve, train
+from millstream.app.roles import Learn, Serve
+from millstream.app.training import train
 from millstream.cli import main
 from millstream.errors import BadInput, Busy, Conflict
 from millstream.features.events import keys_of
@@ -43,7 +44,7 @@ push_s = 0.1
 base_examples = 1000
 [ftrl]
 bits = 10
-[join]
+[join.tasks.like]
 window_s = 3600.0
 [log]
 segment_bytes = 4000

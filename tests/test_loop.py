@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from millstream.app.installation import Installation, Settings
-from millstream.app.roles import Learn, Serve, train
+from millstream.app.roles import Learn, Serve
+from millstream.app.training import train
 from millstream.clock import FakeClock
 from millstream.errors import Full
 from millstream.features import Column, Definition
@@ -29,7 +30,7 @@ SETTINGS = msgspec.convert(
         "http_port": 0,
         "learn": {"model": "ranker", "push": {"push_s": 1.0, "base_examples": 25}},
         "ftrl": {"bits": 12},
-        "join": {"window_s": 10.0, "idle_s": 1000.0},
+        "join": {"tasks": {"like": {"window_s": 10.0}}, "idle_s": 1000.0},
         "engine": {"poll_s": 0.01},
     },
     Settings,

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from millstream.app.installation import Installation, Settings
-from millstream.app.roles import Learn, Serve, train
+from millstream.app.roles import Learn, Serve
+from millstream.app.training import train
 from millstream.clock import FakeClock
 from millstream.errors import Corrupt, NotFound
 from millstream.features import Column, Definition

@@ -62,7 +62,12 @@ def settings(of: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[str, 
             yield from settings(table, f"{name}.")
         else:
             default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory
-            yield name, default() if callable(default) else default, help
+            default = default() if callable(default) else default
+            if (named := _named(field.type)) is None:
+                yield name, default, help
+            else:
+                yield name, {key: _changed(one) for key, one in default.items()}, help
+                yield from settings(named, f"{name}.NAME.")
 
 
 def orphaned() -> bool:
@@ -98,12 +103,38 @@ def _check_names(found: Mapping[str, object], of: type[msgspec.Struct], where: s
     """Refuse a name that no setting has, in `found` and in every table below: a misspelt bound would be no bound."""
     fields = {field.encode_name: field.type for field in msgspec.structs.fields(of)}
     for name, value in found.items():
+        if name in (moved := getattr(of, "moved", {})):
+            raise Misconfigured(f"{where}: `{prefix}{name}` is `{prefix}{moved[name]}` now")
         if name not in fields:
             raise Misconfigured(f"{where}: unknown setting `{prefix}{name}`; known there: {', '.join(sorted(fields))}")
         table, several = _table(fields[name])
+        if (named := _named(fields[name])) and isinstance(value, dict):
+            for key, below in value.items():
+                if isinstance(below, dict):
+                    _check_names(below, named, where, f"{prefix}{name}.{key}.")
         for below in value if several and isinstance(value, list) else [value]:
             if table and isinstance(below, dict):
                 _check_names(below, table, where, f"{prefix}{name}.")
+
+
+def _named(kind: Any) -> type[msgspec.Struct] | None:
+    """The struct of a setting that is tables by names which are free; None of another."""
+    while get_args(kind) and get_origin(kind) is not dict:
+        kind = get_args(kind)[0]
+    return _table(get_args(kind)[1])[0] if get_origin(kind) is dict else None
+
+
+def _changed(struct: msgspec.Struct) -> dict[str, object]:
+    """The fields of a struct that are not as they are by default."""
+    return {
+        field.name: value
+        for field in msgspec.structs.fields(struct)
+        if (value := getattr(struct, field.name)) not in (field.default, *_made(field))
+    }
+
+
+def _made(field: msgspec.structs.FieldInfo) -> tuple[object, ...]:
+    return () if field.default_factory is msgspec.NODEFAULT else (field.default_factory(),)
 
 
 def _table(kind: Any) -> tuple[type[msgspec.Struct] | None, bool]:

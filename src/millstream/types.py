@@ -244,7 +244,9 @@ class Served(msgspec.Struct, frozen=True, kw_only=True, tag="served"):
     """One answered request, written before the answer leaves.
 
     `tokens`: uint32 LE, len(candidates) x width, the feature rows that were scored; `definition`: hash of the feature
-    definition that made them; `scores`: float32 LE, one a candidate, in the order of `candidates`.
+    definition that made them; `scores`: float32 LE, one a candidate, in the order of `candidates`. Where answers
+    explore, `propensities`: float32 LE, how likely each candidate was to be put first, and `explored`: the place in
+    `candidates` of the one that chance put first, -1 for none.
     """
 
     request: str
@@ -258,6 +260,8 @@ class Served(msgspec.Struct, frozen=True, kw_only=True, tag="served"):
     definition: str = ""
     tokens: bytes = b""
     scores: bytes = b""
+    propensities: bytes = b""
+    explored: int = -1
 
 
 class Shadow(msgspec.Struct, frozen=True, kw_only=True, tag="shadow"):

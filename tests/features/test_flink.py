@@ -5,10 +5,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-from collections.abc import Callable, Iterator
-from importlib import metadata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,43 +95,13 @@ def evil() -> FeatureSet:
 # --- on Flink --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[FeatureSet, Rows], Rows]]:
-    """A mini-cluster in a Java of its own: the rows of every table of answers of a set, over these events; of one that
-    is updated, those that are left."""
-    from py4j.java_gateway import GatewayParameters, JavaGateway, launch_gateway
-
-    folder = tmp_path_factory.mktemp("flink")
-    files = metadata.files("apache-flink-libraries") or ()
-    jars = sorted(str(one.locate()) for one in files if one.match("pyflink/lib/*.jar"))
-    home = os.environ.get("JAVA_HOME")
-    java = f"{home}/bin/java" if home else "java"
-    try:
-        subprocess.run([java, "-version"], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.fail(f"Flink runs on Java 17 or newer, and {java} does not start ({error}): install one (Debian: "
-                    "apt install openjdk-17-jre-headless), or set JAVA_HOME to where it is")  # fmt: skip
-    packages = ("lang", "net", "io", "nio", "text", "time", "util", "util.concurrent", "util.concurrent.atomic")
-    opened = [f"--add-opens=java.base/java.{name}=ALL-UNNAMED" for name in packages]
-    quick = ["-Xmx1g", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
-    port, token, process = launch_gateway(
-        classpath=":".join(jars), javaopts=[*opened, *quick, f"-Djava.io.tmpdir={folder}"],
-        java_path=java, die_on_exit=True, enable_auth=True, return_proc=True,
-    )  # fmt: skip
-    gateway = JavaGateway(gateway_parameters=GatewayParameters(port=port, auth_token=token))
-    try:
-        yield lambda features, events: _answers(gateway.jvm, features, events, folder / features.name)
-    finally:
-        gateway.shutdown()
-        process.kill()  # clusters that have ended leave threads behind
-        process.wait()
+@pytest.fixture
+def run(on_flink: Callable[[], Any], tmp_path: Path) -> Callable[[FeatureSet, Rows], Rows]:
+    """The rows of every table of answers of a set, over these events; of one that is updated, those that are left."""
+    return lambda features, events: _answers(on_flink(), features, events, tmp_path / features.name)
 
 
-def _answers(jvm: Any, features: FeatureSet, events: Rows, folder: Path) -> Rows:
-    api = jvm.org.apache.flink.table.api
-    flink = api.TableEnvironment.create(api.EnvironmentSettings.inStreamingMode())
-    flink.getConfig().set("parallelism.default", "2")
-    flink.getConfig().set("table.local-time-zone", "Asia/Kolkata")  # it must not matter
+def _answers(flink: Any, features: FeatureSet, events: Rows, folder: Path) -> Rows:
     options: dict[str, dict[str, str]] = {}
     for source in features.sources:
         file = folder / "events" / f"{source.name}.json"

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from millstream.app.installation import Installation, Settings
-from millstream.app.roles import Learn, Serve, train
+from millstream.app.roles import Learn, Serve
+from millstream.app.training import train
 from millstream.clock import FakeClock
 from millstream.errors import Misconfigured
 from millstream.features.export import export
@@ -53,7 +54,7 @@ SETTINGS = msgspec.convert(
         "http_port": 0,
         "learn": {"model": "ranker", "push": {"push_s": 1.0}},
         "ftrl": {"bits": 12},
-        "join": {"window_s": 10.0},
+        "join": {"tasks": {"like": {"window_s": 10.0}}},
         "engine": {"poll_s": 0.01},
         "feature_store": {"definitions": "features.py", "stale_s_max": 30.0},
         "features": {

@@ -201,3 +201,44 @@ def test_a_full_disk_does_not_stop_answers_and_the_gap_is_counted_and_said_once(
         assert [event.request for event in made.served()] == ["r9"]
 
     play(tmp_path, scene)
+
+
+def test_now_and_then_chance_puts_one_first_and_the_log_says_how_likely_that_was(tmp_path):
+    share, count, asked = 0.25, 4, 2000
+
+    async def scene(made):
+        return [
+            await made.recommend.call(rank(id=f"q{n}", candidates=("a", "b", "c", "d"))) for n in range(asked)
+        ], made.served()
+
+    answers, events = play(tmp_path, scene, RecommendLimits(explore=share))
+    firsts = dict.fromkeys("abcd", 0)
+    for ranked, event in zip(answers, events, strict=True):
+        scores, likely = (np.frombuffer(field, np.float32) for field in (event.scores, event.propensities))
+        best = int(np.argmax(scores))
+        assert likely.sum() == pytest.approx(1.0) and likely.min() == pytest.approx(share / count)
+        assert int(np.argmax(likely)) == best
+        expected = sorted(range(count), key=lambda i: -scores[i])
+        if event.explored >= 0:
+            expected.remove(event.explored)
+            expected.insert(0, event.explored)
+        assert [one.item for one in ranked.items] == [event.candidates[i] for i in expected]
+        firsts[ranked.items[0].item] += 1
+    told = dict(zip("abcd", np.frombuffer(events[0].propensities, np.float32).tolist(), strict=True))
+    for item, times in firsts.items():  # five binomial standard deviations
+        assert abs(times - asked * told[item]) < 5 * (asked * told[item] * (1 - told[item])) ** 0.5, item
+
+
+def test_a_restart_recalls_what_was_explored(tmp_path):
+    async def scene(made):
+        return [await made.recommend.call(rank(id=f"q{n}")) for n in range(40)]
+
+    first = play(tmp_path, scene, RecommendLimits(explore=0.5))
+
+    async def again(made):
+        made.recommend.recall(made.log.reader("served"), 0)
+        found = [await made.recommend.call(rank(id=f"q{n}")) for n in range(40)]
+        assert len(made.served()) == 40 and any(event.explored >= 0 for event in made.served())
+        return found
+
+    assert play(tmp_path, again, RecommendLimits(explore=0.0)) == first

@@ -38,7 +38,7 @@ model = "ranker"
 push = {push_s = 1.0, base_examples = 25}
 
 [join]
-window_s = 10.0
+tasks.like.window_s = 10.0
 idle_s = 1000.0
 
 [features]

@@ -8,7 +8,8 @@ import pytest
 from pyarrow import parquet
 
 from millstream.app.installation import Installation, Settings
-from millstream.app.roles import import_history, train
+from millstream.app.roles import import_history
+from millstream.app.training import train
 from millstream.clock import FakeClock
 from millstream.errors import BadInput, Conflict
 from millstream.features import Column, Definition
@@ -112,7 +113,7 @@ def test_many_ties_keep_the_order_of_the_file(tmp_path):
 def test_every_row_ends_as_one_example_with_its_label(tmp_path):
     imported(tmp_path, write(tmp_path / "x.csv", ROWS), entries=MAP[:4])
     with installation(tmp_path) as at:
-        assert train(at) == "1"
+        assert train(at).version == "1"
         events = [decode(r.value) for r in at.log.reader("examples").read(0, 0)]
     assert not [event for event in events if isinstance(event, SetAside)]
     assert {event.item: event.label for event in events if isinstance(event, Example)} == {

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from millstream.clock import FakeClock
 from millstream.errors import BadInput
-from millstream.stream import Join, JoinSettings, Log, Operation, encode
+from millstream.stream import Join, JoinSettings, Log, Operation, Task, encode
 from millstream.stream.audit import Acknowledged, audit, read_ledger
 from millstream.stream.operator import Step
 from millstream.types import Example, Outcome, Served, SetAside
@@ -219,7 +219,7 @@ def test_the_join_never_makes_the_books_look_wrong(tmp_path_factory, told, batch
             one = outcome(number, kind, float(time))
             outcomes.append(b"", encode(one))
             ledger.setdefault(one.key(), Acknowledged(one.key(), one.event_time))
-        join = Join(JoinSettings(window_s=WINDOW, keep_s=60.0, idle_s=3600.0))
+        join = Join(JoinSettings(tasks={"like": Task(window_s=WINDOW)}, keep_s=60.0, idle_s=3600.0))
         joining = Operation(join, log, Join.inputs, "examples", folder / "s", FakeClock(10_000.0), records_max=batch)
         for _ in range(steps):
             joining.step()

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from millstream.clock import FakeClock
 from millstream.errors import Full
-from millstream.stream import Join, JoinSettings, Log, Operation, decode, encode
+from millstream.stream import Join, JoinSettings, Log, Operation, Task, decode, encode
 from millstream.types import Example, Outcome, Served, SetAside
 
 WINDOW, KEEP = 30.0, 200.0
-SETTINGS = JoinSettings(window_s=WINDOW, keep_s=KEEP, idle_s=1000.0)
+SETTINGS = JoinSettings(tasks={"like": Task(window_s=WINDOW)}, keep_s=KEEP, idle_s=1000.0)
 KINDS = ("impression", "like", "click", "nonsense")
 
 
@@ -261,7 +261,7 @@ def test_the_last_window_before_a_quiet_night_closes_too(tmp_path):
     log = Log(tmp_path, clock)
     log.writer("served").append(b"", encode(served(0, 0.0)))
     log.writer("outcomes").append(b"", encode(Outcome(request="r0", item="i0", kind="impression", event_time=1.0)))
-    settings = JoinSettings(window_s=30.0, idle_s=5.0)
+    settings = JoinSettings(idle_s=5.0)
     joining = Operation(Join(settings), log, Join.inputs, "examples", tmp_path / "snapshot", clock)
     joining.step()
     clock.advance(34.9)
@@ -371,7 +371,7 @@ def test_a_changed_window_applies_from_the_next_step_also_after_a_crash(tmp_path
     to_outcomes.append(b"", encode(Outcome(kind="watermark", event_time=start + 31.0)))
     joining.step()
     joining.abandon()
-    longer = JoinSettings(keep_s=1e5, window_s=100.0)
+    longer = JoinSettings(keep_s=1e5, tasks={"like": Task(window_s=100.0)})
     joining = Operation(Join(longer), log, Join.inputs, "examples", tmp_path / "snapshot", clock)
     to_served.append(b"", encode(served(8, clock.now())))
     to_outcomes.append(b"", encode(Outcome(request="r8", item="i1", kind="impression", event_time=clock.now())))

@@ -28,7 +28,7 @@ import msgspec
 
 from millstream.app.installation import Installation
 from millstream.app.orders import LEARN, SERVE
-from millstream.errors import BadInput, Busy, Conflict
+from millstream.errors import BadInput, Busy, Conflict, Misconfigured
 from millstream.learn import Learning
 from millstream.meter import Meter
 from millstream.ops.backup import remove_pins
@@ -79,10 +79,16 @@ class Report(msgspec.Struct, kw_only=True):
 async def forget(at: Installation, users: Sequence[str], kind: str = "user", wait_s: float = WAIT_S) -> Report:
     """Forget entities of a kind by the names that callers use for them; harmless for those that nobody knows.
 
-    BadInput; Conflict: another one runs, a backup, or a process that takes no orders holds a partition; Busy: a role
-    did not answer within `wait_s`; Full. After any of them, run it again."""
+    BadInput; Misconfigured: the log is on Kafka; Conflict: another one runs, a backup, or a process that takes no
+    orders holds a partition; Busy: a role did not answer within `wait_s`; Full. After any of the last three, run it
+    again."""
     if not users or not all(users) or len(users) > NAMES_MAX:
         raise BadInput(f"{len(users)} names: give 1 to {NAMES_MAX}, none of them empty")
+    if at.settings.log.kafka:
+        raise Misconfigured(
+            "the log is on Kafka, whose records nobody can change: nothing was forgotten. What there is of somebody "
+            "goes when the retention of its topics has passed; docs/forget.md says what to set, and for how long"
+        )
     if kind == "item":
         raise BadInput("items are not people: nothing here forgets one")
     names, report = spellings(users), Report()
@@ -272,7 +278,8 @@ def _stays(at: Installation) -> list[Stays]:
         Stays("ids of this person's events, as hashes, in snapshots", "the source's `again` (an hour) has passed"),
     ]
     if at.model in at.repository.models():
-        found.append(Stays(f"weights of {at.model} that were learnt", "`millstream train`, and older versions removed"))
+        until = "`millstream train offline`, and older versions removed"
+        found.append(Stays(f"weights of {at.model} that were learnt", until))
     if any((at.folder / "models").glob("*/watch/recorded.jsonl")):
         found.append(Stays("models/*/watch/recorded.jsonl, which does not say whose", "newer requests replace it"))
     return found

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import msgspec
 
@@ -21,12 +22,17 @@ from millstream.flows.collect import CollectLimits
 from millstream.flows.facts import FactLimits
 from millstream.flows.recommend import RecommendLimits
 from millstream.learn import LearnSettings
+from millstream.learn.judge import Task
 from millstream.meter import Meter
+from millstream.models import online
+from millstream.models.online import DeepFmSettings, FmSettings, FtrlTableSettings, LearnerSettings, OnlineLearner
 from millstream.models.online import Settings as FtrlSettings
+from millstream.models.online.correction import Correction
 from millstream.models.repository import Repository
 from millstream.store.blob import locked
 from millstream.stream import Join, JoinSettings, LenientReader, Log, LogLimits, Operation
 from millstream.stream.event import Event
+from millstream.stream.log import open_log
 from millstream.types import Entity
 
 if TYPE_CHECKING:  # it brings the compiler, which an installation that serves ONNX alone lacks
@@ -68,7 +74,11 @@ class Settings(ServeSettings, frozen=True, forbid_unknown_fields=True, kw_only=T
     facts: FactLimits = FactLimits()
     join: JoinSettings = JoinSettings()
     learn: LearnSettings = LearnSettings()
+    learner: LearnerSettings = LearnerSettings()
     ftrl: FtrlSettings = FtrlSettings()
+    ftrl_table: FtrlTableSettings = FtrlTableSettings()
+    fm: FmSettings = FmSettings()
+    deepfm: DeepFmSettings = DeepFmSettings()
 
 
 class Installation:
@@ -76,7 +86,7 @@ class Installation:
 
     def __init__(self, folder: Path, settings: Settings, clock: Clock) -> None:
         self.folder, self.settings, self.clock = folder, settings, clock
-        self.log = Log(folder / "log", clock, settings.log)
+        self.log = open_log(folder / "log", clock, settings.log)
         self.repository = Repository(folder / "models", clock=clock)
         self.model = settings.learn.model or settings.recommend.model
 
@@ -119,6 +129,28 @@ class Installation:
 
         file = self.settings.feature_store.definitions
         return Registry.load(self.folder / file) if file else Registry({}, {})
+
+    def learner(self, **other: Any) -> OnlineLearner:
+        """A new learner of the kind that the settings name, as it begins; `other`: its settings that are not as
+        configured. They cannot be, or its start does not fit: Misconfigured."""
+        chosen = self.settings.learner
+        how: msgspec.Struct = getattr(self.settings, chosen.kind)
+        try:
+            how = msgspec.convert(msgspec.to_builtins(how) | other, type(how))
+        except msgspec.ValidationError as error:
+            raise Misconfigured(f"{chosen.kind}: {error}") from None
+        start = self.folder / chosen.start if chosen.start else None
+        return online.begin(chosen.kind, how, self.definition.width, start, chosen.start_squares)
+
+    @cached_property
+    def task(self) -> Task:
+        """The task of `[join.tasks]` that the model learns; Misconfigured where `learn.task` names none."""
+        tasks, name = self.settings.join.tasks, self.settings.learn.task or next(iter(self.settings.join.tasks))
+        if name not in tasks:
+            raise Misconfigured(f"learn.task: no task {name!r} in [join.tasks]; there are: {', '.join(tasks)}")
+        of = tasks[name]
+        shift = math.log(of.negatives) if of.negatives_by == "shift" else 0.0
+        return Task(of.negatives, Correction(shift=shift, fake=of.delayed == "fnc"), name)
 
     @property
     def rows(self) -> Path:

@@ -20,11 +20,12 @@ from millstream.app.orders import LEARN, SERVE, Orders
 from millstream.app.place import Place
 from millstream.app.plain import until_asked
 from millstream.app.service import Service
+from millstream.app.training import folder_of
 from millstream.app.workers import Workers
 from millstream.clock import Clock, SystemClock
 from millstream.config import orphaned
 from millstream.engine.follow import Follow
-from millstream.errors import BadInput, Conflict, Corrupt, Error, Full, Misconfigured, NotFound
+from millstream.errors import BadInput, Busy, Conflict, Corrupt, Error, Full, Misconfigured, NotFound
 from millstream.features import Entities
 from millstream.features.pipeline import GROUPS, Pipeline, group_of
 from millstream.flows.collect import Collect
@@ -33,8 +34,9 @@ from millstream.flows.features import Features, RankRows
 from millstream.flows.recommend import Matrix, Recommend
 from millstream.flows.served import ServedLog
 from millstream.guard.pii import pseudonym, redact
-from millstream.learn import Learning, train_base
+from millstream.learn import Learning
 from millstream.learn.history import import_entities, import_outcomes, read_map, read_rows
+from millstream.learn.validation import slices
 from millstream.machine import Gauges, few_arenas, quick_turns
 from millstream.meter import Counter, Meter
 from millstream.models.manifest import Manifest
@@ -59,7 +61,7 @@ class Serve:
     def __init__(self, installation: Installation, place: Place | None = None) -> None:
         at, self.installation = installation, installation
         self.meter = at.meter(place.page_name if place else "serve")
-        self._partition = place.page if place else 0
+        self._partition = at.settings.log.partition + (place.page if place else 0)
         self._unlogged = self.meter.counter("millstream_unlogged_total", "Shadow scores and policy changes not logged.")
         self._shadow = self._writer("shadow", self._partition)
         self._policy: Writer | None = None
@@ -164,7 +166,7 @@ class Serve:
         if ranks and not manifest.features:
             raise Misconfigured(
                 f"{model} ranks here, and this version's manifest names no feature set: it cannot take the rows of "
-                "[features]; serve it under another model's name, or train it with `millstream train`"
+                "[features]; serve it under another model's name, or train it with `millstream train offline`"
             )
         known = {features.hash} if features is not None else set()
         if not ranks:
@@ -188,7 +190,7 @@ class Serve:
         if writer is None:
             self._unlogged.add()
         else:
-            writer.append(key.encode(), encode(event))
+            writer.append_soon(key.encode(), encode(event))
 
     def _on_shadow(self, shadow: Shadow) -> None:
         try:
@@ -221,7 +223,7 @@ class Serve:
         self._try_at = now + TAKE_S
         try:
             self._policy = self._writer("policy")
-        except Conflict:
+        except (Busy, Conflict):
             return None
         changes = (event for _, event in LenientReader(self.installation.log.reader("policy"), self.meter).events(0, 0))
         return {change.model: change.version for change in changes if isinstance(change, PolicyChange)}
@@ -253,7 +255,15 @@ class Learn:
         self._log, self._deleted = at.log, _unread_deleted(self.meter)
         self.join = at.join(self._count)
         self.learning = Learning(
-            at.settings.learn, at.repository, at.log, at.log.writer("deltas"), at.clock, self.meter
+            at.settings.learn,
+            at.repository,
+            at.log,
+            at.log.writer("deltas"),
+            at.clock,
+            self.meter,
+            task=at.task,
+            slices=slices(at.settings.learn.validate, at.definition) if at.settings.features else (),
+            folder=folder_of(at),
         )
         self.features = [
             Pipeline(one, at.log, at.rows, at.clock, self.meter, at.settings.feature_store.entities_max)
@@ -273,7 +283,8 @@ class Learn:
             self.meter.counter("millstream_examples_total", "Examples made by the join.", label).add()
         elif isinstance(event, SetAside):
             cause = {"cause": event.cause}
-            self.meter.counter("millstream_set_aside_total", "Outcomes that will not be learnt.", cause).add()
+            aside = self.meter.counter("millstream_set_aside_total", "Outcomes that will not be learnt.", cause)
+            aside.add(event.count)
 
     def step(self) -> int:
         """Join what came, learn what was joined, push what is due; how many events and examples that was.
@@ -310,21 +321,6 @@ def _unread_deleted(meter: Meter) -> Counter:
     return meter.gauge("millstream_log_unread_deleted", "Records that disk_bytes_max deleted before they were read.")
 
 
-def train(installation: Installation) -> str:
-    """Join all that the log holds and fold it into a new version of the installation's model; its number."""
-    operation = installation.join()
-    while operation.step():
-        pass
-    operation.close()
-    return train_base(
-        installation.model,
-        installation.definition,
-        installation.settings.ftrl,
-        installation.log,
-        installation.repository,
-    )
-
-
 def import_history(installation: Installation, file: Path, topic: str, entries: Sequence[str], delay_s: float) -> int:
     """Bring a file into a topic; how many rows."""
     if not file.is_file():
@@ -335,7 +331,7 @@ def import_history(installation: Installation, file: Path, topic: str, entries: 
         return import_entities(folder, limits, topic, rows, fields, at.clock.now())
     return import_outcomes(
         folder, limits, at.entities(), at.model, rows, fields,
-        delay_s=delay_s, window_s=at.settings.join.window_s, features=at.ranker_set,
+        delay_s=delay_s, window_s=at.settings.join.settled_s, features=at.ranker_set,
     )  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,9 +24,15 @@ def add(verbs: Verbs) -> None:
     tail = log.add("tail", _log, "the last events of a topic")
     verify = log.add("verify", _log, "read every frame and check it")
     audit = log.add("audit", _log, "do the books balance: acknowledged = learnt + set aside")
-    for one in (listed, tail, verify, audit):
-        one.add_argument("dir", type=Path, help="the log's folder")
+    export = log.add("export", _log, "a topic as JSON lines, which the join's Flink SQL reads")
+    for one in (listed, tail, verify, audit, export):
+        one.add_argument("dir", type=Path, help="the log's folder, or millstream.toml of an installation")
     tail.add_argument("topic")
+    export.add_argument("topic", choices=("served", "outcomes"))
+    export.add_argument("--to", type=Path, required=True, metavar="FILE", help="the file to write")
+    sql = log.add("sql", _sql, "the join of an installation as a job for Flink SQL")
+    sql.add_argument("-c", "--config", type=Path, required=True, help="millstream.toml of the installation")
+    sql.add_argument("--kafka", default="", metavar="HOST:PORT", help="the brokers (default: to be filled in)")
     tail.add_argument("-n", type=count_of, default=10, help="events of each partition (default: 10)")
     verify.add_argument("topic", nargs="*")
     audit.add_argument("--ledger", type=Path, required=True, help="what the client was acknowledged")
@@ -40,10 +48,6 @@ def add(verbs: Verbs) -> None:
 
 
 def _log(args: argparse.Namespace) -> object:
-    from millstream.clock import SystemClock
-    from millstream.stream import Log
-    from millstream.stream.audit import audit, read_ledger
-
     if args.verb == "import":
         from millstream.app.installation import Installation
         from millstream.app.roles import import_history
@@ -51,9 +55,28 @@ def _log(args: argparse.Namespace) -> object:
         with Installation.open(args.config) as installation:
             count = import_history(installation, args.file, args.topic, args.map, args.delay)
         return {"topic": args.topic, "rows": count}
-    if not args.dir.is_dir():
-        raise BadInput(f"{args.dir}: no such folder; a log is the folder `log` of an installation")
-    log = Log(args.dir, SystemClock())
+    with _opened(args.dir) as log:
+        return _looked_at(log, args)
+
+
+def _opened(where: Path) -> Log:
+    """A folder's log, or the one of an installation, on Kafka too."""
+    from millstream.clock import SystemClock
+    from millstream.stream.log import Log, open_log
+
+    if where.is_file():
+        from millstream import config
+        from millstream.app.installation import Settings
+
+        return open_log(where.parent / "log", SystemClock(), config.read(where, Settings).log)
+    if not where.is_dir():
+        raise BadInput(f"{where}: no such folder; a log is the folder `log` of an installation")
+    return Log(where, SystemClock())
+
+
+def _looked_at(log: Log, args: argparse.Namespace) -> object:
+    from millstream.stream.audit import audit, read_ledger
+
     if args.verb == "list":
         return [
             {"topic": t, "partitions": len(log.reader(t).partitions()), "records": _count(log, t)} for t in log.topics()
@@ -64,7 +87,33 @@ def _log(args: argparse.Namespace) -> object:
     if args.verb == "audit":
         books = audit(log, read_ledger(args.ledger), args.window)
         return {"sound": books.balanced, **msgspec.structs.asdict(books)}
+    if args.verb == "export":
+        return {"topic": args.topic, "rows": _export(log, _known(log, args.topic), args.to)}
     return _tail(log, args.topic, args.n)
+
+
+def _sql(args: argparse.Namespace) -> object:
+    from millstream.app.installation import Installation
+    from millstream.stream.flink import script
+
+    with Installation.open(args.config) as installation:
+        text = script(installation.settings.join, args.kafka)
+    return {"sql": text} if args.json else text.rstrip()
+
+
+def _export(log: Log, topic: str, to: Path) -> int:
+    """A line a record, in the log's order; what was forgotten has none. Of how many."""
+    from millstream.stream import decode
+    from millstream.stream.flink import row
+
+    reader, count = log.reader(topic), 0
+    with to.open("w") as file:
+        for partition in reader.partitions():
+            for record in reader.records(partition):
+                if (one := row(record, decode(record.value))) is not None:
+                    file.write(json.dumps(one) + "\n")
+                    count += 1
+    return count
 
 
 def _count(log: Log, topic: str) -> int:
@@ -85,8 +134,8 @@ def _tail(log: Log, topic: str, n: int) -> list[object]:
     reader = log.reader(_known(log, topic))
     found: list[object] = []
     for partition in reader.partitions():
-        at = max(reader.start(partition), reader.end(partition) - n)
-        for record in reader.read(partition, at, n):
+        at = reader.end(partition) - 4 * n - 8  # offsets leap over what Kafka marks
+        for record in deque(reader.records(partition, max(0, at)), maxlen=n):
             event = {
                 name: f"<{len(value)} bytes>" if isinstance(value, bytes) else value
                 for name, value in msgspec.structs.asdict(decode(record.value)).items()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import datetime
-from collections.abc import Callable
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from millstream.cli.verbs import Verbs
+from millstream.cli.verbs import Verbs, count_of
+from millstream.errors import BadInput
 
 if TYPE_CHECKING:
-    from millstream.app.training import Status
+    from millstream.app.training import Made, Status
     from millstream.learn.validation import Figures
 
 
@@ -24,7 +27,7 @@ def add(verbs: Verbs) -> None:
         made.add_argument("-c", "--config", type=Path, required=True, help="millstream.toml of the installation")
         return made
 
-    verb("offline", _offline, "fold the examples of the log into a new version")
+    _add_offline(verb("offline", _offline, "train a new version from the examples of the log"))
     verb("status", _status, "how a model learns: where it is, how good, how fresh")
     moves = [
         verb("pause", _move, "stop learning where it is; servers keep what they have"),
@@ -37,6 +40,20 @@ def add(verbs: Verbs) -> None:
     for one in moves:
         one.add_argument("--who", default="command line", help="recorded with the change")
         one.add_argument("--why", default="", help="recorded with the change")
+
+
+def _add_offline(offline: argparse.ArgumentParser) -> None:
+    offline.add_argument("--since", type=_time, metavar="TIME", help="only examples that came later than this")
+    offline.add_argument(
+        "--until", type=_time, metavar="TIME", help="only up to this; those after it judge the version"
+    )
+    offline.add_argument("--passes", type=count_of, default=1, metavar="N", help="times over the examples (default: 1)")
+    offline.add_argument("--search", type=count_of, default=0, metavar="N", help="try so many other settings first")
+    offline.add_argument("--seed", type=int, default=0, help="of what is tried (default: 0)")
+    offline.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the learner: bits=22"
+    )
+    offline.add_argument("--as", dest="role", choices=("shadow", "canary"), default="", help="the part it gets at once")
 
 
 def _time(text: str) -> float:
@@ -54,11 +71,39 @@ def _time(text: str) -> float:
 
 def _offline(args: argparse.Namespace) -> object:
     from millstream.app.installation import Installation
-    from millstream.app.roles import train
+    from millstream.app.training import train
+    from millstream.learn.offline import Plan
 
+    plan = Plan(
+        since=args.since,
+        until=args.until,
+        passes=args.passes,
+        trials=args.search,
+        seed=args.seed,
+        settings=dict(map(_setting, args.set)),
+    )
     with Installation.open(args.config) as installation:
-        version = train(installation)
-        return {"model": installation.model, "version": version}
+        made = train(installation, plan, args.role, lambda line: print(line, file=sys.stderr, flush=True))
+    return made if args.json else list(_shown(made))
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    try:
+        return name.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        raise BadInput(f"--set {text!r}: write NAME=VALUE, as in millstream.toml") from None
+
+
+def _shown(made: Made) -> Iterator[str]:
+    """A new version for a person."""
+    yield f"{made.model}: version {made.version} from {made.examples} examples" + (
+        f", {made.role}" if made.role else ""
+    )
+    if made.figures:
+        yield f"  {'judged by what came after':28}{'examples':>10}{'AUC':>8}{'logloss':>9}{'ECE':>8}{'p/y':>7}"
+    for name, one in made.figures.items():
+        yield f"  {name:28}{_row(one)}"
 
 
 def _move(args: argparse.Namespace) -> object:
@@ -86,7 +131,7 @@ def _status(args: argparse.Namespace) -> object:
     return found if args.json else list(_told(found))
 
 
-def _told(found: Status) -> Any:
+def _told(found: Status) -> Iterator[str]:
     """The status for a person."""
     why = f": {found.why} ({found.who})" if found.learning in ("paused", "pinned") else ""
     yield f"{found.model}: learning {found.learning}{why}"

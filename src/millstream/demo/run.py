@@ -28,7 +28,7 @@ from rich.live import Live
 
 from millstream import config
 from millstream.app.installation import Installation, Settings
-from millstream.app.roles import train
+from millstream.app.training import train
 from millstream.clock import SystemClock
 from millstream.demo import definitions
 from millstream.demo.board import Figures, board, verdict
@@ -67,7 +67,7 @@ bits = 20
 alpha = 0.05
 
 [join]
-window_s = {window_s:.6f}
+tasks.like.window_s = {window_s:.6f}
 ahead_s = {ahead_s}
 
 [feature_store]
@@ -123,11 +123,11 @@ class Demo:
         installation = Installation(self.folder, settings, self.clock)
         import_outcomes(
             log, settings.log, installation.entities(), settings.recommend.model, rows,
-            {name: Field(name) for name in rows[0]}, delay_s=DELAY_S, window_s=settings.join.window_s,
+            {name: Field(name) for name in rows[0]}, delay_s=DELAY_S, window_s=settings.join.settled_s,
             features=installation.ranker_set,
         )  # fmt: skip
         _make_rows(installation)
-        version = train(installation)
+        version = train(installation).version
         installation.repository.change_policy(
             settings.recommend.model,
             lambda policy: msgspec.structs.replace(policy, live=version, shadow=(version,)),

@@ -43,5 +43,5 @@ class Predict:
             candidates=[],
             event_time=self._clock.now(),
         )
-        served.append(event)
+        await served.append(event)
         return output

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from millstream.clock import Clock
 from millstream.errors import BadInput, Conflict, NotFound, TooLarge
 from millstream.features import Entities
+from millstream.flows.explore import explored
 from millstream.flows.predict import Submit
 from millstream.flows.served import ServedLog
 from millstream.guard.pii import pseudonym
@@ -37,6 +38,10 @@ class RecommendLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     model: Annotated[str, msgspec.Meta(description="the model that ranks when a request names none")] = "ranker"
     candidates_max: Annotated[int, msgspec.Meta(ge=1, le=100_000, description="candidates a request may bring")] = 1000
+    explore: Annotated[
+        float,
+        msgspec.Meta(ge=0.0, le=0.5, description="share of the requests in which chance puts a candidate first"),
+    ] = 0.0
     answers_kept: Annotated[
         int, msgspec.Meta(ge=0, le=1_000_000, description="answers remembered so that a retried id is not logged twice")
     ] = 20_000
@@ -108,6 +113,7 @@ class Recommend:
         )
         output = await self._submit(request)
         scores = _scores(output)
+        chance = explored(rank.id, scores, self._limits.explore) if self._limits.explore else None
         event = Served(
             request=rank.id,
             model=output.model,
@@ -120,9 +126,11 @@ class Recommend:
             definition=self._entities.definition.hash,
             tokens=tokens.tobytes(),
             scores=scores.tobytes(),
+            propensities=chance.propensities.tobytes() if chance else b"",
+            explored=chance.first if chance else -1,
         )
-        self._served.append(event)
-        ranked = _ranked(rank.id, output.model, output.version, rank.candidates, scores)
+        await self._served.append(event)
+        ranked = _ranked(rank.id, output.model, output.version, rank.candidates, scores, event.explored)
         self._remember(asked, ranked, rank.user)
         return ranked
 
@@ -141,7 +149,7 @@ class Recommend:
                 scores = np.frombuffer(event.scores, np.float32)
                 candidates = tuple(event.candidates)
                 asked = _digest(event.model, event.user, candidates)
-                ranked = _ranked(event.request, event.model, event.version, candidates, scores)
+                ranked = _ranked(event.request, event.model, event.version, candidates, scores, event.explored)
                 self._remember(asked, ranked, event.user)
 
     def _remember(self, asked: bytes, ranked: Ranked, user: str) -> None:
@@ -193,7 +201,12 @@ def _scores(output: Output) -> NDArray[np.float32]:
     return np.ascontiguousarray(scores.reshape(-1), np.float32)
 
 
-def _ranked(request: str, model: str, version: str, candidates: tuple[str, ...], scores: NDArray[np.float32]) -> Ranked:
-    order = np.argsort(-scores, kind="stable").tolist()
+def _ranked(
+    request: str, model: str, version: str, candidates: tuple[str, ...], scores: NDArray[np.float32], first: int
+) -> Ranked:
+    """Best first, after the one that chance puts `first` (its place in `candidates`; -1: none)."""
+    order: list[int] = np.argsort(-scores, kind="stable").tolist()
+    if first >= 0:
+        order.insert(0, order.pop(order.index(first)))
     values = scores.tolist()
     return Ranked(request, model, version, [Candidate(candidates[i], values[i]) for i in order])

@@ -3,6 +3,6 @@
 from millstream.learn.gate import Gate, GateSettings
 from millstream.learn.learning import Learning, LearnSettings
 from millstream.learn.push import Push, PushSettings
-from millstream.learn.train import Training, train_base
+from millstream.learn.train import Training
 
-__all__ = ["Gate", "GateSettings", "LearnSettings", "Learning", "Push", "PushSettings", "Training", "train_base"]
+__all__ = ["Gate", "GateSettings", "LearnSettings", "Learning", "Push", "PushSettings", "Training"]

@@ -189,7 +189,8 @@ def _odds(rate: float) -> float:
 
 def _losses(predicted: NDArray[np.float64] | float, labels: NDArray[np.floating]) -> NDArray[np.float64]:
     p = np.clip(predicted, 1e-6, 1 - 1e-6)
-    return -(labels * np.log(p) + (1 - labels) * np.log1p(-p))
+    losses: NDArray[np.float64] = -(labels * np.log(p) + (1 - labels) * np.log1p(-p))
+    return losses
 
 
 def _logloss(predicted: NDArray[np.float64] | float, labels: NDArray[np.float64]) -> float:

@@ -9,8 +9,8 @@ A *map* says which column becomes which field: `FIELD=COLUMN[:TYPE][>=NUMBER]`.
 
 History carries its own arrival stamps, event time plus a declared delay, or nothing computed "as known at the time"
 could ever be right. Where rows take a feature set, it is read as of each request's time, by what had arrived before: of
-what the log has already, and of this history. Its last event moves event time past the join's window, so every row ends
-as an example.
+what the log has already, and of this history. Its last event moves event time past the windows of all the join's tasks,
+so every row ends as an example of each.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from millstream.features.replay import Came, events_from, matrix, whole
 from millstream.features.sets import FeatureSet
 from millstream.guard.pii import pseudonym
 from millstream.stream.event import Event, encode
-from millstream.stream.log import Log, LogLimits
+from millstream.stream.log import Log, LogLimits, open_log
 from millstream.stream.operator import group
 from millstream.types import Entity, Outcome, Served
 
@@ -154,7 +154,7 @@ def import_entities(
     if "id" not in fields:
         raise BadInput(f"a map for {topic} needs id=COLUMN, got {', '.join(fields) or 'nothing'}")
     count = 0
-    with Log(folder, FakeClock(arrival), limits) as log:
+    with open_log(folder, FakeClock(arrival), limits) as log:
         log.commit("known", topic, {0: 0})  # what is known of somebody is state, not an event: it never gets too old
         writer = log.writer(topic, 0)
         for count, row in enumerate(rows, 1):
@@ -164,7 +164,7 @@ def import_entities(
                 raise BadInput(f"row {count}: column {fields['id'].column!r} is the id and must not be empty")
             id = pseudonym(str(named)) if topic == "users" else str(named)
             attributes = {name: value for name, value in values.items() if value is not None}
-            writer.append(id.encode(), encode(Entity(id=id, attributes=attributes)))
+            writer.append_soon(id.encode(), encode(Entity(id=id, attributes=attributes)))
     return count
 
 
@@ -187,11 +187,12 @@ def import_outcomes(
     window_s: float,
     features: FeatureSet | None = None,
 ) -> int:
-    """Append history as served events and outcomes, in order of event time; how many rows. `features`: the set that the
-    rows of `entities`' definition take."""
+    """Append history as served events and outcomes, in order of event time; how many rows. `window_s`: event time in
+    which every task of the join is done with an impression; `features`: the set that the rows of `entities`' definition
+    take."""
     shown = _in_order(rows, fields)
     clock = FakeClock(0.0)
-    with Log(folder, clock, limits) as log:
+    with open_log(folder, clock, limits) as log:
         groups = [group("examples"), *([group_of(features)] if features else [])]
         for name, topic in product(groups, ("served", "outcomes")):  # history is old: retention must wait for these
             if not log.committed(name, topic):
@@ -207,9 +208,10 @@ def import_outcomes(
                 candidates=[one.item], event_time=one.event_time, definition=entities.definition.hash,
                 tokens=tokens.tobytes(),
             )  # fmt: skip
-            served.append(request.encode(), encode(event))
+            served.append_soon(request.encode(), encode(event))
             clock.jump(delay_s)
-            outcomes.append_frame([(request.encode(), encode(outcome)) for outcome in _done(one, request, delay_s)])
+            for outcome in _done(one, request, delay_s):
+                outcomes.append_soon(request.encode(), encode(outcome))
         if shown:
             clock.jump(window_s)  # no outcome moves time far beyond its own arrival
             end = Outcome(kind="watermark", event_time=shown[-1].event_time + delay_s + window_s)

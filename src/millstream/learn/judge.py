@@ -27,10 +27,11 @@ from millstream.store.blob import write_atomic
 
 class Task(msgspec.Struct, frozen=True):
     """What became of the labels on their way here: the share of negatives `kept`, and how served scores make up for it
-    and for negatives that were given at once."""
+    and for negatives that were given at once. `name`: of the join's task; "": examples of any are learnt."""
 
     kept: float = 1.0
     correction: Correction = Correction()
+    name: str = ""
 
 
 AS_THEY_ARE = Task()
@@ -109,9 +110,9 @@ class Judge:
         for name, sources in figures.items():
             for source, one in sources.items():
                 labels = {"scores": source, "slice": name or "all"}
-                for figure, help in _HELP.items():
+                for metric, (figure, help) in _METRICS.items():
                     if (value := getattr(one, figure)) is not None:
-                        self._meter.gauge(f"millstream_learning_{figure}", help, labels).set(value)
+                        self._meter.gauge(metric, help, labels).set(value)
         self.judged_upto = upto
         if self._file is not None:
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -119,11 +120,11 @@ class Judge:
             write_atomic(self._file, msgspec.msgpack.encode(report))
 
 
-_HELP = {
-    "auc": "Area under the ROC curve of scores whose labels came since, by who scored and slice.",
-    "logloss": "Log loss of scores whose labels came since, by who scored and slice.",
-    "ece": "Expected calibration error of scores whose labels came since, by who scored and slice.",
-    "ratio": "Mean score over rate of positives, by who scored and slice; 1 is honest.",
+_METRICS = {
+    "millstream_learning_auc": ("auc", "AUC of scores whose labels came since, by who scored and slice."),
+    "millstream_learning_logloss": ("logloss", "Log loss of scores whose labels came since, by who scored and slice."),
+    "millstream_learning_ece": ("ece", "Expected calibration error of scores, by who scored and slice."),
+    "millstream_learning_ratio": ("ratio", "Mean score over rate of positives, by who scored and slice; 1 is honest."),
 }
 
 

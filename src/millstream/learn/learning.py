@@ -54,6 +54,9 @@ class LearnSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What learns, and how it reaches the servers."""
 
     model: Annotated[str, msgspec.Meta(description="the model that learns; empty: nothing learns")] = ""
+    task: Annotated[
+        str, msgspec.Meta(description="the task of [join.tasks] that it learns; empty: the only or first one")
+    ] = ""
     calibrate: Annotated[
         bool, msgspec.Meta(description="served probabilities are scaled to be honest (Platt); their order stays")
     ] = True
@@ -80,7 +83,7 @@ class Learning:
     ) -> None:
         """`task`: what its labels are; `slices`: rows that are judged apart; `folder`: where it says how it does."""
         self._settings, self._repository, self._log, self._clock = settings, repository, log, clock
-        self._deltas = deltas
+        self._deltas, self._task = deltas, task.name
         books = Validation(settings.validate, slices)
         file = folder / settings.model if folder is not None and settings.model else None
         self._judge = Judge(settings.gate, books, settings.calibrate, task, meter, file)
@@ -225,7 +228,7 @@ class Learning:
             return None
         self._problem = ""
         upto = int(str(manifest.lineage.get("upto", 0)))
-        self._training = Training(learner, model, manifest.features, self._log.reader("examples"), upto)
+        self._training = Training(learner, model, manifest.features, self._log.reader("examples"), upto, self._task)
         return manifest
 
     def _beside(self, version: str) -> online.Served | None:
@@ -241,7 +244,7 @@ class Learning:
         """Fold what an earlier life counted and pushed. The slots stay pending, so the next delta carries them too; the
         judge looks on, so a restart does not blind it. What its books have already ends with a fold."""
         for until in (min(upto, self._judge.judged_upto), upto):
-            while training.upto < until and (folded := training.step(min(10_000, until - training.upto))) is not None:
+            while training.upto < until and (folded := training.step(until=until)) is not None:
                 self._judge.observe(folded)
 
     def _look_again(self) -> None:

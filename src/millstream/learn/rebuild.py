@@ -28,22 +28,23 @@ class Rebuilt(msgspec.Struct, frozen=True):
     learnt: int
 
 
-def rebuild(repository: Repository, log: Log, model: str, upto: int) -> Rebuilt:
+def rebuild(repository: Repository, log: Log, model: str, task: str, upto: int) -> Rebuilt:
     """Put the weights as of example `upto` (which they do not have yet) as a new version; nobody is served it yet.
+    `task`: the one that the model learns.
 
     NotFound: no base is as old as that, or the log begins later than the one that is.
     """
     base, manifest = _newest(repository, model, upto)
     learner, metadata = online.load(repository.folder(model, base) / manifest.file)
     examples = log.reader("examples")
-    training = Training(learner, model, manifest.features, examples, _upto(manifest))
+    training = Training(learner, model, manifest.features, examples, _upto(manifest), task)
     if training.upto < upto and training.upto < examples.start(0):
         raise NotFound(
             f"{model}: base {base} ends before example {training.upto}, and the log begins at {examples.start(0)}; "
             "`millstream traffic rollback` goes back to a base as it is"
         )
     learnt = 0
-    while training.upto < upto and (folded := training.step(min(10_000, upto - training.upto))) is not None:
+    while training.upto < upto and (folded := training.step(until=upto)) is not None:
         learnt += len(folded.batch.labels)
     learner.delta()  # the version holds these slots itself
     lineage: dict[str, object] = {"made_by": MADE_BY, "parent": base, "upto": training.upto}

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from millstream.features import Definition
-from millstream.models.manifest import Manifest
-from millstream.models.online import Ftrl, OnlineLearner, Settings
-from millstream.models.repository import Repository
+from millstream.models.online import OnlineLearner
 from millstream.stream.event import decode
-from millstream.stream.log import Log, Reader, Record
+from millstream.stream.log import Reader, Record
 from millstream.types import Example
 
 
@@ -60,19 +56,24 @@ class Training:
     `definition`: hash of the feature definition that its rows must have.
     """
 
-    def __init__(self, learner: OnlineLearner, model: str, definition: str, examples: Reader, upto: int) -> None:
+    def __init__(
+        self, learner: OnlineLearner, model: str, definition: str, examples: Reader, upto: int, task: str = ""
+    ) -> None:
         self.learner, self.model, self.definition, self.upto = learner, model, definition, upto
+        self.task = task
         self._examples = examples
 
-    def step(self, records_max: int = 10_000, *, learn: bool = True) -> Folded | None:
-        """Fold the next examples, at most `records_max`; None when nothing new is committed. Without `learn`, they are
-        answered and passed over."""
+    def step(self, records_max: int = 10_000, *, learn: bool = True, until: int | None = None) -> Folded | None:
+        """Fold the next examples, at most `records_max` and none from offset `until` on (offsets may leap); None when
+        nothing new is committed. Without `learn`, they are answered and passed over."""
         if self.upto >= self._examples.end(0):
             return None
         records = self._examples.read(0, self.upto, records_max)
+        if until is not None:
+            records = [record for record in records if record.offset < until]
         if not records:
             return None
-        batch, skipped = gather(records, self.model, self.definition, self.learner.width)
+        batch, skipped = gather(records, self.model, self.definition, self.learner.width, self.task)
         if learn:
             predicted = self.learner.learn(batch.tokens, batch.labels, batch.weights)
         else:
@@ -88,10 +89,12 @@ class Training:
         return learnt
 
 
-def gather(records: list[Record], model: str, definition: str, width: int) -> tuple[Batch, int]:
+def gather(records: list[Record], model: str, definition: str, width: int, task: str = "") -> tuple[Batch, int]:
     """The examples of `model` among the records, as arrays, and how many were skipped because another feature
-    definition made their rows. SetAside events and other models' examples are left out."""
+    definition made their rows. SetAside events, other models' examples and those of other tasks than `task` ("": any)
+    are left out; examples from before there were tasks are of each."""
     ours = [e for e in map(decode, (r.value for r in records)) if isinstance(e, Example) and e.model == model]
+    ours = [e for e in ours if not task or e.task in ("", task)]
     events = [e for e in ours if e.definition == definition and len(e.tokens) == width * 4]
     tokens = np.frombuffer(b"".join(e.tokens for e in events), np.uint32).reshape(len(events), width)
     labels, weights, scores = (
@@ -106,27 +109,10 @@ def gather(records: list[Record], model: str, definition: str, width: int) -> tu
     )
 
 
-def train_base(model: str, definition: Definition, settings: Settings, log: Log, repository: Repository) -> str:
-    """Fold all of `examples` into a new version of `model` and return its number. It goes live only if it is the first.
-
-    The version says how far it has folded, so a learner that continues it learns every example once.
-    """
-    training = Training(Ftrl(settings, definition.width), model, definition.hash, log.reader("examples"), 0)
-    learnt = training.catch_up()
-    training.learner.delta()  # a base carries these slots itself
-    manifest = Manifest(
-        format="ftrl",
-        file="model.ftrl",
-        features=definition.hash,
-        settings=msgspec.to_builtins(settings),
-        lineage={"made_by": "millstream train", "examples": learnt, "upto": training.upto},
-    )
-    live = repository.policy(model).live if model in repository.models() else ""
-    version = repository.put(model, manifest, {manifest.file: training.learner.dump()})
-    repository.change_policy(
-        model,
-        lambda policy: msgspec.structs.replace(policy, live=live or version),
-        who="millstream train",
-        why=f"version {version} was trained" + (f"; {live} stays live until somebody promotes it" if live else ""),
-    )
-    return version
+def known_by(examples: Reader, when: float) -> int:
+    """The offset of the first example whose label was not known yet at `when`, unix seconds."""
+    for record in examples.records(0):
+        event = decode(record.value)
+        if isinstance(event, Example) and event.arrival + event.wait_s > when:
+            return record.offset
+    return examples.end(0)

@@ -138,7 +138,7 @@ def load_from(
                 loaded = Recurrent(Onnx(path, device), states)
             else:
                 loaded = Onnx(path, device)
-        case "ftrl":
+        case "ftrl" | "ftrl_table" | "fm" | "deepfm":
             from millstream.models import online
 
             loaded = online.load_served(path)
@@ -155,7 +155,7 @@ def load_from(
                 return Chain(f"{model} {version}", path.parent, manifest)
             return programs.load(model, version, path.parent, manifest, device)
         case other:
-            known = ", ".join(["onnx", "ftrl", "chain", *PROGRAMS])
+            known = ", ".join(["onnx", "ftrl", "ftrl_table", "fm", "deepfm", "chain", *PROGRAMS])
             raise errors.Misconfigured(f"{path.parent}: format {other!r} is not known here; there are: {known}")
     check_tensors(str(path.parent), manifest, loaded.inputs, loaded.outputs)
     return loaded

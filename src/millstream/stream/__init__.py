@@ -6,8 +6,9 @@ from millstream.stream.lenient import LenientReader
 from millstream.stream.log import Log, LogLimits, Reader, Writer
 from millstream.stream.operator import Operation
 from millstream.stream.reader import Record
+from millstream.stream.tasks import Task
 
 __all__ = [
-    "Join", "JoinSettings", "LenientReader", "Log", "LogLimits", "Operation", "Reader", "Record", "Writer", "decode",
-    "encode",
+    "Join", "JoinSettings", "LenientReader", "Log", "LogLimits", "Operation", "Reader", "Record", "Task", "Writer",
+    "decode", "encode",
 ]  # fmt: skip

@@ -1,9 +1,10 @@
 """The books must balance: what a client was acknowledged, against what the log made of it.
 
 Independent of the join on purpose: it knows the topics' contents and one rule (a window), none of the join's code.
-Each acknowledged outcome must end in exactly one example, or be set aside once with a cause, or still be waiting: for
-its item's window, or for the join to read it (`examples` says with every step how far its inputs were read). Anything
-else is lost or duplicated. A client's retry is a second outcome with the same key: it must end somewhere too.
+Each acknowledged outcome must end in at least one example, once a task at most, or be set aside once with a cause, or
+still be waiting: for its item's window, or for the join to read it (`examples` says with every step how far its inputs
+were read). Anything else is lost or duplicated. A client's retry is a second outcome with the same key: it must end
+somewhere too. What was set aside as a number must be as many as have no other place, no fewer and no more.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Acknowledged(msgspec.Struct, frozen=True):
 class Audit(msgspec.Struct, frozen=True):
     """The balance. It is sound when `lost` and `duplicated` are 0; `waiting`: in an open window or not read yet.
 
-    `not_logged` (part of `lost`) counts acknowledged outcomes that are not even in the `outcomes` topic.
+    `not_logged` (part of `lost`) counts acknowledged outcomes that are not even in the `outcomes` topic; `unnamed`
+    (part of `set_aside`) those that have no place but among what was set aside as a number.
     """
 
     acknowledged: int
@@ -41,6 +43,7 @@ class Audit(msgspec.Struct, frozen=True):
     lost: int
     duplicated: int
     not_logged: int
+    unnamed: int
     examples: int
     causes: dict[str, int]
     lost_first: list[str]
@@ -67,44 +70,66 @@ def read_ledger(path: Path) -> Iterator[Acknowledged]:
 def audit(log: Log, ledger: Iterable[Acknowledged], window_s: float, ahead_s: float = 5.0) -> Audit:
     """Compare a ledger with topics `outcomes` and `examples`. Memory: a few hundred bytes an outcome.
 
-    `window_s`, `ahead_s`: the join's settings of these names; they decide only what still waits.
+    `window_s`: the longest window of the join's tasks; `ahead_s`: its setting of that name. They decide only what still
+    waits.
     """
     logged = _Logged(log, _read_upto(log), ahead_s)  # before `examples`: what has been read by now has its place there
-    learnt: Counter[str] = Counter()
-    placed: Counter[str] = Counter()
-    aside: dict[str, str] = {}
-    pairs: Counter[tuple[str, str]] = Counter()
-    for record in _records(log, "examples"):
-        event = decode(record.value)
-        if isinstance(event, Example):
-            pairs[event.request, event.item] += 1
-            learnt.update(event.outcomes)
-            placed.update(event.outcomes)
-        elif isinstance(event, SetAside):
-            placed[event.outcome] += 1
-            if (
-                event.cause != "duplicate" or event.outcome not in aside
-            ):  # a retry's cause does not hide the first one's
-                aside[event.outcome] = event.cause
+    found = _Placed(log)
     acknowledged = {one.outcome: one.event_time for one in ledger}
-    settled = {key for key in acknowledged if key in learnt or 0 < placed[key] >= logged.times[key]}
-    nowhere = [key for key in acknowledged if key not in settled]
-    waiting = [key for key in nowhere if logged.waits(key, acknowledged[key], window_s)]
-    lost = sorted(set(nowhere) - set(waiting))
-    twice = sum(count - 1 for count in pairs.values()) + sum(count - 1 for count in learnt.values())
-    both = sum(learnt[key] <= 1 and placed[key] > max(1, logged.times[key]) for key in placed)
+    # what stands in the log and nowhere else, the last times of a key first: a retry may be the one that has a place
+    nowhere = {key: times - found.places(key) for key, times in logged.times.items() if times > found.places(key)}
+    waits = {key for key in nowhere if logged.waits(key, acknowledged.get(key, logged.time(key)), window_s)}
+    missing = sum(times for key, times in nowhere.items() if key not in waits)
+    unread = sum(times for key, times in nowhere.items() if key in waits)
+    unnamed = min(found.unnamed, missing)
+    gone = [key for key in acknowledged if key in nowhere and key not in waits and key not in found.learnt]
+    not_logged = [key for key in acknowledged if key not in logged.times and not found.places(key)]
+    lost = max(0, len(gone) - unnamed) + len(not_logged)
+    waiting = sum(key in waits and key not in found.learnt for key in acknowledged)
+    learnt = sum(key in found.learnt for key in acknowledged)
+    both = sum(found.places(key) > max(1, logged.times[key]) for key in found.places_of)
     return Audit(
         acknowledged=len(acknowledged),
-        learnt=sum(key in learnt for key in acknowledged),
-        set_aside=sum(key not in learnt for key in settled),
-        waiting=len(waiting),
-        lost=len(lost),
-        duplicated=twice + both,
+        learnt=learnt,
+        set_aside=len(acknowledged) - learnt - waiting - lost,
+        waiting=waiting,
+        lost=lost,
+        duplicated=found.twice + both + max(0, found.unnamed - missing - unread),
         not_logged=sum(key not in logged.times for key in acknowledged),
-        examples=pairs.total(),
-        causes=dict(Counter(cause for key, cause in aside.items() if key not in learnt)),
-        lost_first=lost[:10],
+        unnamed=min(unnamed, len(gone)),
+        examples=found.examples,
+        causes=dict(Counter(cause for key, cause in found.aside.items() if key not in found.learnt)),
+        lost_first=sorted(not_logged + gone)[:10] if lost else [],
     )
+
+
+class _Placed:
+    """Topic `examples`: which keys have a place, and how many were set aside without them."""
+
+    def __init__(self, log: Log) -> None:
+        self.learnt: set[str] = set()
+        self.aside: dict[str, str] = {}
+        self.unnamed = self.examples = self.twice = 0
+        self.places_of: Counter[str] = Counter()
+        told: Counter[tuple[str, ...]] = Counter()
+        for event in (decode(record.value) for record in _records(log, "examples")):
+            if isinstance(event, Example):
+                self.examples += 1
+                told[event.request, event.item, event.task, event.form] += 1
+                told.update((key, event.task) for key in event.outcomes)
+                self.learnt.update(event.outcomes)
+            elif isinstance(event, SetAside) and not event.outcome:
+                self.unnamed += event.count
+            elif isinstance(event, SetAside):
+                self.places_of[event.outcome] += 1
+                if event.cause != "duplicate" or event.outcome not in self.aside:  # a retry hides no first cause
+                    self.aside[event.outcome] = event.cause
+        self.twice = sum(count - 1 for count in told.values())
+        self.places_of.update(self.learnt)
+
+    def places(self, key: str) -> int:
+        """In how many places a key is; all its examples are one."""
+        return self.places_of.get(key, 0)
 
 
 class _Logged:
@@ -130,6 +155,10 @@ class _Logged:
             self._watermark = max(self._watermark, min(event.event_time, record.arrival + ahead_s))
             latest, _ = self._latest.get(item, (event.event_time, 0.0))
             self._latest[item] = max(latest, event.event_time), self._watermark
+
+    def time(self, key: str) -> float:
+        """When the item of a key was last heard of."""
+        return self._latest[self._item[key]][0] if key in self._item else float("-inf")
 
     def waits(self, key: str, event_time: float, window_s: float) -> bool:
         """Whether an outcome may have no place yet: unread, its item's window is open, or time has not moved since the

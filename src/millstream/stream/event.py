@@ -13,8 +13,8 @@ Rules of the room:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, get_args, get_type_hints
+from collections.abc import Callable, Sequence
+from typing import Any, cast, get_args, get_type_hints
 
 import msgspec
 
@@ -74,6 +74,14 @@ def encode(event: Event) -> Redacted:
         ) from None
 
 
+def encode_all(events: Sequence[tuple[str, Event]]) -> list[tuple[bytes, Redacted]]:
+    """Keys and events as the log keeps them; errors as of `encode`."""
+    try:
+        return [(k.encode(), _encode_plain(e) if type(e) in _PLAIN else encode(e)) for k, e in events]
+    except (UnicodeEncodeError, OverflowError):
+        return [(key.encode(), encode(event)) for key, event in events]
+
+
 def decode(value: bytes) -> Event:
     """The event in `value`. Corrupt: not MessagePack, a tag unknown to this version, a field of a wrong type."""
     try:
@@ -83,6 +91,14 @@ def decode(value: bytes) -> Event:
             f"event of {len(value)} bytes: {error}; it begins {value[:24]!r}; damaged, or written by a newer version"
         ) from None
     return event
+
+
+def decode_all(values: Sequence[bytes]) -> list[Event]:
+    """The event in each of `values`; errors as of `decode`."""
+    try:
+        return [*map(_decode, values)]
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return [decode(value) for value in values]
 
 
 def _attributes(attributes: dict[str, Any]) -> dict[str, Any]:
@@ -125,3 +141,5 @@ _DECLARED: dict[type, tuple[tuple[str, Callable[[Any], Any]], ...]] = {
     FeaturesRead: (("keys", _keys),),
 }
 _GATES = {event: _gates(event) for event in get_args(Event)}
+_PLAIN = frozenset(event for event, gates in _GATES.items() if not gates and event is not Fact)
+_encode_plain = cast(Callable[[Event], Redacted], _encode)

@@ -4,6 +4,7 @@ Rules of the room:
 - Damage is counted, said once, and not read again. What follows it in its segment is lost to this reader; it goes on
   at the next segment, as soon as there is one.
 - An event that cannot be decoded comes as None, alone.
+- A log that is on other machines and away has nothing new.
 - Who must not go on without a record (the join, the fold) reads with a Reader, which raises.
 """
 
@@ -12,12 +13,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
-from millstream.errors import Corrupt, NotFound
+from millstream.errors import Busy, Corrupt, NotFound
 from millstream.meter import Meter
-from millstream.stream import segment
 from millstream.stream.event import Event, decode
 from millstream.stream.reader import Reader
 
+SOON_S = 0.25  # nobody here waits longer for a log that is on other machines
 _RECORDS = 1000
 logger = logging.getLogger(__name__)
 
@@ -27,28 +28,34 @@ class LenientReader:
 
     def __init__(self, reader: Reader, meter: Meter) -> None:
         self._reader = reader
+        reader.patience_s = SOON_S
         self._lost: set[tuple[int, int]] = set()
         self._unreadable = meter.counter(
             "millstream_log_unreadable_total", "Places of a topic that could not be read.", {"topic": reader.topic}
         )
 
     def partitions(self) -> list[int]:
-        """The partitions that exist now, in order."""
-        return self._reader.partitions()
+        """The partitions that exist now, in order; none while the log is away."""
+        try:
+            return self._reader.partitions()
+        except Busy:
+            return []
 
     def events(self, partition: int, offset: int) -> Iterator[tuple[int, Event | None]]:
         """(offset, event) from `offset`, or from the first that retention left, to the end, stepping over damage."""
         at, bound = offset, _RECORDS
         while at < self._end(partition):
-            bases = segment.segments(self._reader.folder / str(partition))
-            at = max(at, bases[0] if bases else 0)
-            if (partition, at) in self._lost:
-                at, bound = next((base for base in bases if base > at), -1), _RECORDS
-                if at < 0:
-                    return
-                continue
             try:
+                at = max(at, self._reader.start(partition))
+                if (partition, at) in self._lost:
+                    after, bound = self._reader.after(partition, at), _RECORDS
+                    if after is None:
+                        return
+                    at = after
+                    continue
                 records = self._reader.read(partition, at, bound)
+            except Busy:  # it is away: what is new comes when it is back
+                return
             except (Corrupt, NotFound) as error:
                 if bound == 1:
                     self.lose(error)
@@ -69,6 +76,8 @@ class LenientReader:
     def _end(self, partition: int) -> int:
         try:
             return self._reader.end(partition)
+        except Busy:
+            return 0
         except Corrupt as error:
             if (partition, -1) not in self._lost:
                 self._lost.add((partition, -1))

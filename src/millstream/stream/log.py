@@ -26,13 +26,22 @@ from millstream.stream import segment
 from millstream.stream.reader import Reader, Record
 from millstream.stream.writer import LogLimits, Retained, Writer
 
-__all__ = ["Log", "LogLimits", "Reader", "Record", "Retained", "Verified", "Writer", "reached"]
+__all__ = ["Log", "LogLimits", "Reader", "Record", "Retained", "Verified", "Writer", "open_log", "reached"]
 
 GROUPS_VERSION = 1
-_TOPIC = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+TOPIC_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _SCHEMA = """CREATE TABLE IF NOT EXISTS positions (
     "group" TEXT NOT NULL, topic TEXT NOT NULL, partition INTEGER NOT NULL, offset INTEGER NOT NULL,
     PRIMARY KEY (topic, "group", partition)) WITHOUT ROWID"""
+
+
+def open_log(root: Path, clock: Clock, limits: LogLimits) -> Log:
+    """The log that the settings name: on a Kafka cluster where `kafka` says which, else in folder `root`."""
+    if not limits.kafka:
+        return Log(root, clock, limits)
+    from millstream.stream.kafka import KafkaLog
+
+    return KafkaLog(root, clock, limits)
 
 
 def reached(offsets: Mapping[str, Mapping[int, int]], cut: Mapping[str, Mapping[int, int]]) -> bool:
@@ -72,7 +81,7 @@ class Log:
         """The topics that have been written, in order."""
         if not self.root.exists():
             return []
-        return sorted(path.name for path in self.root.iterdir() if path.is_dir() and _TOPIC.fullmatch(path.name))
+        return sorted(path.name for path in self.root.iterdir() if path.is_dir() and TOPIC_NAME.fullmatch(path.name))
 
     def writer(self, topic: str, partition: int = 0) -> Writer:
         """The writer of a partition, recovered from whatever crash came before.
@@ -162,7 +171,7 @@ class Log:
         self.close()
 
     def _folder(self, topic: str) -> Path:
-        if not _TOPIC.fullmatch(topic):
+        if not TOPIC_NAME.fullmatch(topic):
             raise errors.BadInput(f"topic {topic!r}: a letter, then at most 63 of a-z, 0-9, _ and -")
         return self.root / topic
 

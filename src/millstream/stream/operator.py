@@ -18,8 +18,9 @@ How exactly once works, with nothing but an append-only log:
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -28,19 +29,32 @@ import msgspec
 from millstream.clock import Clock
 from millstream.errors import Corrupt, Full, Later
 from millstream.store.blob import write_atomic
-from millstream.stream.event import Event, decode, encode
+from millstream.stream.event import Event, decode_all, encode_all
 from millstream.stream.log import Log, Record, reached
 from millstream.types import Forgotten
 
 
 class Operator(Protocol):
-    """State folded from events. Outputs are (key, event) pairs, in order."""
+    """State folded from events. Outputs are (key, event) pairs, in order: it appends them to `out`.
 
-    def on_item(self, topic: str, record: Record, event: Event) -> Iterable[tuple[str, Event]]:
-        """One input event. Events of the first input topic of a step come before those of the second."""
+    `gone`: how often what the state refers to was not in the log any more, so that a replay may make other outputs.
+    """
+
+    @property
+    def gone(self) -> int: ...
+
+    def attach(self, log: Log) -> None:
+        """Before all else: the log in which it may look up again what it has read before."""
         ...
 
-    def on_time(self, now: float, steady: float) -> Iterable[tuple[str, Event]]:
+    def on_items(
+        self, topic: str, records: Sequence[Record], events: Sequence[Event], out: list[tuple[str, Event]]
+    ) -> None:
+        """Input events and the records they stood in, in order. Those of the first input topic of a step come before
+        those of the second."""
+        ...
+
+    def on_time(self, now: float, steady: float, out: list[tuple[str, Event]]) -> None:
         """The step's time, after its events: unix seconds, and steady seconds (see above)."""
         ...
 
@@ -98,9 +112,25 @@ class _AnySnapshot(msgspec.Struct, frozen=True):
     format: int = 1
 
 
-SNAPSHOT_FORMAT = 1
+SNAPSHOT_FORMAT = 2  # 1: a join without tasks; stream/earlier.py reads it
 REORDER_S = 60.0  # how far the arrival stamps of two topics may be apart, after a clock jump, say
 logger = logging.getLogger("millstream.stream")
+
+
+_Batch = list[tuple[str, list[Record]]]
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collector meanwhile: events come and go by the thousand, none in a circle, and it would look through
+    them again and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def group(output: str) -> str:
@@ -134,13 +164,22 @@ class Operation:
         self._records_max, self._snapshot_steps = records_max, snapshot_steps
         self.step_done = Step(0, 0.0, 0.0, {topic: {} for topic in inputs})
         self._snapshotted = self._gone = 0
-        self._recover()
+        operator.attach(log)
+        with uncollected():
+            self._recover()
         self._steady = self.step_done.steady - clock.monotonic()
         with contextlib.suppress(Full):  # later, then: nothing is lost but the right to change the configuration
             self.save()
 
     def step(self) -> int:
         """Take what waits, up to a bound, and commit it with its outputs. Returns how many events it took."""
+        with uncollected():  # what it made is gone again when the collector is back
+            count = self._step()
+        if self.step_done.number - self._snapshotted >= self._snapshot_steps:
+            self.save()
+        return count
+
+    def _step(self) -> int:
         batch, offsets = ([], self.step_done.offsets) if self.operator.pending() else self._gather({})
         now, steady = self._clock.now(), self._steady + self._clock.monotonic()
         wake = self.operator.wake_at()
@@ -148,20 +187,19 @@ class Operation:
             return 0
         done = Step(self.step_done.number + 1, now, steady, offsets)
         outputs = self._feed(batch, done)
-        items = [(key.encode(), encode(event)) for key, event in outputs]
-        self._writer.append_frame(items, meta=msgspec.msgpack.encode(done), sync=True)
+        self._writer.append_frame(encode_all(outputs), meta=msgspec.msgpack.encode(done), sync=True)
         self.step_done = done
         if self._observe is not None:
             for _, event in outputs:
                 self._observe(event)
-        if done.number - self._snapshotted >= self._snapshot_steps:
-            self.save()
-        return len(batch)
+        return sum(len(records) for _, records in batch)
 
     def save(self) -> None:
         """Snapshot the state, and let retention have what neither the state nor a replay needs."""
         step = self.step_done
-        state = _Snapshot(step, self._writer.end, self.operator.configuration(), self.operator.snapshot())
+        state = _Snapshot(
+            step, self._writer.end, self.operator.configuration(), self.operator.snapshot(), SNAPSHOT_FORMAT
+        )
         write_atomic(self._path, msgspec.msgpack.encode(state))
         self._snapshotted = step.number
         for topic, reader in self._readers.items():
@@ -190,13 +228,13 @@ class Operation:
         """Let go without saving, as a crash would; tests recover from what is on disk."""
         self._writer.close()
 
-    def _gather(self, until: dict[str, dict[int, int]]) -> tuple[list[tuple[str, Record]], dict[str, dict[int, int]]]:
+    def _gather(self, until: dict[str, dict[int, int]]) -> tuple[_Batch, dict[str, dict[int, int]]]:
         """The next events of every input and the offsets after them; exactly up to the offsets `until` where given."""
         ends = {
             topic: until[topic] if until else {p: reader.end(p) for p in reader.partitions()}
             for topic, reader in reversed(self._readers.items())
         }
-        batch: list[tuple[str, Record]] = []
+        batch: _Batch = []
         offsets: dict[str, dict[int, int]] = {}
         horizon = float("inf")  # arrival up to which every earlier topic has been read
         for topic in self._readers:
@@ -204,7 +242,8 @@ class Operation:
             reached = horizon
             for partition, end in sorted(ends[topic].items()):
                 records, at = self._take(topic, partition, end, horizon, bounded=not until)
-                batch += [(topic, record) for record in records]
+                if records:
+                    batch.append((topic, records))
                 offsets[topic][partition] = at
                 if at < end and records:
                     reached = min(reached, records[-1].arrival - REORDER_S)
@@ -231,13 +270,14 @@ class Operation:
                 break
         return taken, at
 
-    def _feed(self, batch: list[tuple[str, Record]], step: Step) -> list[tuple[str, Event]]:
+    def _feed(self, batch: _Batch, step: Step) -> list[tuple[str, Event]]:
         outputs: list[tuple[str, Event]] = []
-        for topic, record in batch:
-            event = decode(record.value)
-            self._gone += isinstance(event, Forgotten)  # a replay of steps that saw more may make other outputs
-            outputs += self.operator.on_item(topic, record, event)
-        outputs += self.operator.on_time(step.now, step.steady)
+        for topic, records in batch:
+            events = decode_all([record.value for record in records])
+            for event in events:
+                self._gone += type(event) is Forgotten  # a replay of steps that saw more may make other outputs
+            self.operator.on_items(topic, records, events, outputs)
+        self.operator.on_time(step.now, step.steady, outputs)
         return outputs
 
     def _recover(self) -> None:
@@ -258,7 +298,7 @@ class Operation:
     def _replay(self, step: Step, count: int) -> None:
         batch, offsets = self._gather(step.offsets)
         made = len(self._feed(batch, step))
-        if (made != count or offsets != step.offsets) and not self._gone:
+        if (made != count or offsets != step.offsets) and not (self._gone or self.operator.gone):
             raise Corrupt(
                 f"replaying step {step.number} of {self._output} made {made} outputs where the log holds {count}: "
                 "the inputs in the log are not those it was computed from"

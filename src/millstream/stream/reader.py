@@ -9,6 +9,7 @@ Rules of the room:
 from __future__ import annotations
 
 import os
+import struct
 import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
@@ -20,8 +21,13 @@ from millstream import errors
 from millstream.stream import segment
 from millstream.stream.segment import FRAME, GAP, PREFIX, RECORD, SEGMENT, BadFrame, Frame, Mark
 
+CALL_S = 10.0
+"""How long a log on other machines may take for a request, tries again included."""
 _CHUNK_BYTES = 1 << 20
 _STRIDE_BYTES = 64 << 10
+_SINGLE = struct.Struct("<IIQdIIII")  # a frame, and its first record
+_SINGLE_BODY = _SINGLE.size - PREFIX.size
+_AHEAD = 256  # records: so near, going on is cheaper than a jump
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
@@ -35,7 +41,10 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 
 class Reader:
-    """Reads one topic; made by Log.reader. A topic or partition that nobody has written reads as empty."""
+    """Reads one topic; made by Log.reader. A topic or partition that nobody has written reads as empty. `patience_s`:
+    how long it may wait for a log that is on other machines."""
+
+    patience_s = CALL_S
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.topic = folder, folder.name
@@ -63,6 +72,11 @@ class Reader:
         Raises errors.NotFound when retention deleted `offset` or it lies past the end, errors.Corrupt for damage.
         """
         return self._place(partition).read(offset, max_records, max_bytes)
+
+    def after(self, partition: int, offset: int) -> int | None:
+        """Where to read on after damage at `offset`: the next segment; None while there is none."""
+        bases = segment.segments(self.folder / str(partition))
+        return next((base for base in bases if base > offset), None)
 
     def records(self, partition: int, offset: int = 0) -> Iterator[Record]:
         """Every record from `offset`, or from the first that retention left, to the end as it is at each turn."""
@@ -112,6 +126,7 @@ class _Place:
         self._chunk, self._origin, self._at = b"", 0, 0
         self._sure = 0
         self._left, self._arrival = 0, 0.0
+        self._noted = 0
         self._index: dict[int, tuple[list[int], list[int]]] = {}
 
     def __del__(self) -> None:
@@ -132,15 +147,69 @@ class _Place:
             if offset > end:
                 raise errors.NotFound(f"{self._folder} ends at offset {end}: {offset} was never published here")
             return []
-        if offset != self._offset:
+        if offset != self._offset and not self._walk(offset, end):
             self._seek(offset, end)
         records: list[Record] = []
         while self._offset < end and len(records) < max_records and max_bytes > 0:
             if self._left == 0:
-                self._enter(end)
+                max_bytes -= self._run(records, max_records - len(records), max_bytes)
+                if self._offset < end and len(records) < max_records and max_bytes > 0:
+                    self._enter(end)
             else:
                 max_bytes -= self._take(records, min(self._left, max_records - len(records)), max_bytes)
         return records
+
+    def _run(self, records: list[Record], count: int, max_bytes: int) -> int:
+        """As many whole frames as the chunk has, of one record each as most appends make them: their bytes. What is
+        otherwise in any way is left to _enter."""
+        chunk, at, offset, noted = self._chunk, self._at, self._offset, self._noted
+        partition, origin, left = self._partition, self._origin, max_bytes
+        stop_at, last = min(self._sure, offset + count), len(chunk) - FRAME.size - RECORD.size
+        view, unpack, crc32, append = memoryview(chunk), _SINGLE.unpack_from, zlib.crc32, records.append
+        while offset < stop_at and at <= last and left > 0:
+            length, crc, first, arrival, one, meta_length, key_length, value_length = unpack(chunk, at)
+            stop = at + PREFIX.size + length
+            if (
+                one != 1
+                or meta_length
+                or first != offset
+                or length != _SINGLE_BODY + key_length + value_length
+                or stop > len(chunk)
+                or crc32(view[at + 8 : stop]) != crc
+            ):
+                break
+            if origin + at >= noted:
+                self._note(first, origin + at)
+                noted = self._noted
+            value = stop - value_length
+            append(Record(partition, offset, arrival, chunk[value - key_length : value], chunk[value:stop]))
+            left -= key_length + value_length
+            at, offset = stop, offset + 1
+        self._at, self._offset = at, offset
+        return max_bytes - left
+
+    def _walk(self, offset: int, end: int) -> bool:
+        """Go on to a record that lies little ahead in what was read already; whether it was there."""
+        if self._offset < 0 or not self._offset < offset <= self._offset + _AHEAD:
+            return False
+        while self._offset < offset:
+            if self._left == 0:
+                if len(self._chunk) - self._at < FRAME.size:
+                    return False
+                try:
+                    self._enter(end)
+                except BadFrame:  # what lies beyond it may be whole: the jump looks
+                    return False
+            self._pass(min(self._left, offset - self._offset))
+        return True
+
+    def _pass(self, count: int) -> None:
+        """Leave out records of the frame that is entered."""
+        for _ in range(count):
+            key_length, value_length = RECORD.unpack_from(self._chunk, self._at)
+            self._at += RECORD.size + key_length + value_length
+        self._offset += count
+        self._left -= count
 
     def _take(self, records: list[Record], count: int, max_bytes: int) -> int:
         """Up to `count` records of the frame that is entered: their bytes."""
@@ -192,6 +261,7 @@ class _Place:
     def _step(self, end: int) -> None:
         """Into the segment after this one."""
         bases = segment.segments(self._folder)
+        self._index = {base: index for base, index in self._index.items() if base in bases}
         after = next((base for base in bases if base > self._base), -1)
         if after < 0:
             raise BadFrame(self._path, self._origin, f"the data ends at offset {self._offset}, but {end} is published")
@@ -206,6 +276,7 @@ class _Place:
         """Stand before the record `offset`, or at the next segment when `offset` lies in a hole before it."""
         self._offset, self._left = -1, 0
         bases = segment.segments(self._folder)
+        self._index = {base: index for base, index in self._index.items() if base in bases}
         if not bases or offset < bases[0]:
             raise self._deleted(offset, bases)
         self._open(bases[bisect_right(bases, offset) - 1])
@@ -225,12 +296,7 @@ class _Place:
             self._offset = expected
         while self._left == 0 and self._offset < end:
             self._enter(end)
-        skip = max(0, offset - self._offset)
-        for _ in range(skip):
-            key_length, value_length = RECORD.unpack_from(self._chunk, self._at)
-            self._at += RECORD.size + key_length + value_length
-        self._offset += skip
-        self._left -= skip
+        self._pass(max(0, offset - self._offset))
 
     def _open(self, base: int) -> None:
         if self._fd >= 0:
@@ -243,6 +309,7 @@ class _Place:
             raise self._deleted(base, segment.segments(self._folder)) from None
         segment.check_header(self._path, os.pread(self._fd, SEGMENT.size, 0), base)
         self._chunk, self._origin, self._at, self._left, self._sure = b"", SEGMENT.size, 0, 0, 0
+        self._noted = 0
 
     def _note(self, first: int, position: int) -> None:
         """Remember a frame's place, one in every _STRIDE_BYTES, going forward."""
@@ -250,6 +317,7 @@ class _Place:
         if not positions or position >= positions[-1] + _STRIDE_BYTES:
             offsets.append(first)
             positions.append(position)
+        self._noted = positions[-1] + _STRIDE_BYTES
 
     def _deleted(self, offset: int, bases: list[int]) -> errors.NotFound:
         self._offset = -1

@@ -44,8 +44,12 @@ def _limit(text: str, ge: float) -> msgspec.Meta:
     return msgspec.Meta(description=text, ge=ge)
 
 
+def _told(text: str) -> msgspec.Meta:
+    return msgspec.Meta(description=text)
+
+
 class LogLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Bounds of every partition of a log."""
+    """Bounds of every partition of a log, and the Kafka cluster that keeps it, if one does; see docs/operations.md."""
 
     segment_bytes: Annotated[int, _limit("size at which a segment ends and the next begins, bytes", 256)] = 64 << 20
     retain_bytes: Annotated[int, _limit("segments that were read go when a partition is larger, bytes", 0)] = 4 << 30
@@ -57,6 +61,10 @@ class LogLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     frame_bytes_max: Annotated[int, _limit("largest atomic frame, and the most that waits for a sync, bytes", 1)] = (
         32 << 20
     )
+    kafka: Annotated[str, _told("brokers of a Kafka cluster that keeps the log, host:port,...; empty: the folder")] = ""
+    kafka_prefix: Annotated[str, _told("what the names of topics, groups and transactions begin with there")] = ""
+    kafka_options: Annotated[dict[str, str], _told("properties of librdkafka, for TLS and SASL")] = {}
+    partition: Annotated[int, _limit("the first partition that this machine's serving processes write", 0)] = 0
 
 
 class Retained(msgspec.Struct, frozen=True):
@@ -102,10 +110,15 @@ def _answer(waiters: _Waiters, first: int, error: errors.Error | None) -> None:
 
 class Writer:
     """Appends to one partition; made by Log.writer. Safe to use from any thread; close it, or use it in a `with`.
+    `far`: an append waits for other machines, so who answers people awaits append_durable in its place; `away`: they
+    do not answer now.
 
     Any append raises errors.TooLarge (over a limit), errors.Full (no room: nothing was kept, try again when there is)
     or errors.Corrupt (a sync failed before: close this writer and open it again).
     """
+
+    far = False
+    away = False
 
     def __init__(self, folder: Path, clock: Clock, limits: LogLimits, groups_at: Callable[[], int | None]) -> None:
         """`groups_at`: the lowest offset some consumer group still has to read, None without groups."""
@@ -120,7 +133,7 @@ class Writer:
         self._failure = ""
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(folder)
+            self._lock = hold(folder)
             try:
                 self._open()
             except BaseException:
@@ -179,6 +192,10 @@ class Writer:
             first = self._write(1, (RECORD.pack(len(key), len(value)), key, value))
             self._numbers[0] = self._next
             return first
+
+    def append_soon(self, key: bytes, value: Redacted) -> None:
+        """As append, where nobody asks for the offset: on a log that is far it does not wait."""
+        self.append(key, value)
 
     def append_frame(self, items: Iterable[tuple[bytes, Redacted]], meta: bytes = b"", sync: bool = False) -> int:
         """Write records and `meta` as one step, all or nothing after a crash: the first offset.
@@ -461,7 +478,8 @@ def holder(folder: Path) -> str:
         os.close(fd)
 
 
-def _lock(folder: Path) -> int:
+def hold(folder: Path) -> int:
+    """Be a partition's one writer on this machine, until the descriptor is closed; Conflict while another is."""
     fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, ClassVar, Final
 
 import msgspec
 import numpy as np
@@ -31,13 +31,14 @@ from millstream.models.online.learner import (
     bounded,
     wide,
 )
+from millstream.models.online.offline import Arrays, fitting, linear_state
+from millstream.models.online.settings import BITS, LINEAR
 from millstream.models.online.snapshot import opened, sealed
 from millstream.native import f32, f64, given, i64, inner, kernel, record, u32
 from millstream.store.blob import write_atomic
 from millstream.types import Array
 
 KIND: Final = "ftrl"
-BITS: Final = (10, 24)
 
 # One slot is 16 bytes and so never straddles a cache line. `mark` is the number of the delta it was last touched for.
 SLOT: Final = np.dtype([("z", "<f4"), ("n", "<f4"), ("weight", "<f4"), ("mark", "<u4")])
@@ -54,9 +55,6 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         bounded(KIND, self, {**LINEAR, "bits": BITS})
-
-
-LINEAR: Final = {"alpha": (1e-6, 100.0), "beta": (1e-6, 1e6), "l1": (0.0, 1e6), "l2": (0.0, 1e6)}
 
 
 class ServedFtrl(Served):
@@ -76,8 +74,7 @@ class ServedFtrl(Served):
         weights[slots] = columns["weight"]
         return cls(weights, snapshot.width, Correction.of(snapshot.metadata))
 
-    def raw(self, tokens: Tokens) -> Floats:
-        """As every served learner."""
+    def _answer(self, tokens: Tokens) -> Floats:
         return _answers(self.weights, tokens)
 
     def _set(self, slots: Tokens, weights: Floats, dense: Floats) -> None:
@@ -98,12 +95,22 @@ class Ftrl:
     list of touched slots.
     """
 
+    kind: ClassVar[str] = KIND
+
     def __init__(self, settings: Settings, width: int) -> None:
         self.settings, self.width = settings, wide(KIND, width)
         self._state: NDArray[np.void] = np.zeros(1 << settings.bits, SLOT)
         self._touched = np.empty(1 << settings.bits, np.uint32)
         self._pending = 0
         self._mark = 1
+
+    def start(self, arrays: Arrays, squares: float, where: object = "start") -> None:
+        """Begin from an offline model: `linear` [2**bits], whose weights count as having seen `squares` of gradients.
+        Another size: Misconfigured."""
+        weights = fitting(arrays, where, {"linear": self._state.shape})["linear"]
+        s = self.settings
+        self._state["z"], self._state["n"] = linear_state(weights, squares, s.alpha, s.beta, s.l1, s.l2)
+        self._state["weight"] = weights
 
     def learn(self, tokens: Tokens, labels: Floats, weights: Floats | None = None) -> Floats:
         """As every learner."""
@@ -148,10 +155,11 @@ class Ftrl:
         write_atomic(path, self.dump(metadata))
 
     @classmethod
-    def load(cls, path: Path) -> tuple[Ftrl, dict[str, str | int | float]]:
-        """(learner, metadata) of a snapshot, bit for bit as saved. Damaged file: Corrupt."""
+    def load(cls, path: Path, settings: Settings | None = None) -> tuple[Ftrl, dict[str, str | int | float]]:
+        """(learner, metadata) of a snapshot, bit for bit as saved, or with other rates in `settings`. Damaged file:
+        Corrupt."""
         snapshot, slots, columns = _read(path)
-        learner = cls(snapshot.settings, snapshot.width)
+        learner = cls(settings or snapshot.settings, snapshot.width)
         for name in ("z", "n", "weight"):
             learner._state[name][slots] = columns[name]
         pending = columns["pending"]
@@ -184,13 +192,6 @@ def _answers(weights: Floats, tokens: Tokens) -> Floats:
     probability = np.empty(len(tokens), np.float32)
     _predict(weights, tokens, probability)
     return probability
-
-
-def warm() -> None:
-    """Run every kernel once on nothing much: after this, neither a request nor a first example waits for one."""
-    learner = Ftrl(Settings(bits=BITS[0]), 1)
-    learner.learn(np.ones((1, 1), np.uint32), np.ones(1, np.float32))
-    learner.served().predict({"tokens": np.ones((1, 1), np.uint32)})
 
 
 @inner

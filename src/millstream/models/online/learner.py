@@ -56,6 +56,11 @@ class OnlineLearner(Protocol):
     """A model that learns row by row."""
 
     @property
+    def kind(self) -> str:
+        """The first word of its snapshots, and the format of a version that holds one."""
+        ...
+
+    @property
     def settings(self) -> msgspec.Struct:
         """How it learns."""
         ...
@@ -107,7 +112,7 @@ class Served(ABC):
 
     def predict(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """`tokens` to `probability`, rows alone: a row's answer does not depend on its neighbours. Else BadInput."""
-        return {"probability": self.correction.apply(self.raw(asked(inputs, self.width)))}
+        return {"probability": self.correction.apply(self._answer(asked(inputs, self.width)))}
 
     def raw(self, tokens: Tokens) -> Floats:
         """What `correction` is applied to: probabilities [n] of `tokens` [n, width]. Else BadInput."""
@@ -130,8 +135,8 @@ class Served(ABC):
         self.correction = correction
 
     @abstractmethod
-    def raw(self, tokens: Tokens) -> Floats:
-        """Probabilities float32 [n] of tokens uint32 [n, width], as learnt, not corrected."""
+    def _answer(self, tokens: Tokens) -> Floats:
+        """Raw probabilities of checked tokens."""
 
     @abstractmethod
     def _set(self, slots: Tokens, weights: Floats, dense: Floats) -> None:
@@ -177,7 +182,12 @@ def bounded(kind: str, settings: Any, bounds: Mapping[str, tuple[float, float]])
     """Misconfigured where a setting lies outside its bounds; NaN lies outside of any."""
     for name, (low, high) in bounds.items():
         if not low <= (value := getattr(settings, name)) <= high:
-            raise errors.Misconfigured(f"{kind}: {name} is {value}; it must lie between {low:g} and {high:g}")
+            raise refused(kind, name, value, f"it must lie between {low:g} and {high:g}")
+
+
+def refused(kind: str, name: str, value: object, why: str) -> errors.Misconfigured:
+    """What to raise for a setting."""
+    return errors.Misconfigured(f"{kind}: {name} is {value}; {why}")
 
 
 def wide(kind: str, width: int) -> int:
