@@ -16,11 +16,9 @@ Rules of the room:
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -42,6 +40,7 @@ from millstream.meter import Meter
 from millstream.store.rows import RowFile
 from millstream.stream.event import Event, decode
 from millstream.stream.log import Log, reached
+from millstream.stream.operator import uncollected
 from millstream.stream.reader import Record
 
 SAVE_S: Final = 60.0
@@ -78,19 +77,6 @@ def folder_of(features: FeatureSet, root: Path) -> Path:
 def group_of(features: FeatureSet) -> str:
     """The name under which a set tells retention what it still needs."""
     return f"{GROUPS}{features.name}.{features.hash}"
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """No garbage collector meanwhile: events come and go by the thousand, none in a circle, and it would look through
-    them again and again."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 class Pipeline:
@@ -141,7 +127,7 @@ class Pipeline:
         began = int((self._clock.now() - PUBLISHED_S) * SECOND)  # what arrived before has been published by now
         ends = {topic: self._ends(topic) for topic in reversed(self._order)}
         taken, until = 0, math.inf
-        with _uncollected():
+        with uncollected():
             for topic in self._order:
                 count, until = self._follow(topic, ends[topic], until)
                 taken += count
