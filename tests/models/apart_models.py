@@ -78,13 +78,15 @@ def programs(meter=None, **more):
 
 
 def children() -> set[int]:
-    """Processes that this one has started and that have not ended, but for what multiprocessing keeps."""
+    """Processes that this one has started and that have not ended, but for what multiprocessing keeps, and a Java that
+    other tests share."""
     found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                ours = b"multiprocessing" not in (entry / "cmdline").read_bytes()
+                words = (entry / "cmdline").read_bytes()
+                ours = b"multiprocessing" not in words and not words.partition(b"\0")[0].endswith(b"java")
                 if int(fields[1]) == os.getpid() and fields[0] != "Z" and ours:
                     found.add(int(entry.name))
     return found
