@@ -139,7 +139,7 @@ def test_a_crash_at_a_write_changes_nothing(tmp_path_factory, on_kafka, uncrashe
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_crash_at_many_writes_changes_nothing(tmp_path_factory, on_kafka, uncrashed):  # noqa: F811
-    crash_at(range(3, uncrashed.fuse.writes + 1, 9), True, tmp_path_factory, on_kafka, uncrashed)
+    crash_at(range(3, uncrashed.fuse.writes + 1, 31), True, tmp_path_factory, on_kafka, uncrashed)
 
 
 def test_a_cluster_that_is_away_stops_no_answer_and_outcomes_are_refused_until_it_is_back(tmp_path, monkeypatch):
