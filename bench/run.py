@@ -28,6 +28,7 @@ PARTS: dict[str, tuple[str, list[str]]] = {
         "What freshness is worth",
         [sys.executable, "bench/freshness.py", "--page", "docs/freshness.md", "--plots", "bench/results"],
     ),
+    "pressure": ("The whole loop under load", [sys.executable, "bench/pressure.py"]),
     "serving": (
         "Serving beside the fixed floor and other servers",
         [sys.executable, "bench/serving", "--seconds", "3", "--plot", "bench/results/serving.svg"],
