@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import onnx_models
+from millstream.app.plain import before
 from millstream.app.service import ServeSettings
 from millstream.app.workers import Workers, run_folder
 from millstream.clock import SystemClock
@@ -422,3 +423,33 @@ def test_a_closed_terminal_ends_nothing(root, tmp_path, workers):
         served.process.terminate()
         assert served.process.wait(60) == 0
         assert "SIGHUP" not in served.log.read_text()
+
+
+def test_who_is_asked_to_end_does_not_wait_for_its_peers():
+    async def run():
+        asked, waiting, ended = asyncio.Event(), asyncio.Event(), []
+
+        async def work():
+            waiting.set()
+            try:
+                await asyncio.Event().wait()  # peers that never answer
+            finally:
+                ended.append(True)
+
+        doing = asyncio.ensure_future(before(asked, work()))
+        await waiting.wait()
+        asked.set()
+        assert await doing is False and ended == [True]
+
+        async def done():
+            pass
+
+        assert await before(asyncio.Event(), done()) is True
+
+        async def fails():
+            raise OSError("the port is taken")
+
+        with pytest.raises(OSError, match="taken"):
+            await before(asyncio.Event(), fails())
+
+    asyncio.run(run())

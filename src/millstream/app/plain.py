@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Coroutine
 from pathlib import Path
 
 from millstream.app.place import Place
@@ -36,14 +37,30 @@ async def serve_path(
     service.furnish()
     alone = asyncio.ensure_future(place.alone(asked)) if place else None
     try:
-        await service.listen()
+        listens = await before(asked, service.listen())
     except BaseException:
         await service.close(sessions)
         raise
-    await asked.wait()
-    await service.stop(sessions)
+    if listens:
+        await asked.wait()
+        await service.stop(sessions)
+    else:  # it was still waiting for what its peers have, and they are leaving too
+        await service.close(sessions)
     if alone is not None:
         alone.cancel()
+
+
+async def before(asked: asyncio.Event, work: Coroutine[object, object, object]) -> bool:
+    """Do this, unless we are asked to end before it is done; whether it was."""
+    working, ending = asyncio.ensure_future(work), asyncio.ensure_future(asked.wait())
+    await asyncio.wait({working, ending}, return_when=asyncio.FIRST_COMPLETED)
+    ending.cancel()
+    if not working.done():
+        working.cancel()
+        await asyncio.wait({working})
+        return False
+    working.result()
+    return True
 
 
 def until_asked() -> asyncio.Event:
