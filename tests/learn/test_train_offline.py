@@ -1,5 +1,6 @@
 """The offline twin: any span of the log, judged by what follows, registered as the policy can take it."""
 
+import msgspec
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -9,8 +10,8 @@ from millstream.app.training import train
 from millstream.clock import FakeClock
 from millstream.errors import BadInput, Misconfigured
 from millstream.features import Column, Definition, Entities
-from millstream.learn.offline import Plan
-from millstream.models.online import Ftrl, load, load_served
+from millstream.learn.offline import SPACES, Plan
+from millstream.models.online import KINDS, Ftrl, load, load_served
 from millstream.models.online import Settings as FtrlSettings
 from millstream.stream import JoinSettings, encode
 from millstream.stream.tasks import Task
@@ -122,6 +123,13 @@ def test_a_search_finds_better_settings_than_bad_ones(at):
     assert made.figures["candidate"].logloss < train(at, Plan(settings={"alpha": 0.0001})).figures["candidate"].logloss
     assert sum(line.startswith("trial ") for line in said) == 7 and "as configured" in said[1]
     assert train(at, bad).settings == made.settings, "the same seed tries the same"
+
+
+def test_every_kind_of_learner_can_be_searched(at):
+    assert set(SPACES) == set(KINDS)
+    for kind in KINDS:
+        known = set(msgspec.structs.asdict(getattr(SETTINGS, kind)))
+        assert set(SPACES[kind]) <= known
 
 
 @pytest.mark.parametrize("role", ["shadow", "canary"])

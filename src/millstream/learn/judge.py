@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from millstream.errors import Error
 from millstream.learn.calibration import Calibration
@@ -32,6 +33,11 @@ class Task(msgspec.Struct, frozen=True):
     kept: float = 1.0
     correction: Correction = Correction()
     name: str = ""
+
+    def judged(self, labels: NDArray[np.float32], takes_back: NDArray[np.bool_]) -> Labels:
+        """Labels [n] as they are judged: a negative counts for all that it was kept of."""
+        exact = labels.astype(np.float64)
+        return Labels(exact, np.where(exact > 0, 1.0, 1.0 / self.kept), takes_back)
 
 
 AS_THEY_ARE = Task()
@@ -77,9 +83,7 @@ class Judge:
         batch = folded.batch
         if not len(batch.labels):
             return
-        labels = batch.labels.astype(np.float64)
-        counts = np.where(labels > 0, 1.0, 1.0 / self._task.kept)
-        judged = Labels(labels, counts, batch.takes_back)
+        judged = self._task.judged(batch.labels, batch.takes_back)
         raw = {name: one.raw(batch.tokens) for name, one in self._beside.items()}
         beside = {name: self._beside[name].correction.apply(said) for name, said in raw.items()}
         self.gate.observe(folded.predicted, batch.labels, raw.get("frozen"), batch.times, float(batch.waited.max()))

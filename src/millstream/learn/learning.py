@@ -113,9 +113,9 @@ class Learning:
 
     def step(self) -> int:
         """Follow the policy, fold what came, push what is due; how many examples that was."""
-        policy = self._follows()
-        if policy is None:
-            self._look_again()
+        now = self._policy_now()
+        if (policy := _lets_learn(now)) is None:
+            self._look_again(now)
             return 0
         self._suspended = None
         if self._push is None or self._push.base != policy.live:
@@ -152,10 +152,7 @@ class Learning:
 
     def _follows(self) -> Policy | None:
         """The policy, where it lets the model learn."""
-        policy = self._policy_now()
-        if policy is None or policy.learning == "paused" or policy.pin or not policy.live:
-            return None
-        return policy
+        return _lets_learn(self._policy_now())
 
     def _policy_now(self) -> Policy | None:
         """None where there is no model, and while the file cannot be used: a slip of the pen stops learning, not the
@@ -247,9 +244,9 @@ class Learning:
             while training.upto < until and (folded := training.step(until=until)) is not None:
                 self._judge.observe(folded)
 
-    def _look_again(self) -> None:
+    def _look_again(self, policy: Policy | None) -> None:
         """After a refusal, answer what comes without learning it, and resume once a window of it is as usual."""
-        policy, gate = self._policy_now(), self._settings.gate
+        gate = self._settings.gate
         if policy is None or not gate.resume_s or policy.learning != "paused" or policy.pin or policy.who != MADE_BY:
             self._suspended = None
             return
@@ -385,3 +382,10 @@ class Learning:
     @property
     def _group(self) -> str:
         return group(self._settings.model)
+
+
+def _lets_learn(policy: Policy | None) -> Policy | None:
+    """The policy, where it lets the model learn."""
+    if policy is None or policy.learning == "paused" or policy.pin or not policy.live:
+        return None
+    return policy

@@ -24,7 +24,7 @@ from millstream.errors import BadInput
 from millstream.learn.calibration import Calibration
 from millstream.learn.judge import Task
 from millstream.learn.train import Batch, gather, known_by
-from millstream.learn.validation import Figures, Labels, Scores
+from millstream.learn.validation import Figures, Scores
 from millstream.models.online import OnlineLearner
 from millstream.stream.log import Reader
 
@@ -34,11 +34,14 @@ Make = Callable[[Mapping[str, Any]], OnlineLearner]
 """A new learner, with these of its settings other than configured."""
 Progress = Callable[[str], None]
 
-_ROOT = ("alpha", (0.02, 1.0)), ("l2", (0.01, 10.0))
+_LINEAR: Final[dict[str, Any]] = {"alpha": (0.02, 1.0), "l2": (0.01, 10.0)}
+_FTRL: Final[dict[str, Any]] = {**_LINEAR, "l1": [0.0, 0.01, 0.1, 1.0]}
+_FM: Final[dict[str, Any]] = {**_LINEAR, "rate": (0.005, 0.5), "factors": [4, 8, 16]}
 SPACES: Final[dict[str, dict[str, Any]]] = {
-    "ftrl": {**dict(_ROOT), "l1": [0.0, 0.01, 0.1, 1.0]},
-    "fm": {**dict(_ROOT), "rate": (0.005, 0.5), "factors": [4, 8, 16]},
-    "deepfm": {**dict(_ROOT), "rate": (0.005, 0.5), "factors": [4, 8, 16], "dense_rate": (0.001, 0.1)},
+    "ftrl": _FTRL,
+    "ftrl_table": _FTRL,
+    "fm": _FM,
+    "deepfm": {**_FM, "dense_rate": (0.001, 0.1)},
 }
 """What a search tries, by kind of learner: a pair is a range, drawn evenly in its logarithm; a list, one of it."""
 
@@ -54,9 +57,7 @@ class Rows:
             return np.concatenate([getattr(batch, name) for batch in batches] or [np.empty(0, np.float32)])
 
         self.labels, self.weights, self.scores = (column(name) for name in ("labels", "weights", "scores"))
-        labels = self.labels.astype(np.float64)
-        counts = np.where(labels > 0, 1.0, 1.0 / task.kept)
-        self.judged = Labels(labels, counts, column("takes_back").astype(np.bool_))
+        self.judged = task.judged(self.labels, column("takes_back").astype(np.bool_))
         self.told = ~column("again").astype(np.bool_)
 
     def __len__(self) -> int:
@@ -119,10 +120,9 @@ def figures(scores: NDArray[np.floating], rows: Rows, first: int, end: int) -> F
     return books.figures()
 
 
-def calibrated(learner: OnlineLearner, rows: Rows, first: int, end: int, task: Task) -> Calibration:
-    """Fitted to rows that the learner has not learnt."""
+def calibrated(said: NDArray[np.float32], rows: Rows, first: int, end: int) -> Calibration:
+    """Fitted to what was said of rows before they were learnt."""
     made, told = Calibration(), rows.told[first:end]
-    said = task.correction.apply(raw(learner, rows, first, end))
     made.observe(said[told], rows.judged.some(slice(first, end)).some(told))
     return made
 
@@ -204,7 +204,7 @@ def train(reader: Reader, source: Source, plan: Plan, make: Make, kind: str, fol
     said = source.task.correction.apply(raw(learner, rows, end, len(rows)))
     found = figures(said, rows, end, len(rows))
     served = figures(rows.scores[end:], rows, end, len(rows))
-    calibration = calibrated(learner, rows, end, len(rows), source.task)
+    calibration = calibrated(said, rows, end, len(rows))
     if end < inside:
         if plan.passes > 1:
             learner, end = make(chosen), 0

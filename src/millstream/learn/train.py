@@ -81,13 +81,6 @@ class Training:
         first, self.upto = self.upto, records[-1].offset + 1
         return Folded(batch, predicted, first, skipped)
 
-    def catch_up(self) -> int:
-        """Fold all there is; how many examples that was."""
-        learnt = 0
-        while (folded := self.step()) is not None:
-            learnt += len(folded.batch.labels)
-        return learnt
-
 
 def gather(records: list[Record], model: str, definition: str, width: int, task: str = "") -> tuple[Batch, int]:
     """The examples of `model` among the records, as arrays, and how many were skipped because another feature
@@ -104,9 +97,8 @@ def gather(records: list[Record], model: str, definition: str, width: int, task:
         np.array([getattr(e, name) for e in events], np.float64) for name in ("arrival", "wait_s", "event_time")
     )
     late, again = (np.array([e.form == form for e in events], np.bool_) for form in ("late", "real"))
-    return Batch(tokens, labels, weights, arrivals + waited, waited, scores, times, late, again), len(ours) - len(
-        events
-    )
+    batch = Batch(tokens, labels, weights, arrivals + waited, waited, scores, times, late, again)
+    return batch, len(ours) - len(events)
 
 
 def known_by(examples: Reader, when: float) -> int:

@@ -97,8 +97,9 @@ class Scores:
         np.add.at(self.table[1], at, every)
         np.add.at(self.table[2], at, every * p)
         losses = counts * np.where(labels > 0, -np.log(p) + np.where(back, np.log1p(-p), 0.0), -np.log1p(-p))
-        for loss in losses.tolist():  # one by one: pieces and the whole add up alike
-            self._loss += loss
+        self._loss = float(
+            np.cumsum(np.append(self._loss, losses))[-1]
+        )  # one by one: pieces and the whole add up alike
 
     def fade(self, by: float) -> None:
         self.table *= by
