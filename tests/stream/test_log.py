@@ -570,10 +570,10 @@ def test_retention_waits_for_groups_until_the_disk_limit_and_counts_what_it_forc
         log.commit("elsewhere", "t", {1: 50})
         assert writer.retain().segments == 0, "a group that never named this partition still has all of it to read"
     with Log(tmp_path, FakeClock(), LogLimits(segment_bytes=256, disk_bytes_max=700)) as log:
-        writer = log.writer("t")
         first = log.reader("t").start(0)
-        done = writer.retain()
-        assert done.segments > 0 and done.unread == log.reader("t").start(0) - first == writer.unread_deleted
+        writer = log.writer("t")  # it looks by itself, too: whoever came first, all that went is counted once
+        writer.retain()
+        assert log.reader("t").start(0) - first == writer.unread_deleted > 0
         assert log.reader("t").start(0) > 10 and count > 4
 
 

@@ -164,6 +164,7 @@ class Operation:
         self._records_max, self._snapshot_steps = records_max, snapshot_steps
         self.step_done = Step(0, 0.0, 0.0, {topic: {} for topic in inputs})
         self._snapshotted = self._gone = 0
+        self._early: dict[tuple[str, int], tuple[int, float]] = {}  # a record that waits: its offset and arrival
         operator.attach(log)
         with uncollected():
             self._recover()
@@ -260,6 +261,9 @@ class Operation:
             self._gone += start - at
             at = start
         taken: list[Record] = []
+        waits, arrival = self._early.get((topic, partition), (-1, 0.0))
+        if waits == at and arrival > horizon:
+            return taken, at
         while at < end and (not bounded or len(taken) < self._records_max):
             # offsets may leap after a power loss, so a step is bounded by offset and by count
             found = [r for r in reader.read(partition, at, self._records_max) if r.offset < end]
@@ -267,6 +271,7 @@ class Operation:
             taken += ready
             at = found[len(ready)].offset if len(ready) < len(found) else found[-1].offset + 1 if found else end
             if len(ready) < len(found):
+                self._early[topic, partition] = at, found[len(ready)].arrival
                 break
         return taken, at
 

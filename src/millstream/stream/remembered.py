@@ -19,7 +19,7 @@ from millstream.stream.log import Log
 from millstream.stream.reader import Reader, Record
 from millstream.types import Served
 
-DECODED_BYTES = 16 << 20
+DECODED_BYTES = 64 << 20
 PAGE, PAGE_BYTES, PAGES_MAX = 64, 256 << 10, 32
 READERS_MAX = 4
 NEVER = float("inf")
