@@ -4,9 +4,12 @@
 
 `millstream up` runs as it does for a user, with default settings of learning. A client of its own asks for rankings of
 20 candidates, rows of 20 features, at random moments (a Poisson process), tells each outcome in a call of its own, and
-measures from when a call was due. Learning runs and is paused in turns of `--turn` seconds, so what pushes cost those
-who ask is seen beside the same load without them. Staleness is the service's own metric: from an outcome's arrival to
-the first answer that was computed with it.
+measures from when a call was due. Learning runs and is paused in turns of `--turn` seconds, so what learning costs
+those who ask, on cores that both share, is seen beside the same load without it. Staleness is the service's own metric: from
+an outcome's arrival to the first answer that was computed with it.
+
+What a push alone costs is measured after that: `serve` runs without `learn`, under the same load, and deltas like those
+that learning made are appended `PUSHES_PER_S` times a second, in every other turn of `PUSH_TURN_S`.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +39,18 @@ from millstream.app.training import change, train
 from millstream.clock import SystemClock
 from millstream.demo.replay import Pipe
 from millstream.learn.history import Field, import_entities
+from millstream.learn.push import Push
 from millstream.meter import Meter
+from millstream.models.online import Change
+from millstream.stream import decode
+from millstream.types import Delta
 
 USERS = ITEMS = 5000
 CANDIDATES = 20
 RATE = 1000.0
 PIPES = 4
+PUSHES_PER_S, PUSH_TURN_S = 2, 2.0
+NONE = np.empty(0, np.float32)
 TOML = """
 http_port = {port}
 [recommend]
@@ -76,7 +87,9 @@ def prepare(folder: Path, port: int) -> Path:
 class Client:
     """Asks and tells. `asked`, `told`: (when due, seconds it took) of each call."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, name: str) -> None:
+        """`name`: its requests' ids begin with it."""
+        self._name = name
         self._pipes = [Pipe("127.0.0.1", port, SystemClock()) for _ in range(PIPES)]
         self._random = np.random.default_rng(2)
         self.asked: list[tuple[float, float]] = []
@@ -103,14 +116,14 @@ class Client:
         random, pipe = self._random, self._pipes[number % PIPES]
         picked = random.integers(0, ITEMS, CANDIDATES + 10).tolist()
         candidates = list(dict.fromkeys(f"i{n}" for n in picked))[:CANDIDATES]
-        ask = {"id": f"q{number}", "user": f"u{int(random.integers(USERS))}", "candidates": candidates}
+        ask = {"id": f"{self._name}{number}", "user": f"u{int(random.integers(USERS))}", "candidates": candidates}
         answer = await self._call(pipe, "/v1/recommend", ask, due, self.asked)
         if answer is None:
             return
         item = answer["items"][0]["item"]
         kinds = ["impression", "like"] if random.random() < 0.25 else ["impression"] if random.random() < 2 / 3 else []
         for kind in kinds:
-            told = [{"request": f"q{number}", "item": item, "kind": kind}]
+            told = [{"request": f"{self._name}{number}", "item": item, "kind": kind}]
             await self._call(pipe, "/v1/outcomes", told, time.monotonic(), self.told)
 
     async def _call(
@@ -156,7 +169,7 @@ async def turns(installation: Installation, until: float, turn: float) -> list[t
 
 async def measure(file: Path, port: int, rate: float, seconds: float, turn: float) -> dict[str, float]:
     """Half of the time learning runs; in the other half it runs and is paused in turns."""
-    folder, client = file.parent, Client(port)
+    folder, client = file.parent, Client(port, "q")
     meter = Meter.reading(folder / "state" / "meters")
     with Installation.open(file) as installation:
         begun, before = time.monotonic(), cpu_s(meter)
@@ -191,6 +204,51 @@ async def measure(file: Path, port: int, rate: float, seconds: float, turn: floa
     }
 
 
+def made(installation: Installation) -> tuple[str, int, list[Delta]]:
+    """The base that is live, the sequence of its last delta, and the newest deltas, which were made under this load."""
+    found, live = [], installation.repository.policy("ranker").live
+    for record in installation.log.reader("deltas").records(0, 0):
+        event = decode(record.value)
+        if isinstance(event, Delta):
+            found.append(event)
+    return live, max((one.sequence for one in found if one.base == live), default=0), found[-10:]
+
+
+async def alone(file: Path, port: int, rate: float, seconds: float) -> dict[str, float]:
+    """What pushes cost while nothing else changes."""
+    client, spans, since = Client(port, "alone"), [], 0.0
+    with Installation.open(file) as installation:
+        live, sequence, deltas = made(installation)
+        writer = installation.log.writer("deltas")
+        push = Push(writer, "ranker", live, sequence)
+        begun = time.monotonic()
+        load = asyncio.ensure_future(client.run(rate, seconds))
+        await asyncio.sleep(2.0)
+        while time.monotonic() + 2 * PUSH_TURN_S < begun + seconds:
+            pushes = bool(len(spans) % 2)
+            start = time.monotonic()
+            for _ in range(int(PUSH_TURN_S * PUSHES_PER_S)):
+                if pushes:
+                    one = deltas[push.sequence % len(deltas)]
+                    slots, weights = np.frombuffer(one.slots, np.uint32), np.frombuffer(one.weights, np.float32)
+                    learnt = [time.time()] * (len(one.arrivals) // 8)
+                    await asyncio.to_thread(push.push, Change(slots, weights, NONE), learnt, one.upto)
+                    since += len(slots)
+                await asyncio.sleep(1 / PUSHES_PER_S)
+            spans.append((start, time.monotonic(), pushes))
+        await load
+    p99 = [quantiles(client.asked, a, b)[1] for a, b, _ in spans]
+    pairs = [p99[n + 1] - p99[n] for n in range(0, len(p99) - 1, 2)]
+    return {
+        "push_alone_slots": since / max(1, push.sequence - sequence),
+        "push_alone_pushes": push.sequence - sequence,
+        "push_alone_p99_ms_with": float(np.median(p99[1::2])),
+        "push_alone_p99_ms_without": float(np.median(p99[::2])),
+        "push_alone_p99_ms_of_pairs": float(np.median(pairs)),
+        "push_alone_failed": client.failed,
+    }
+
+
 def ready(port: int, seconds: float = 60.0) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -203,6 +261,18 @@ def ready(port: int, seconds: float = 60.0) -> None:
     raise SystemExit("the service did not become ready")
 
 
+@contextmanager
+def up(file: Path, port: int, *more: str) -> Iterator[None]:
+    """The service, as a user runs it."""
+    process = subprocess.Popen([sys.executable, "-m", "millstream", "up", "-c", str(file), *more])
+    try:
+        ready(port)
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rate", type=float, default=RATE, help="rankings, and outcomes, a second (default: 1000)")
@@ -213,13 +283,10 @@ def main() -> None:
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
         file = prepare(Path(name), chosen.port)
-        up = subprocess.Popen([sys.executable, "-m", "millstream", "up", "-c", str(file)])
-        try:
-            ready(chosen.port)
+        with up(file, chosen.port):
             found = uvloop.run(measure(file, chosen.port, chosen.rate, chosen.seconds, chosen.turn))
-        finally:
-            up.send_signal(signal.SIGTERM)
-            up.wait(60)
+        with up(file, chosen.port, "--role", "serve"):
+            found |= uvloop.run(alone(file, chosen.port, chosen.rate, chosen.seconds))
     print(f"{platform.machine()}, {os.cpu_count()} cores with the client on them, Python {platform.python_version()}")
     for name, value in found.items():
         print(f"{name:>28}  {value:.2f}")

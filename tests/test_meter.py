@@ -88,6 +88,10 @@ def test_a_quantile_lies_in_the_bucket_that_holds_it(values, q):
     rendered = parse(meter.render())
     assert rendered["seconds_count", ()] == len(values) == meter.sum("seconds")
     assert rendered["seconds_sum", ()] == pytest.approx(sum(values))
+    at_once = meter.histogram("at_once", "Seconds.")
+    at_once.observe_all(np.array(values))
+    assert [at_once.quantile(n / 20) for n in range(21)] == [histogram.quantile(n / 20) for n in range(21)]
+    assert meter.sum("at_once") == len(values)
     buckets = [rendered["seconds_bucket", (("le", str(edge)),)] for edge in (*SECONDS, "+Inf")]
     assert buckets == [sum(one <= edge for one in values) for edge in (*SECONDS, float("inf"))]
 

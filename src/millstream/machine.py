@@ -33,17 +33,20 @@ POWERCAP = Path("/sys/class/powercap")
 NVML = "libnvidia-ml.so.1"
 
 
-def few_arenas() -> None:
-    """Let all threads share two arenas of the C library's allocator, where it has them: an arena a thread, each with
-    what its largest batch once took, costs memory and gains nothing where threads mostly compute."""
+def stand_ready() -> None:
+    """What a process that answers does first. All threads share two arenas of the C library's allocator, where it has
+    them: an arena a thread, each with what its largest batch once took, costs memory and gains nothing where threads
+    mostly compute. And a thread that computes in Python gives way to the event loop after half a millisecond, not five.
+    """
+    sys.setswitchinterval(5e-4)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None and LINUX:
         mallopt(ctypes.c_int(_ARENA_MAX), ctypes.c_int(2))
 
 
-def quick_turns() -> None:
-    """Have a thread that computes in Python give way to the event loop after half a millisecond, not after five."""
-    sys.setswitchinterval(5e-4)
+def stand_back() -> None:
+    """Let processes that answer go first where cores are short: this one's share of a busy core is a quarter then."""
+    os.nice(5)
 
 
 def cores() -> int:

@@ -125,6 +125,12 @@ def test_staleness_is_counted_once_an_example_from_its_arrival_to_its_first_answ
         await house.promote(base)
         await house.answer()
         assert house.meter.sum("millstream_staleness_seconds") == 3, "a version that was loaded again counts it twice"
+        house.follow.note()
+        next_life = Follow(house.repository, house.log, house.now, house.meter)
+        next_life.attach(house.engine)
+        next_life.on_load("ranker", base)
+        next_life.on_first_answer("ranker", base, 2)
+        assert house.meter.sum("millstream_staleness_seconds") == 3, "the next process counts it twice"
 
     play(tmp_path, scene)
 

@@ -11,7 +11,7 @@ from millstream.app.place import Place
 from millstream.app.service import ServeSettings, Service
 from millstream.clock import SystemClock
 from millstream.errors import Misconfigured
-from millstream.machine import few_arenas, quick_turns
+from millstream.machine import stand_ready
 from millstream.meter import Meter
 from millstream.models.source import open_source
 
@@ -25,8 +25,7 @@ async def serve_path(
     `sessions`: a file for those that are open at the end, and from which the next process takes them over. `place`: of
     one of several processes.
     """
-    few_arenas()
-    quick_turns()
+    stand_ready()
     asked = until_asked()
     meter = Meter(place.meters, place.page_name) if place else Meter()
     service = Service(open_source(where), settings, Path.cwd(), SystemClock(), meter, place=place)

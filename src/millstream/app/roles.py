@@ -37,7 +37,7 @@ from millstream.guard.pii import pseudonym, redact
 from millstream.learn import Learning
 from millstream.learn.history import import_entities, import_outcomes, read_map, read_rows
 from millstream.learn.validation import slices
-from millstream.machine import Gauges, few_arenas, quick_turns
+from millstream.machine import Gauges, stand_back, stand_ready
 from millstream.meter import Counter, Meter
 from millstream.models.manifest import Manifest
 from millstream.models.policy import render
@@ -158,6 +158,7 @@ class Serve:
     async def stop(self) -> None:
         """Answer what is under way, hand open sessions over to the next start, then let go."""
         await self.service.stop(self._handed)
+        self._follow.note()
 
     def _admit(self, model: str, manifest: Manifest) -> None:
         settings = self.installation.settings
@@ -345,14 +346,14 @@ async def run_role(file: Path, role: str, place: Place | None = None) -> None:
 
 
 async def _run_serve(serve: Serve, installation: Installation) -> None:
-    few_arenas()
-    quick_turns()
+    stand_ready()
     await serve.start()
     await _until_asked(serve.poll, lambda: installation.settings.poll_s, installation.clock)
     await serve.stop()
 
 
 async def _run_learn(learn: Learn, installation: Installation) -> None:
+    stand_back()
     took = 0
 
     def step() -> None:

@@ -24,6 +24,7 @@ from millstream.stream import LenientReader, Log
 from millstream.types import Delta
 
 GROUP = "serve"
+NOTE_S = 10.0
 log = logging.getLogger(__name__)
 
 
@@ -45,7 +46,8 @@ class Follow:
         self._engine: Engine | None = None
         self._cursors: dict[tuple[str, str], int] = {}
         self._waiting: dict[tuple[str, str], list[_Waiting]] = {}
-        self._answered = source.committed(GROUP, "deltas").get(0, 0)
+        self._answered = self._noted = source.committed(GROUP, "deltas").get(0, 0)
+        self._note_at = clock.monotonic()
         self._staleness = meter.histogram(
             "millstream_staleness_seconds",
             "From an outcome's arrival to the first answer of a process that contains it.",
@@ -75,6 +77,8 @@ class Follow:
                 self._poll(model, version)
             else:
                 self._forget(model, version)
+        if self._clock.monotonic() >= self._note_at:
+            self.note()
 
     def on_first_answer(self, model: str, version: str, sequence: int) -> None:
         """An answer was computed with delta `sequence`: everything up to it has reached people."""
@@ -85,11 +89,16 @@ class Follow:
         del waiting[: len(done)]
         now = self._clock.now()
         for one in done:
-            for since in np.frombuffer(one.since, np.float64).tolist():
-                self._staleness.observe(max(0.0, now - since))
+            self._staleness.observe_all(np.maximum(now - np.frombuffer(one.since, np.float64), 0.0))
         self._answered = max(self._answered, done[-1].next)
-        with contextlib.suppress(Full):  # a full disk: after a restart, at worst, some staleness is measured twice
-            self._source.commit(GROUP, "deltas", {0: self._answered})
+
+    def note(self) -> None:
+        """Keep how far answers are, for the next process. It waits for the disk, so not at each push: what came after
+        it is, at worst, measured twice."""
+        if self._answered > self._noted:
+            self._noted, self._note_at = self._answered, self._clock.monotonic() + NOTE_S
+            with contextlib.suppress(Full):
+                self._source.commit(GROUP, "deltas", {0: self._answered})
 
     def _poll(self, model: str, version: str) -> None:
         for offset, delta in self._deltas.events(0, self._cursors[model, version]):

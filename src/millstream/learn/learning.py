@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
-import numpy as np
 
 from millstream.clock import Clock
 from millstream.errors import Conflict, Corrupt, Error, Misconfigured
@@ -176,8 +175,7 @@ class Learning:
     def _observe(self, folded: Folded) -> None:
         self._judge.observe(folded)
         self._since += folded.batch.since.tolist()
-        for seconds in folded.batch.waited.tolist():
-            self._waited.observe(seconds)
+        self._waited.observe_all(folded.batch.waited)
         self._learnt.add(len(folded.batch.labels))
         self._skipped.add(folded.skipped)
 
@@ -200,6 +198,7 @@ class Learning:
         if refused > pushed:
             logger.warning("%s: examples %d to %d were refused and are skipped", model, pushed, refused)
             self._training.upto = refused
+            self._judge.gate.go_on(by_person=policy.who != MADE_BY)
         if refused > pushed or sequence < 0:
             self._new_base(live)
             return
@@ -253,7 +252,7 @@ class Learning:
         if self._suspended is None:
             self._suspend(policy.live)
         elif (folded := self._suspended.step(learn=False)) is not None:
-            self._judge.gate.observe(folded.predicted, folded.batch.labels)
+            self._judge.look(folded)
             if self._clock.monotonic() - self._suspended_at >= gate.resume_s:
                 self._resume(self._suspended.upto)
 
@@ -270,8 +269,7 @@ class Learning:
 
     def _resume(self, upto: int) -> None:
         """Go on after example `upto`, if those before it were as usual."""
-        gate = self._judge.gate
-        if not gate.enough() or gate.refuses(np.empty(0, np.float32)):
+        if not self._judge.gate.as_usual():
             return
         self._log.commit(self._group, "refused", {0: upto})
         why = f"gate: the last {self._settings.gate.window} examples are as usual again"
