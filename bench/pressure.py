@@ -4,9 +4,9 @@
 
 `millstream up` runs as it does for a user, with default settings of learning. A client of its own asks for rankings of
 20 candidates, rows of 20 features, at random moments (a Poisson process), tells each outcome in a call of its own, and
-measures from when a call was due. Learning runs and is paused in turns of `--turn` seconds, so what learning costs
-those who ask, on cores that both share, is seen beside the same load without it. Staleness is the service's own metric: from
-an outcome's arrival to the first answer that was computed with it.
+measures from when a call was due. Learning runs and is paused in turns of `--turn` seconds: what it costs who asks,
+on cores that both share, is seen beside the same load without it. Staleness is the service's own metric: from an
+outcome's arrival to the first answer that was computed with it.
 
 What a push alone costs is measured after that: `serve` runs without `learn`, under the same load, and deltas like those
 that learning made are appended `PUSHES_PER_S` times a second, in every other turn of `PUSH_TURN_S`.
