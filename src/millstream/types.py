@@ -220,6 +220,55 @@ class Ranked(msgspec.Struct):
     items: list[Candidate]
 
 
+class Ask(msgspec.Struct, kw_only=True):
+    """Ask for a list for somebody: items are recalled, ranked and put in order. `id` is the client's and idempotent.
+
+    `user` or `visitor` (somebody without an account) is named; `placement`: where the list will stand, of those that
+    are configured; `candidates`: items of the caller's own, beside what is recalled; `exclude`: items that must not
+    come; `context`: what the caller knows of the moment; `similar`: the list is to be like this item. `cursor`: of the
+    page before; then nothing else counts. `n`: items on a page.
+    """
+
+    id: str
+    user: str = ""
+    visitor: str = ""
+    placement: str = ""
+    n: int = 0
+    candidates: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    context: dict[str, str | float | bool] = {}
+    similar: str = ""
+    cursor: str = ""
+    explain: bool = False
+    event_time: float = 0.0
+
+
+class Slot(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An item in a list. `reasons`: of each step that had a say; `why`: its path through the stages, where asked for."""
+
+    item: str
+    score: float
+    reasons: list[str] = []
+    why: dict[str, Any] | None = None
+
+
+class Listing(msgspec.Struct, omit_defaults=True):
+    """The answer to `Ask`: one page of the list, and the `cursor` of the next where there is one.
+
+    `model`, `version`: what scored, empty where nothing did; `missed`: recall paths that were too late or failed, and
+    "rank" where the ranker did; `relaxed`: how often a constraint was given up for want of candidates.
+    """
+
+    id: str
+    model: str
+    version: str
+    items: list[Slot]
+    arm: str = ""
+    cursor: str = ""
+    missed: list[str] = []
+    relaxed: dict[str, int] = {}
+
+
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
     """What a person did with one item of one answer.
 
@@ -240,13 +289,19 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
         return self.id or f"{self.request}/{self.item}/{self.kind}"
 
 
-class Served(msgspec.Struct, frozen=True, kw_only=True, tag="served"):
+class Served(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="served"):
     """One answered request, written before the answer leaves.
 
     `tokens`: uint32 LE, len(candidates) x width, the feature rows that were scored; `definition`: hash of the feature
     definition that made them; `scores`: float32 LE, one a candidate, in the order of `candidates`. Where answers
     explore, `propensities`: float32 LE, how likely each candidate was to be put first, and `explored`: the place in
     `candidates` of the one that chance put first, -1 for none.
+
+    Of a list that was recalled and put in order (`placement` is not empty): `order`: uint32 LE, places in `candidates`,
+    in the order of the list; `reasons`: one text an item of the list; `sources`: uint32 LE a candidate, bit i for
+    `paths[i]` that found it; `late`: paths that were too late or failed; `recalled`: float32 LE a candidate, its score
+    in recall; `slate`: all that re-ranking looked at (flows/rerank/slate.py), `rules`: the arm of rules it went by,
+    `seed`: its chance; `ranker`: what answered for a ranker that could not; `history`: the user's, newest last.
     """
 
     request: str
@@ -262,6 +317,27 @@ class Served(msgspec.Struct, frozen=True, kw_only=True, tag="served"):
     scores: bytes = b""
     propensities: bytes = b""
     explored: int = -1
+    placement: str = ""
+    order: bytes = b""
+    reasons: list[str] = []
+    sources: bytes = b""
+    paths: list[str] = []
+    late: list[str] = []
+    recalled: bytes = b""
+    slate: bytes = b""
+    rules: str = ""
+    context: dict[str, str | float | bool] = {}
+    seed: int = 0
+    ranker: str = ""
+    history: list[str] = []
+
+
+class Merge(msgspec.Struct, frozen=True, kw_only=True, tag="merge"):
+    """A visitor turned out to be this user: what the visitor did is the user's."""
+
+    visitor: str
+    user: str
+    event_time: float = 0.0
 
 
 class Shadow(msgspec.Struct, frozen=True, kw_only=True, tag="shadow"):
@@ -347,7 +423,7 @@ class Entity(msgspec.Struct, frozen=True, kw_only=True, tag="entity"):
     """A user or an item as it is known now: an event of topic `users` or `items`, the latest of an id counts."""
 
     id: str
-    attributes: dict[str, str | int | float | list[str] | None]
+    attributes: dict[str, str | int | float | list[str | int | float] | None]
 
 
 class Fact(msgspec.Struct, frozen=True, kw_only=True, tag="fact", gc=False, omit_defaults=True):

@@ -48,7 +48,7 @@ def test_what_holds_nothing_personal_comes_back_as_it_was(event: Event) -> None:
 def test_the_tags_are_the_format_and_do_not_change() -> None:
     assert {one.__struct_config__.tag for one in get_args(Event)} == {
         "outcome", "served", "shadow", "example", "set_aside", "delta", "policy", "entity", "fact", "features_read",
-        "forgotten", "roll", "forget", "forgot",
+        "forgotten", "roll", "forget", "forgot", "merge",
     }  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from millstream.types import (
     Forget,
     Forgot,
     Forgotten,
+    Merge,
     Outcome,
     PolicyChange,
     Roll,
@@ -40,7 +41,7 @@ from millstream.types import (
 
 Event = (
     Outcome | Served | Shadow | Example | SetAside | Delta | PolicyChange | Entity | Fact | FeaturesRead
-    | Forgotten | Roll | Forget | Forgot
+    | Forgotten | Roll | Forget | Forgot | Merge
 )  # fmt: skip
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -135,7 +136,8 @@ def _gates(event: type[msgspec.Struct]) -> tuple[tuple[str, Callable[[Any], Any]
 
 
 _DECLARED: dict[type, tuple[tuple[str, Callable[[Any], Any]], ...]] = {
-    Served: (("user", pseudonym),),
+    Served: (("user", pseudonym), ("context", _attributes)),
+    Merge: (("visitor", pseudonym), ("user", pseudonym)),
     PolicyChange: (("who", pseudonym), ("why", redact), ("text", redact)),
     Entity: (("attributes", _attributes),),
     FeaturesRead: (("keys", _keys),),

@@ -8,21 +8,20 @@ another user, model or candidates is refused: it must never give one person's ra
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from millstream.clock import Clock
-from millstream.errors import BadInput, Conflict, NotFound, TooLarge
+from millstream.errors import BadInput, NotFound, TooLarge
 from millstream.features import Entities
-from millstream.flows.explore import explored
 from millstream.flows.predict import Submit
+from millstream.flows.recommend.explore import explored
+from millstream.flows.recommend.once import Once, digest
 from millstream.flows.served import ServedLog
 from millstream.guard.pii import pseudonym
 from millstream.stream.event import decode
@@ -53,14 +52,6 @@ class RecommendLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 86400.0
 
 
-class _Known(NamedTuple):
-    """An answer, the digest of what was asked, and who asked."""
-
-    asked: bytes
-    ranked: Ranked
-    user: str
-
-
 class Recommend:
     """`call(rank)` is a future of Ranked: candidates best first, ties in the order they were given. `matrix`: of the
     feature set that rows take, if they take one."""
@@ -72,8 +63,7 @@ class Recommend:
         self._matrix = matrix
         self._submit, self._entities, self._clock = submit, entities, clock
         self._served, self._limits = served, limits
-        self._answers: OrderedDict[str, _Known] = OrderedDict()
-        self._under_way: dict[str, tuple[bytes, asyncio.Future[Ranked]]] = {}
+        self._once = Once[Ranked](limits.answers_kept)
 
     @property
     def model(self) -> str:
@@ -87,20 +77,8 @@ class Recommend:
         """
         self._check(rank)
         rank.user = pseudonym(rank.user)  # the name under which the log, and so every feature, knows this person
-        asked = _digest(rank.model or self._limits.model, rank.user, rank.candidates)
-        known = self._answers.get(rank.id)
-        if known is not None:
-            _check_same(rank.id, asked, known.asked)
-            again: asyncio.Future[Ranked] = asyncio.get_running_loop().create_future()
-            again.set_result(known.ranked)
-            return again
-        if rank.id not in self._under_way:
-            answering = asyncio.ensure_future(self._answer(rank, asked))
-            self._under_way[rank.id] = asked, answering
-            answering.add_done_callback(lambda _: self._under_way.pop(rank.id, None))
-        asked_first, under_way = self._under_way[rank.id]
-        _check_same(rank.id, asked, asked_first)
-        return asyncio.shield(under_way)  # one caller going away must not cancel its twin
+        asked = digest(rank.model or self._limits.model, rank.user, rank.candidates)
+        return self._once.call(rank.id, asked, lambda: self._answer(rank, asked))
 
     async def _answer(self, rank: Rank, asked: bytes) -> Ranked:
         tokens = self._entities.rows(rank.user, rank.candidates, self._matrix(rank.user, rank.candidates))
@@ -131,31 +109,23 @@ class Recommend:
         )
         await self._served.append(event)
         ranked = _ranked(rank.id, output.model, output.version, rank.candidates, scores, event.explored)
-        self._remember(asked, ranked, rank.user)
+        self._once.remember(rank.id, asked, ranked, rank.user)
         return ranked
 
     def forget(self, mine: Callable[[str], bool]) -> int:
         """Forget the answers to people by their names; how many. A retry of such a request is a new one."""
-        gone = [ident for ident, known in self._answers.items() if mine(known.user)]
-        for ident in gone:
-            del self._answers[ident]
-        return len(gone)
+        return self._once.forget(mine)
 
     def recall(self, reader: Reader, partition: int) -> None:
         """Rebuild the memory of answers from the tail of this process's own `served` partition."""
         at = reader.end(partition) - self._limits.answers_kept
         for event in (decode(record.value) for record in reader.records(partition, at)):
-            if isinstance(event, Served) and event.scores:
+            if isinstance(event, Served) and event.scores and not event.placement:
                 scores = np.frombuffer(event.scores, np.float32)
                 candidates = tuple(event.candidates)
-                asked = _digest(event.model, event.user, candidates)
+                asked = digest(event.model, event.user, candidates)
                 ranked = _ranked(event.request, event.model, event.version, candidates, scores, event.explored)
-                self._remember(asked, ranked, event.user)
-
-    def _remember(self, asked: bytes, ranked: Ranked, user: str) -> None:
-        self._answers[ranked.id] = _Known(asked, ranked, user)
-        while len(self._answers) > self._limits.answers_kept:
-            self._answers.popitem(last=False)
+                self._once.remember(event.request, asked, ranked, event.user)
 
     def _check(self, rank: Rank) -> None:
         limits = self._limits
@@ -177,19 +147,6 @@ class Recommend:
                 f"event_time {rank.event_time:.0f} is {ahead:.0f} s ahead of this server's clock, "
                 f"{limits.ahead_s_max:.0f} s are allowed; send unix seconds"
             )
-
-
-def _digest(model: str, user: str, candidates: tuple[str, ...]) -> bytes:
-    """What makes two requests of one id the same request; `user` as the log knows it. 16 bytes of BLAKE2b."""
-    return hashlib.blake2b(msgspec.msgpack.encode((model, user, candidates)), digest_size=16).digest()
-
-
-def _check_same(ident: str, asked: bytes, known: bytes) -> None:
-    if asked != known:
-        raise Conflict(
-            f"id {ident[:80]!r} is already used for another request (user, model or candidates differ): "
-            "send each new request with an id of its own"
-        )
 
 
 def _scores(output: Output) -> NDArray[np.float32]:
