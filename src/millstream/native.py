@@ -27,7 +27,7 @@ except ImportError as missing:
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 void, u8, u32, u64 = types.void, types.uint8, types.uint32, types.uint64
-i64, f32, f64 = types.int64, types.float32, types.float64
+i32, i64, f32, f64 = types.int32, types.int64, types.float32, types.float64
 
 _OPTIONS: Final[dict[str, Any]] = {"nogil": True, "_nrt": False}
 

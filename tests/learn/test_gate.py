@@ -84,7 +84,15 @@ USUAL = np.arange(20_000) % 10 == 0
 def used(times=False) -> Gate:
     """A gate that has seen a tenth of positives, honestly predicted, over 20 windows of 1,000."""
     made = Gate(
-        GateSettings(window=1000, logloss_over=100.0, past_over=100.0, frozen_over=0.1, calibration_over=3.0, burst=5.0)
+        GateSettings(
+            window=1000,
+            logloss_over=100.0,
+            past_over=100.0,
+            frozen_over=0.1,
+            calibration_over=3.0,
+            burst=5.0,
+            leap=100.0,
+        )
     )
     made.observe(
         np.full(20_000, 0.1, np.float32), USUAL.astype(np.float32), times=np.arange(20_000.0) if times else None,

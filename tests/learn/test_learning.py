@@ -391,6 +391,76 @@ def test_a_refusal_takes_the_base_before_back_where_the_rule_says_so(tmp_path):
     house.log.close()
 
 
+LEAPS = GateSettings(
+    window=1000, logloss_over=100.0, frozen_over=100.0, past_over=100.0, calibration_over=100.0, resume_s=60.0
+)
+
+
+def robots(number: int) -> float:
+    return float(number % 2 or number % 10 in (0, 4))
+
+
+def came(number: int) -> float:
+    return robots(number) if number >= 6000 else float(number % 2)
+
+
+def test_robots_pause_learning_for_as_long_as_they_click_and_no_longer(tmp_path):
+    house = House(tmp_path, gate=LEAPS, base_examples=1500)
+    house.tell(6000)
+    house.turn()
+    for _ in range(12):  # longer than the past, if it learnt from them
+        house.tell(500, robots)
+        house.turn()
+        house.clock.advance(30.0)
+        if house.examples.end == 8000:
+            house.restart()
+    assert house.policy.learning == "paused" and house.policy.why.endswith("does somebody click without looking?")
+    assert house.meter.sum("millstream_examples_learnt_total") == 0, "the restarted learner learns from robots"
+    house.tell(2100)
+    house.turn()
+    house.clock.advance(60.0)
+    house.tell(1)
+    house.turn()
+    assert house.policy.learning == "run"
+    house.tell(1500)
+    house.turn()
+    assert house.policy.learning == "run" and house.meter.sum("millstream_examples_learnt_total") == 1501
+    house.log.close()
+
+
+def test_who_lets_learning_run_says_that_the_leap_is_right(tmp_path):
+    house = House(tmp_path, gate=LEAPS)
+    house.tell(6000)
+    house.turn()
+    house.tell(1000, robots)
+    house.turn()
+    assert house.policy.learning == "paused"
+    house.change(traffic.learning("run"))
+    for _ in range(10):
+        house.tell(400, robots)
+        house.turn()
+        house.restart()
+    assert house.policy.learning == "run", house.policy.why
+    assert same(house.served(), house.folded([*range(6000), *range(7000, 11_000)], came))
+    house.log.close()
+
+
+def test_what_is_usual_outlives_restarts_and_bases_bit_for_bit(tmp_path):
+    books = []
+    for restarts in (False, True):
+        house = House(tmp_path / str(restarts), gate=LEAPS, base_examples=700)
+        for _ in range(20):
+            house.tell(333)
+            house.turn()
+            if restarts:
+                house.restart()
+        house.tell(100, robots)
+        house.turn()
+        books.append(house.learning._judge.gate.dump())
+        house.log.close()
+    assert books[0] == books[1]
+
+
 @pytest.mark.parametrize("restarts", [0, 4])
 def test_what_is_said_of_learning_does_not_depend_on_restarts(tmp_path, restarts):
     house = House(tmp_path, base_examples=150)

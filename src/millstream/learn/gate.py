@@ -9,7 +9,10 @@ Its rules are about harm that would be visible only after the fact:
 - nor worse than they did in the past, for as many positives and as many negatives: labels that are wrong now and then
   show in that first;
 - labels are such as they were: many times the usual positives are a broken client or robots, and none at all, in a
-  time in which windows have closed several times over, are clicks that nobody reports any more.
+  time in which windows have closed several times over, are clicks that nobody reports any more;
+- the share of positives has not leapt (usual.py): robots that click half of what they see. Fewer odds are needed for
+  this than for the rule before, as it waits until negatives are known too, and its past never learns from examples
+  that were passed over. So a leap that lasts stays refused, until a person lets it run.
 
 Positives come at once and negatives a window later, so the last examples alone may be of one kind whenever traffic
 begins or stops, and their own rate would be a prophet. The plain rate is therefore that of a long past (`HISTORY`
@@ -23,6 +26,8 @@ from typing import Annotated, Final, Literal
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+from millstream.learn.usual import LEAPT, Usual
 
 HISTORY: Final = 20  # windows after which an example counts 1/e in the plain rate
 _BOTH = 50  # of each kind: with fewer, the chance of their number alone moves the plain logloss by the margin
@@ -59,6 +64,10 @@ class GateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     burst: Annotated[
         float, msgspec.Meta(ge=1, description="how many times the usual odds of a positive are taken for true")
     ] = 3.0
+    leap: Annotated[
+        float,
+        msgspec.Meta(ge=1, description="how many times the usual odds are taken for true once negatives are known too"),
+    ] = 1.5
     then: Annotated[
         Literal["freeze", "rollback"],
         msgspec.Meta(description="a refusal stops learning where it is, or takes the base before back too"),
@@ -82,6 +91,7 @@ class Gate:
         self._waited = 0.0
         self._past = self._past_positive = 0.0  # fading counts
         self._past_loss = np.zeros(2)  # fading sums, of negatives and of positives
+        self._usual = Usual(settings.window, HISTORY)
 
     def observe(
         self,
@@ -90,10 +100,12 @@ class Gate:
         frozen: NDArray[np.float32] | None = None,
         times: NDArray[np.float64] | None = None,
         waited_s: float = 0.0,
+        *,
+        passed_over: bool = False,
     ) -> None:
         """`predicted` [rows]: probabilities given before the labels were learnt; `frozen`: by the version that stands
         still, the same where there is none; `times`: of the events; `waited_s`: the longest that one waited for its
-        label."""
+        label; `passed_over`: they are answered and not learnt."""
         window = self._settings.window
         ages = np.arange(len(labels))[::-1]
         kept = np.exp(-np.append(ages, len(labels)) / (HISTORY * window))
@@ -107,12 +119,35 @@ class Gate:
         self._frozen[at] = (predicted if frozen is None else frozen)[-window:]
         self._times[at] = 0.0 if times is None else times[-window:]
         self._waited = max(self._waited, waited_s)
+        self._usual.observe(labels, np.zeros(len(labels)) if times is None else times, passed_over=passed_over)
         self._seen += len(labels)
         self._ever += len(labels)
 
     def look_anew(self) -> None:
-        """Judge by what comes from now on; what is usual stays known."""
+        """Judge by what comes from now on, after examples that were not told; what is usual stays known."""
         self._seen, self._labels[:] = 0, 0.0
+        self._usual.look_anew()
+
+    def go_on(self, by_person: bool) -> None:
+        """After a refusal. A person who lets it run says that labels are right: what share is usual is found anew."""
+        self.look_anew()
+        if by_person:
+            self._usual.forget()
+
+    def dump(self) -> str:
+        """Which share of positives is usual, for the metadata of a base: to know it takes more than a restart folds."""
+        return self._usual.dump()
+
+    def restore(self, text: str) -> None:
+        """What `dump` gave. Corrupt."""
+        self._usual.restore(text)
+
+    def as_usual(self, why: str) -> bool:
+        """Whether a whole window of what was passed over can be judged, and is as usual; `why`: of the refusal. After a
+        leap, labels alone are judged: the answers are those of weights that the world has left behind meanwhile."""
+        if not (self.enough() and self._usual.full()) or self._odd_labels() or self._usual.leap(self._settings.leap):
+            return False
+        return why.endswith(LEAPT) or not self._odd_answers()
 
     def refuses(self, weights: NDArray[np.float32]) -> str:
         """Why these weights must not be served, or "" when they may."""
@@ -121,7 +156,8 @@ class Gate:
         largest = float(np.abs(weights).max(initial=0.0))
         if largest > self._settings.weight_max:
             return f"a weight of {largest:.3g} is beyond the bound of {self._settings.weight_max:g}"
-        return self._odd_labels() or (self._odd_answers() if self.enough() else "")
+        odd = self._odd_labels() or self._usual.leap(self._settings.leap)
+        return odd or (self._odd_answers() if self.enough() else "")
 
     def enough(self) -> bool:
         """Whether the window is full and holds 50 of each label (of a window below 5,000: 1 %)."""

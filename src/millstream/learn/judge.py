@@ -2,7 +2,8 @@
 
 Rules of the room:
 - Everything is told before it is learnt, in order, once: what a restart folds again is told again to the gate and to
-  the calibration, which the base carries up to its own place, and not to the books, which are kept beside the log.
+  the calibration, not to the books, which are kept beside the log. Calibration and usual labels are carried by the base
+  up to its own place.
 - The version that stands still and the version before score the same rows. They are copies in this process, and no
   request waits for them.
 """
@@ -74,6 +75,8 @@ class Judge:
     def stand(self, metadata: Metadata, frozen: Served | None, previous: Served | None) -> None:
         """The learner begins from a base: with the `metadata` of its snapshot."""
         self.gate = Gate(self._settings)
+        if usual := metadata.get("usual"):
+            self.gate.restore(str(usual))
         kept = metadata.get("calibration")
         self._calibration = Calibration.load(str(kept)) if kept else Calibration()
         self._beside = {name: one for name, one in (("frozen", frozen), ("previous", previous)) if one is not None}
@@ -99,6 +102,13 @@ class Judge:
                 {"served": batch.scores[told] > 0},
             )
 
+    def look(self, folded: Folded) -> None:
+        """What was answered and passed over, while learning stands still: the gate alone is told."""
+        batch = folded.batch
+        if len(batch.labels):
+            waited = float(batch.waited.max())
+            self.gate.observe(folded.predicted, batch.labels, None, batch.times, waited, passed_over=True)
+
     def correction(self) -> Correction:
         """What served probabilities are mended by, as of now."""
         slope, intercept = self._calibration.fit() if self._calibrate else (1.0, 0.0)
@@ -106,7 +116,7 @@ class Judge:
 
     def metadata(self) -> Metadata:
         """What a base carries."""
-        return {**self.correction().metadata(), "calibration": self._calibration.dump()}
+        return {**self.correction().metadata(), "calibration": self._calibration.dump(), "usual": self.gate.dump()}
 
     def publish(self, upto: int, now: float) -> None:
         """Say how it is, as metrics and as a file; unix seconds."""

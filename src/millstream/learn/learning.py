@@ -9,7 +9,7 @@ The policy file commands it. `learning = "paused"` or a `pin` stops folding wher
 version live (a roll back), learning continues from that version, and from the *present* position: the examples that
 the rolled back weights had learnt are not learnt again. So it is with what the gate refused: when a person lets it
 run again, learning stands on the weights of the last push and goes on after the refused examples, or it would be
-refused for them for ever.
+refused for them for ever. The gate judges what comes then by itself; a person's word makes new labels usual.
 """
 
 from __future__ import annotations
@@ -190,6 +190,7 @@ class Learning:
         refused = self._log.committed(self._group, "refused").get(0, 0)
         if manifest.lineage.get("made_by") != MADE_BY or int(live) < newest:  # somebody's own version, or a roll back
             self._training.upto = max(upto, pushed, refused)
+            self._judge.gate.look_anew()
             self._new_base(live)
             return
         sequence, reached = self._last_delta(live, int(str(manifest.lineage["deltas_from"])))
@@ -254,7 +255,7 @@ class Learning:
         elif (folded := self._suspended.step(learn=False)) is not None:
             self._judge.look(folded)
             if self._clock.monotonic() - self._suspended_at >= gate.resume_s:
-                self._resume(self._suspended.upto)
+                self._resume(self._suspended.upto, policy.why)
 
     def _suspend(self, live: str) -> None:
         """Stand on the weights of the last push, before the examples that come after what was refused."""
@@ -267,9 +268,9 @@ class Learning:
         self._suspended_at = self._clock.monotonic()
         self._judge.gate.look_anew()
 
-    def _resume(self, upto: int) -> None:
-        """Go on after example `upto`, if those before it were as usual."""
-        if not self._judge.gate.as_usual():
+    def _resume(self, upto: int, refused: str) -> None:
+        """Go on after example `upto`, if those before it were as usual; `refused`: why others were not."""
+        if not self._judge.gate.as_usual(refused):
             return
         self._log.commit(self._group, "refused", {0: upto})
         why = f"gate: the last {self._settings.gate.window} examples are as usual again"
