@@ -3,19 +3,23 @@
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, product
 
+import msgspec
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millstream.clock import FakeClock
 from millstream.errors import Full
 from millstream.stream import Join, JoinSettings, Log, Operation, Task, decode, encode
+from millstream.stream.tasks import Replayed
 from millstream.types import Example, Outcome, Served, SetAside
 
 WINDOW, KEEP = 30.0, 200.0
 SETTINGS = JoinSettings(tasks={"like": Task(window_s=WINDOW)}, keep_s=KEEP, idle_s=1000.0)
+LONG = JoinSettings(keep_s=1e5)
 KINDS = ("impression", "like", "click", "nonsense")
 
 
@@ -283,8 +287,9 @@ def test_what_is_remembered_is_bounded(tmp_path):
     assert join.needed("served") == {0: 1}
 
 
-def backlog(folder, count, every, **limits):
-    """`count` served events, an impression and a like for one in `every` of them, all there before the join runs."""
+def backlog(folder, count, every, burst=1, items=("i1",), settings=LONG, **limits):
+    """`count` served events, an impression and a like of `items` for `burst` in `every` of them, all there before the
+    join runs."""
     clock = FakeClock(1e9)
     log = Log(folder, clock)
     to_served, to_outcomes = log.writer("served"), log.writer("outcomes")
@@ -292,13 +297,11 @@ def backlog(folder, count, every, **limits):
         clock.advance(0.5)
         now = clock.now()
         to_served.append(b"", encode(served(number, now)))
-        if number % every == 0:
-            for kind in ("impression", "like"):
-                outcome = Outcome(request=f"r{number}", item="i1", kind=kind, event_time=now)
+        if number % every < burst:
+            for kind, item in product(("impression", "like"), items):
+                outcome = Outcome(request=f"r{number}", item=item, kind=kind, event_time=now)
                 to_outcomes.append(b"", encode(outcome))
-    joining = Operation(
-        Join(JoinSettings(keep_s=1e5)), log, Join.inputs, "examples", folder / "snapshot", clock, **limits
-    )
+    joining = Operation(Join(settings), log, Join.inputs, "examples", folder / "snapshot", clock, **limits)
     while joining.step():
         pass
     return log, joining, clock
@@ -308,6 +311,15 @@ def test_no_outcome_overtakes_its_request_when_there_is_a_backlog(tmp_path):
     log, _, _ = backlog(tmp_path, 2000, every=10, records_max=50)
     events = [decode(record.value) for record in log.reader("examples").records(0)]
     assert [(type(event), event.label) for event in events] == [(Example, 1.0)] * 200
+
+
+@pytest.mark.parametrize(("every", "burst"), [(1, 1), (1000, 100)], ids=["many", "after-pauses"])
+def test_no_request_is_pushed_out_by_those_behind_it_in_a_backlog(tmp_path, every, burst):
+    """Outcomes are several to a request, so their topic takes longer to read: to remember 800 of 4,000 must do."""
+    few = JoinSettings(keep_s=60.0, requests_max=800)
+    log, _, _ = backlog(tmp_path, 4000, every, burst, ("i0", "i1", "i2"), few, records_max=50)
+    events = [decode(record.value) for record in log.reader("examples").records(0)]
+    assert [(type(event), event.label) for event in events] == [(Example, 1.0)] * (3 * 4000 * burst // every)
 
 
 def test_a_client_whose_clock_runs_ahead_does_not_close_the_windows_of_others(tmp_path):
@@ -380,6 +392,26 @@ def test_a_changed_window_applies_from_the_next_step_also_after_a_crash(tmp_path
     joining.step()
     made = [decode(record.value).request for record in log.reader("examples").records(0)]
     assert made == ["r0", "r5", "r6"]
+
+
+def test_a_state_under_settings_that_are_refused_today_is_taken_up(tmp_path):
+    """They were let in once: a window that outlives its request. Its steps are replayed as they were made."""
+    log, joining, clock = backlog(tmp_path, 1, every=1)
+    joining.close()
+    then = msgspec.convert({"tasks": {"like": {"window_s": 100.0}}, "keep_s": 50.0}, Replayed)
+    joining = Operation(Join(then), log, Join.inputs, "examples", tmp_path / "snapshot", clock)
+    start = clock.now()
+    log.writer("served", 1).append(b"", encode(served(5, start)))
+    to_outcomes = log.writer("outcomes", 1)
+    to_outcomes.append(b"", encode(Outcome(request="r5", item="i1", kind="impression", event_time=start)))
+    clock.advance(60.0)
+    to_outcomes.append(b"", encode(Outcome(kind="watermark", event_time=start + 60.0)))
+    joining.step()
+    joining.abandon()
+    joining = Operation(Join(SETTINGS), log, Join.inputs, "examples", tmp_path / "snapshot", clock)
+    joining.step()
+    events = [decode(record.value) for record in log.reader("examples").records(0)]
+    assert [getattr(event, "cause", "learnt") for event in events] == ["learnt", "expired"]
 
 
 def test_retention_keeps_what_the_snapshot_refers_to(tmp_path):

@@ -10,7 +10,8 @@ How exactly once works, with nothing but an append-only log:
 - Clocks are read once a step and recorded in the frame, so a replay sees the same times: the wall clock, and *steady*
   seconds, which pass only while this process runs and cannot jump.
 - Topics are merged by arrival: with a backlog, a record of a later topic waits until the earlier topics have been read
-  beyond its arrival, so an outcome never overtakes the answer that it belongs to.
+  beyond its arrival, so an outcome never overtakes the answer that it belongs to. Nor do the earlier topics run ahead
+  of a later one by more than a step and two minutes: else the state would grow with the backlog, past its bounds.
 - The snapshot keeps the operator's configuration. A replay runs under the one that the steps were made under; a changed
   one applies from the first new step.
 """
@@ -114,6 +115,7 @@ class _AnySnapshot(msgspec.Struct, frozen=True):
 
 SNAPSHOT_FORMAT = 2  # 1: a join without tasks; stream/earlier.py reads it
 REORDER_S = 60.0  # how far the arrival stamps of two topics may be apart, after a clock jump, say
+AHEAD_S = 2 * REORDER_S  # more than what a later topic's next record waits for
 logger = logging.getLogger("millstream.stream")
 
 
@@ -165,6 +167,8 @@ class Operation:
         self.step_done = Step(0, 0.0, 0.0, {topic: {} for topic in inputs})
         self._snapshotted = self._gone = 0
         self._early: dict[tuple[str, int], tuple[int, float]] = {}  # a record that waits: its offset and arrival
+        self._came: dict[tuple[str, int], float] = {}  # the arrival up to which a partition has been read
+        self._behind = dict.fromkeys(self._readers, float("inf"))  # the least of these where more is left than a step
         operator.attach(log)
         with uncollected():
             self._recover()
@@ -235,20 +239,41 @@ class Operation:
             topic: until[topic] if until else {p: reader.end(p) for p in reader.partitions()}
             for topic, reader in reversed(self._readers.items())
         }
+        bounded = not until
+        batch, offsets = self._merge(ends, bounded)
+        if bounded and not batch:  # what is behind goes on after a pause, and waits for what was held back for it
+            self._behind = dict.fromkeys(self._readers, float("inf"))
+            batch, offsets = self._merge(ends, bounded)
+        return batch, offsets
+
+    def _merge(self, ends: dict[str, dict[int, int]], bounded: bool) -> tuple[_Batch, dict[str, dict[int, int]]]:
+        """The next events of every input before its `ends`, and the offsets after them."""
         batch: _Batch = []
         offsets: dict[str, dict[int, int]] = {}
         horizon = float("inf")  # arrival up to which every earlier topic has been read
+        later = list(self._readers)
         for topic in self._readers:
+            later.remove(topic)
+            limit = min((self._behind[one] for one in later), default=float("inf")) + AHEAD_S
             offsets[topic] = dict(self.step_done.offsets[topic])
-            reached = horizon
+            reached, behind = horizon, float("inf")
             for partition, end in sorted(ends[topic].items()):
-                records, at = self._take(topic, partition, end, horizon, bounded=not until)
+                place = topic, partition
+                if bounded and self._came.get(place, 0.0) > limit:
+                    records, at = list[Record](), offsets[topic][partition]
+                else:
+                    records, at = self._take(topic, partition, end, horizon, bounded)
+                    waits, arrival = self._early.get(place, (-1, 0.0))
+                    self._came[place] = arrival if waits == at else records[-1].arrival if records else 0.0
                 if records:
                     batch.append((topic, records))
                 offsets[topic][partition] = at
-                if at < end and records:
-                    reached = min(reached, records[-1].arrival - REORDER_S)
-            horizon = float("inf") if until else reached
+                if at < end:
+                    reached = min(reached, self._came[place] - REORDER_S)
+                if end - at > self._records_max:
+                    behind = min(behind, self._came[place])
+            self._behind[topic] = behind if bounded else float("inf")
+            horizon = reached if bounded else float("inf")
         return batch, offsets
 
     def _take(self, topic: str, partition: int, end: int, horizon: float, bounded: bool) -> tuple[list[Record], int]:
