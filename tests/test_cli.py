@@ -23,11 +23,12 @@ from millstream.models.online import Settings as FtrlSettings
 from millstream.models.repository import Repository
 from millstream.stream import Log, encode
 from millstream.stream.audit import Acknowledged
+from millstream.stream.operator import Step
 from millstream.types import Outcome
 from millstream.watch.guard import Guards
 
 VERBS = [
-    [], ["capacity"], ["demo"], ["serve"], ["up"], ["models"],
+    [], ["capacity"], ["demo"], ["serve"], ["up"], ["models"], ["recommend"],
     ["train"], *(["train", one] for one in ("offline", "status", "pause", "resume", "rollback")),
     *(["models", one] for one in ("list", "verify", "add", "show", "remove", "pack")),
     ["traffic"],
@@ -380,6 +381,32 @@ def test_a_log_is_audited_and_the_exit_code_says_whether_it_is_sound(tmp_path, r
     ledger.write_bytes(b"nonsense\n\n")
     assert "ledger line 1" in refused("log", "audit", folder, "--ledger", ledger)
     assert "No such file" in refused("log", "audit", folder, "--ledger", tmp_path / "none")
+
+
+def test_an_audit_takes_the_windows_of_the_installation_and_says_which(tmp_path, result, call):
+    """An impression of 60 s ago that nobody has judged: on its way where windows are 90 s, lost where they are 30 s.
+    The last outcome's clock runs 20 s ahead, as far as the installation lets it move time."""
+    toml, ledger, clock = tmp_path / "millstream.toml", tmp_path / "ledger", FakeClock(1000.0)
+    ledger.write_bytes(msgspec.json.encode(Acknowledged("r/i/impression", 960.0)) + b"\n")
+    with Log(tmp_path / "log", clock) as log:
+        to_outcomes, to_examples = log.writer("outcomes"), log.writer("examples")
+        to_outcomes.append(b"", encode(Outcome(request="r", item="i", kind="impression", event_time=960.0)))
+        to_outcomes.append(b"", encode(Outcome(kind="watermark", event_time=1020.0)))
+        step = Step(1, 0.0, 0.0, {"outcomes": {0: 2}})
+        to_examples.append_frame([], meta=msgspec.msgpack.encode(step))
+
+    def audited(where, *more):
+        code, out, _ = call("log", "audit", where, "--ledger", ledger, *more, "--json")
+        found = json.loads(out)
+        assert (code == 0) == found["sound"] == (found["lost"] == 0)
+        return found["lost"], found["window_s"], found["window_by"].partition(" ")[0]
+
+    toml.write_text(TOML + "[join]\nahead_s = 20.0\n[join.tasks.bought]\nwindow_s = 90.0\n")
+    assert audited(toml) == (0, 90.0, "millstream.toml")
+    assert audited(toml, "--window", "50") == (1, 50.0, "--window")
+    assert audited(tmp_path / "log") == (1, 30.0, "nobody")
+    toml.write_text(TOML + "[join]\nahead_s = 5.0\n[join.tasks.bought]\nwindow_s = 50.0\n")
+    assert audited(toml) == (0, 50.0, "millstream.toml"), "time stands at 1005: this window ends at 1010"
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):

@@ -17,7 +17,7 @@ import pytest
 
 from millstream import errors
 from millstream.client import Client
-from millstream.types import Outcome, Ranked
+from millstream.types import Listing, Outcome
 
 
 class House(ThreadingHTTPServer):
@@ -191,7 +191,7 @@ def test_what_has_no_datatype_is_refused_before_it_is_sent(house: House) -> None
 def test_recommend_makes_an_id_and_a_time_unless_given(house: House) -> None:
     with Client(house.url) as client:
         ranked = client.recommend("u", ["b", "a"])
-        assert isinstance(ranked, Ranked) and [one.item for one in ranked.items] == ["a", "b"]
+        assert isinstance(ranked, Listing) and [one.item for one in ranked.items] == ["a", "b"]
         assert ranked.version == "3@17" and len(ranked.id) == 32
         assert client.recommend("u", ["a"], id="mine", event_time=5.0).id == "mine"
     first, second = (json.loads(body) for _, _, body in house.requests)

@@ -29,6 +29,7 @@ from millstream.features import Column, Definition
 from millstream.front import answer, routes
 from millstream.guard import auth
 from millstream.models import manifest, policy
+from millstream.stream import JoinSettings, Task
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "millstream"
@@ -207,7 +208,7 @@ def service(tmp_path_factory):
     settings = Settings(
         http_port=0,
         features=Definition(user=(Column("id"),), item=(Column("id"),)),
-        join={"tasks": {"like": {"window_s": 1.0}}},
+        join=JoinSettings(tasks={"like": Task(window_s=1.0)}),
     )
     settings = msgspec.convert(msgspec.to_builtins(settings) | {"learn": {"model": "ranker"}}, Settings)
 
@@ -275,7 +276,11 @@ def test_every_metric_is_listed_and_every_listed_one_is_there(service):
         "millstream_certificate",
         "millstream_fact",
         "millstream_feature",
+        "millstream_empty_lists_total",
         "millstream_learning_",
+        "millstream_rank_instead_total",
+        "millstream_recall_",
+        "millstream_relaxed_total",
         "millstream_traces",
     )
     assert {one for one in listed - rendered if not one.startswith(with_a_setting)} == at_first_use

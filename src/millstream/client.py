@@ -40,7 +40,7 @@ from numpy.typing import ArrayLike
 
 from millstream import errors
 from millstream.clock import Clock, SystemClock
-from millstream.types import Array, Outcome, Ranked
+from millstream.types import Array, Listing, Outcome
 
 ANSWER_BYTES_MAX = 256 * 2**20
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 5.0
@@ -48,6 +48,18 @@ BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 5.0
 log = logging.getLogger(__name__)
 
 OnDrop = Callable[[list[Outcome], str], None]
+
+
+class Wish(TypedDict, total=False):
+    """What may be said of a list: see docs/recommend.md."""
+
+    visitor: str
+    placement: str
+    n: int
+    exclude: Sequence[str]
+    context: Mapping[str, str | float | bool]
+    cursor: str
+    explain: bool
 
 
 class Said(TypedDict, total=False):
@@ -99,20 +111,49 @@ class Client:
         return _read_tensors(headers.get("Inference-Header-Content-Length"), body)
 
     def recommend(
-        self, user: str, candidates: Sequence[str], id: str | None = None, event_time: float | None = None
-    ) -> Ranked:
-        """`candidates` in rank order for `user`. The same `id` asked again is one request in the log."""
+        self,
+        user: str = "",
+        candidates: Sequence[str] = (),
+        id: str | None = None,
+        event_time: float | None = None,
+        **more: Unpack[Wish],
+    ) -> Listing:
+        """A list for `user`, one page of it; with `candidates` alone, these in rank order. The same `id` asked again is
+        one request in the log."""
         asked = {
             "id": id or uuid.uuid4().hex,
             "user": user,
-            "candidates": list(candidates),
             "event_time": self._clock.now() if event_time is None else event_time,
+            **({"candidates": list(candidates)} if candidates or not more else {}),
+            **more,
         }
-        body = self._wire.post("/v1/recommend", _json(asked, "recommend"), _JSON)[1]
+        return self._listing("/v1/recommend", asked)
+
+    def similar(self, item: str, user: str = "", id: str | None = None, **more: Unpack[Wish]) -> Listing:
+        """A list of items like `item`."""
+        return self._listing("/v1/similar", {"id": id or uuid.uuid4().hex, "item": item, "user": user, **more})
+
+    def items(self, items: Sequence[Mapping[str, Any]]) -> int:
+        """Tell of items, each an `id` and its attributes; how many are durable now."""
+        return self._told("/v1/items", {"items": list(items)})
+
+    def users(self, users: Sequence[Mapping[str, Any]]) -> int:
+        """Tell of users; as `items`."""
+        return self._told("/v1/users", {"users": list(users)})
+
+    def merge(self, visitor: str, user: str) -> int:
+        """A visitor turned out to be this user."""
+        return self._told("/v1/users/merge", {"merges": [{"visitor": visitor, "user": user}]})
+
+    def _listing(self, path: str, asked: Mapping[str, object]) -> Listing:
+        body = self._wire.post(path, _json(asked, path), _JSON)[1]
         try:
-            return msgspec.json.decode(body, type=Ranked)
+            return msgspec.json.decode(body, type=Listing)
         except msgspec.MsgspecError as error:
-            raise errors.Error(f"/v1/recommend: the answer cannot be read: {error}") from None
+            raise errors.Error(f"{path}: the answer cannot be read: {error}") from None
+
+    def _told(self, path: str, told: Mapping[str, object]) -> int:
+        return int(_object(path, self._wire.post(path, _json(told, path), _JSON)[1])["accepted"])
 
     def traffic(self, model: str) -> dict[str, Any]:
         """Who gets which version of a model, and how that came about. Wants the right to `control`, as all below do."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -22,6 +22,8 @@ SUPERVISOR = "MILLSTREAM_SUPERVISOR"
 """Variable in which a supervisor tells its roles its process id."""
 
 S = TypeVar("S", bound=msgspec.Struct)
+_FREE = "[...]"  # in a path of msgspec's: a name that is free
+_PART = re.compile(r"\.[^.\[`]+|\[[^]]*\]")
 _VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)\}")
 
 
@@ -46,28 +48,41 @@ def parse(text: str, into: type[S], where: str) -> S:
     try:
         return msgspec.convert(found, into)
     except msgspec.ValidationError as error:
-        raise Misconfigured(f"{where}: {str(error).replace('`$.', '`')}") from None
+        raise Misconfigured(f"{where}: {_told(error, found, into)}") from None
     except Misconfigured as error:  # what a struct checks of itself
         raise Misconfigured(f"{where}: {error}") from None
 
 
-def settings(of: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[str, object, str]]:
-    """(name, default, help) of every setting below a struct, for docs and `--help`."""
+def settings(
+    of: type[msgspec.Struct], prefix: str = "", told: set[type[msgspec.Struct]] | None = None
+) -> Iterator[tuple[str, object, str]]:
+    """(name, default, help) of every setting below a struct, for docs and `--help`; a default of None: there is none.
+    What a table of several kinds may hold is told once; `told`: those that were."""
+    told = set() if told is None else told
     for field in msgspec.structs.fields(of):
         name = f"{prefix}{field.encode_name}"
         meta = getattr(field.type, "__metadata__", ())
         help = next((m.description for m in meta if isinstance(m, msgspec.Meta) and m.description), "")
         table, several = _table(field.type)
         if table and not several and field.default is not None:
-            yield from settings(table, f"{name}.")
+            yield from settings(table, f"{name}.", told)
         else:
             default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory
-            default = default() if callable(default) else default
+            default = default() if callable(default) else None if default is msgspec.NODEFAULT else default
             if (named := _named(field.type)) is None:
                 yield name, default, help
             else:
                 yield name, {key: _changed(one) for key, one in default.items()}, help
-                yield from settings(named, f"{name}.NAME.")
+                yield from settings(named, f"{name}.NAME.", told)
+            for kind in _kinds(field.type):
+                if kind not in told:
+                    told.add(kind)
+                    yield from settings(kind, f"{name}.{kind.__struct_config__.tag}.", told)
+
+
+def supervised() -> bool:
+    """Whether a supervisor started this process."""
+    return SUPERVISOR in os.environ
 
 
 def orphaned() -> bool:
@@ -117,6 +132,60 @@ def _check_names(found: Mapping[str, object], of: type[msgspec.Struct], where: s
                 _check_names(below, table, where, f"{prefix}{name}.")
 
 
+def _told(error: msgspec.ValidationError, found: Any, into: type[msgspec.Struct]) -> str:
+    """What is wrong and where, with the names that are free, which msgspec leaves out, and the number that was got: a
+    text may be a secret of the environment."""
+    said, at, path = str(error).partition(" - at `$")
+    names: list[str | int] = []
+    for part in _PART.findall(path):
+        if part == _FREE:
+            name, found = _blamed(error, found, into, names)
+            names.append(name)
+        else:
+            names.append(int(part[1:-1]) if part[0] == "[" else part[1:])
+    if not names:
+        return said + at + path
+    shown = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in names)
+    got = _at(found, names)
+    return f"{said} - at `{shown[1:]}`" + (f", got {got}" if isinstance(got, int | float) else "")
+
+
+def _blamed(
+    error: msgspec.ValidationError, found: Any, into: type[msgspec.Struct], above: Sequence[str | int]
+) -> tuple[str, Any]:
+    """Which name of a table is wrong: the first that, alone there, is wrong in this way. And `found` with it alone."""
+    for name, value in _at(found, above).items():
+        alone = _with(found, above, {name: value})
+        try:
+            msgspec.convert(alone, into)
+        except msgspec.ValidationError as same:
+            if str(same) == str(error):
+                return name, alone
+        except Misconfigured:
+            pass
+    return _FREE, found
+
+
+def _at(found: Any, names: Sequence[str | int]) -> Any:
+    """The value that these names lead to; None where they lead nowhere."""
+    for name in names:
+        try:
+            found = found[name]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return found
+
+
+def _with(found: Any, names: Sequence[str | int], value: object) -> Any:
+    """`found` with another value where these names lead."""
+    if not names:
+        return value
+    below = _with(found[names[0]], names[1:], value)
+    if isinstance(found, dict):
+        return {**found, names[0]: below}
+    return [below if number == names[0] else one for number, one in enumerate(found)]
+
+
 def _named(kind: Any) -> type[msgspec.Struct] | None:
     """The struct of a setting that is tables by names which are free; None of another."""
     while get_args(kind) and get_origin(kind) is not dict:
@@ -137,9 +206,20 @@ def _made(field: msgspec.structs.FieldInfo) -> tuple[object, ...]:
     return () if field.default_factory is msgspec.NODEFAULT else (field.default_factory(),)
 
 
+def _kinds(kind: Any) -> tuple[type[msgspec.Struct], ...]:
+    """The structs of a setting whose tables are of several kinds, told by a tag; none of another."""
+    found = tuple(one for one in get_args(kind) if isinstance(one, type) and issubclass(one, msgspec.Struct))
+    if len(found) > 1:
+        return found
+    return next((below for one in get_args(kind) if (below := _kinds(one))), ())
+
+
 def _table(kind: Any) -> tuple[type[msgspec.Struct] | None, bool]:
-    """The struct that a setting's type is made of, if any, and whether the setting holds several of them."""
+    """The struct that a setting's type is made of, if any, and whether the setting holds several of them. None where
+    they are of several kinds: those refuse names themselves."""
     several = False
+    if _kinds(kind):
+        return None, False
     while not isinstance(kind, type) or get_args(kind):
         if get_origin(kind) in (tuple, list):
             several = True

@@ -244,7 +244,7 @@ class Ask(msgspec.Struct, kw_only=True):
 
 
 class Slot(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An item in a list. `reasons`: of each step that had a say; `why`: its path through the stages, where asked for."""
+    """An item in a list. `reasons`: of each step that had a say; `why`: how it came there, where asked for."""
 
     item: str
     score: float
@@ -301,7 +301,8 @@ class Served(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     in the order of the list; `reasons`: one text an item of the list; `sources`: uint32 LE a candidate, bit i for
     `paths[i]` that found it; `late`: paths that were too late or failed; `recalled`: float32 LE a candidate, its score
     in recall; `slate`: all that re-ranking looked at (flows/rerank/slate.py), `rules`: the arm of rules it went by,
-    `seed`: its chance; `ranker`: what answered for a ranker that could not; `history`: the user's, newest last.
+    `seed`: its chance; `ranker`: what answered for a ranker that could not; `history`: the user's, newest last;
+    `asked`: digest of the request, by which a retry is known.
     """
 
     request: str
@@ -330,6 +331,7 @@ class Served(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     seed: int = 0
     ranker: str = ""
     history: list[str] = []
+    asked: bytes = b""
 
 
 class Merge(msgspec.Struct, frozen=True, kw_only=True, tag="merge"):

@@ -81,6 +81,7 @@ async def _sent(desk, outcomes):
         ({"value": float("-inf")}, "finite"),
         ({"event_time": NOW + 86_402}, "ahead"),
         ({"event_time": NOW * 1000}, "unix seconds"),
+        ({"event_time": -5.0}, "before 1970; send unix seconds"),
         ({"kind": ""}, "kind is empty"),
         ({"request": ""}, "request and item"),
         ({"item": ""}, "request and item"),

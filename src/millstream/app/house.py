@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec.structs import replace
 
 from millstream.app.steering import Comparison, Steering, Traffic
 from millstream.engine import Engine
-from millstream.errors import Error, NotFound
+from millstream.errors import BadInput, Error, NotFound
 from millstream.flows.predict import Predict
 from millstream.front.door import Answer, Call
 from millstream.guard import auth
@@ -18,7 +18,7 @@ from millstream.guard.auth import Keys
 from millstream.meter import Meter
 from millstream.models.policy import Policy
 from millstream.models.traffic import Move
-from millstream.types import Description, Principal, Rank, Request, Turn
+from millstream.types import Ask, Description, Merge, Principal, Rank, Request, Turn
 
 if TYPE_CHECKING:  # serving models alone imports neither the log nor the compiler of feature rows
     from millstream.app.place import Peers
@@ -26,7 +26,13 @@ if TYPE_CHECKING:  # serving models alone imports neither the log nor the compil
     from millstream.flows.facts import Facts, Row
     from millstream.flows.features import Features, Names, Numbers, Read
     from millstream.flows.recommend import Recommend
+    from millstream.flows.recommend.lists import Lists
+    from millstream.flows.recommend.upsert import Upserts
 
+_NO_LISTS = (
+    "this installation makes no lists: its millstream.toml has no [recommend.placements.NAME]; send candidates to have "
+    "them put in order"
+)
 _NO_SETS = "no feature sets are defined here: `millstream up -c FILE` has those of [feature_store] definitions"
 
 
@@ -48,6 +54,8 @@ class House:
         self._keys, self._steering = keys, steering
         self._features: Features | None = None
         self._facts: Facts | None = None
+        self._lists: Lists | None = None
+        self._upserts: Upserts | None = None
         self._verbs = peers.verbs if peers else {"load": engine.load, "unload": engine.unload}
         self.describe, self.config, self.statistics = engine.describe, engine.config, engine.statistics
         self.index = engine.index
@@ -69,6 +77,12 @@ class House:
             self.admit(principal, request.model or self._recommend.model, "recommend")
             self._spend(principal)
             return self._recommend.call(request)
+        if isinstance(request, Ask):
+            if self._lists is None:
+                raise BadInput(_NO_LISTS)
+            self.admit(principal, self._lists.model, "recommend")
+            self._spend(principal)
+            return self._lists.call(request)
         self.admit(principal, "*", "outcomes")
         self._spend(principal)
         return self._collect.call(request)
@@ -76,6 +90,28 @@ class House:
     def furnish(self, features: Features, facts: Facts) -> None:
         """Feature sets are defined here: they are read and their sources are written."""
         self._features, self._facts = features, facts
+
+    def furnish_lists(self, upserts: Upserts, lists: Lists | None) -> None:
+        """Items and users are told of here, and lists are made where a placement is configured."""
+        self._upserts, self._lists = upserts, lists
+
+    def upsert(
+        self, topic: Literal["users", "items"], rows: Sequence[Mapping[str, Any]], principal: Principal
+    ) -> asyncio.Future[int]:
+        """Users or items; how many are durable now. Forbidden, NotFound; else as the flow says."""
+        self.admit(principal, topic, "upsert")
+        return self._telling(principal).call(topic, rows)
+
+    def merge(self, merges: Sequence[Merge], principal: Principal) -> asyncio.Future[int]:
+        """Which visitors are which users; as `upsert`."""
+        self.admit(principal, "users", "upsert")
+        return self._telling(principal).merge(merges)
+
+    def _telling(self, principal: Principal) -> Upserts:
+        if self._upserts is None:
+            raise NotFound("this process serves models alone; `millstream up -c FILE` also takes items and users")
+        self._spend(principal)
+        return self._upserts
 
     def features(self, name: str, entities: Names, request: Numbers, principal: Principal) -> asyncio.Future[Read]:
         """The features of a set. Forbidden, NotFound; else as the flow says."""

@@ -22,13 +22,18 @@ from millstream.flows.collect import CollectLimits
 from millstream.flows.facts import FactLimits
 from millstream.flows.recommend import RecommendLimits
 from millstream.learn import LearnSettings
+from millstream.learn.deep.settings import DeepSettings
 from millstream.learn.judge import Task
+from millstream.learn.validation import slices
 from millstream.meter import Meter
 from millstream.models import online
 from millstream.models.online import DeepFmSettings, FmSettings, FtrlTableSettings, LearnerSettings, OnlineLearner
 from millstream.models.online import Settings as FtrlSettings
 from millstream.models.online.correction import Correction
 from millstream.models.repository import Repository
+from millstream.recall.catalogue import CatalogueSettings
+from millstream.recall.live import LiveSettings
+from millstream.recall.settings import BuildSettings
 from millstream.store.blob import locked
 from millstream.stream import Join, JoinSettings, LenientReader, Log, LogLimits, Operation
 from millstream.stream.event import Event
@@ -72,6 +77,9 @@ class Settings(ServeSettings, frozen=True, forbid_unknown_fields=True, kw_only=T
     features: Annotated[Definition | None, msgspec.Meta(description="what a feature row of a ranker holds")] = None
     feature_store: FeatureStore = FeatureStore()
     facts: FactLimits = FactLimits()
+    catalogue: CatalogueSettings = CatalogueSettings()
+    histories: LiveSettings = LiveSettings()
+    recall: BuildSettings = BuildSettings()
     join: JoinSettings = JoinSettings()
     learn: LearnSettings = LearnSettings()
     learner: LearnerSettings = LearnerSettings()
@@ -79,6 +87,17 @@ class Settings(ServeSettings, frozen=True, forbid_unknown_fields=True, kw_only=T
     ftrl_table: FtrlTableSettings = FtrlTableSettings()
     fm: FmSettings = FmSettings()
     deepfm: DeepFmSettings = DeepFmSettings()
+    deep: DeepSettings = DeepSettings()
+
+    def __post_init__(self) -> None:
+        """What learning names must be there: said here, no role starts again and again for it."""
+        tasks, name = self.join.tasks, self.learn.task
+        if name and name not in tasks:
+            raise Misconfigured(f"learn.task: no task {name!r} in [join.tasks]; there are: {', '.join(tasks)}")
+        if asked := self.learn.validate.slices:
+            if self.features is None:
+                raise Misconfigured(f"learn.validate.slices: {', '.join(asked)}: there is no [features] table")
+            slices(self.learn.validate, msgspec.structs.replace(self.features, crosses=(), set=""))
 
 
 class Installation:
@@ -93,7 +112,18 @@ class Installation:
     @classmethod
     def open(cls, file: Path) -> Installation:
         """From its `millstream.toml`: the installation is the folder the file lies in."""
-        return cls(file.resolve().parent, config.read(file, Settings), SystemClock())
+        made = cls(file.resolve().parent, config.read(file, Settings), SystemClock())
+        made._say_what_is_odd()
+        return made
+
+    def _say_what_is_odd(self) -> None:
+        """A request may name any model, so one that learns and is not the usual one may be meant so, or misspelt."""
+        learns, ranks = self.settings.learn.model, self.settings.recommend.model
+        if learns and learns != ranks and not config.supervised() and learns not in self.repository.models():
+            logger.warning(
+                "learn.model is %r, of which there is no version, and rankings ask %r (recommend.model) where they "
+                "name none: nothing is learnt before `millstream train offline` makes one", learns, ranks,
+            )  # fmt: skip
 
     def meter(self, role: str) -> Meter:
         """The counters of one role; `render` sums those of all."""
@@ -144,18 +174,22 @@ class Installation:
 
     @cached_property
     def task(self) -> Task:
-        """The task of `[join.tasks]` that the model learns; Misconfigured where `learn.task` names none."""
-        tasks, name = self.settings.join.tasks, self.settings.learn.task or next(iter(self.settings.join.tasks))
-        if name not in tasks:
-            raise Misconfigured(f"learn.task: no task {name!r} in [join.tasks]; there are: {', '.join(tasks)}")
+        """The task of `[join.tasks]` that the model learns."""
+        tasks = self.settings.join.tasks
+        name = self.settings.learn.task or next(iter(tasks))
         of = tasks[name]
         shift = math.log(of.negatives) if of.negatives_by == "shift" else 0.0
-        return Task(of.negatives, Correction(shift=shift, fake=of.delayed == "fnc"), name)
+        return Task(of.negatives, Correction(shift=shift, fake=of.delayed == "fnc"), name, of.window_s)
 
     @property
     def rows(self) -> Path:
         """Where the rows of feature sets lie."""
         return self.folder / "state" / "features"
+
+    @property
+    def indexes(self) -> Path:
+        """Where recall's indexes lie."""
+        return self.folder / "state" / "recall"
 
     def entities(self) -> Entities:
         """Known users and items as topics `users` and `items` have them now."""

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -32,6 +33,7 @@ from millstream.flows.collect import Collect
 from millstream.flows.facts import Facts
 from millstream.flows.features import Features, RankRows
 from millstream.flows.recommend import Matrix, Recommend
+from millstream.flows.recommend.upsert import Upserts
 from millstream.flows.served import ServedLog
 from millstream.guard.pii import pseudonym, redact
 from millstream.learn import Learning
@@ -46,6 +48,10 @@ from millstream.stream import LenientReader, Writer, encode
 from millstream.stream.event import Event
 from millstream.stream.forget import Names
 from millstream.types import Example, FeaturesRead, Forget, PolicyChange, SetAside, Shadow
+
+if TYPE_CHECKING:  # lists need the compiler and an index of vectors
+    from millstream.app.lists import Lister
+    from millstream.recall.build import Builder
 
 TAKE_S = 1.0  # between two tries to be the one that logs the policies' changes
 MANY, GATHER_S = 1000, 0.01
@@ -96,6 +102,7 @@ class Serve:
         )
         self.door = self.service.door
         self._furnish_features()
+        self.lister = self._furnish_lists(served)
         self._orders = Orders(at.log, SERVE + self._partition, at.clock, self.meter, self._forget)
         self._handed = None if place else at.folder / "state" / "sessions"
         self._deleted = _unread_deleted(self.meter)
@@ -120,10 +127,26 @@ class Serve:
         bounds = at.settings.facts, at.settings.log.frame_bytes_max
         self.door.furnish(features, Facts(registry, writer, at.clock, self.meter, *bounds))
 
+    def _furnish_lists(self, served: ServedLog) -> Lister | None:
+        """Take items and users, and make lists where a placement is configured; None where none is."""
+        at, limits = self.installation, self.installation.settings.recommend
+        writer = partial(at.log.writer, partition=1 + self._partition)  # 0 is for `log import`
+        upserts = Upserts(writer, at.clock, self.meter, limits.upserts)
+        lister = None
+        if limits.placements:
+            from millstream.app.lists import Lister
+
+            entities = self.known.entities if self.known is not None else None
+            lister = Lister(at, self.meter, self.engine, self.engine.submit, served, entities, self._matrix())
+        self.door.furnish_lists(upserts, lister.lists if lister is not None else None)
+        return lister
+
     async def start(self) -> int:
         """Load, catch up, then listen; the port."""
         at = self.installation
         self.poll_known()
+        if self.lister is not None:
+            self.lister.start()
         await self.service.load(self._handed)
         if self._recommend is not None:
             served = at.log.reader("served")
@@ -139,6 +162,8 @@ class Serve:
             raise Corrupt(self.installation.log.failed)
         self._deleted.set(self.installation.log.unread_deleted)
         self.poll_known()
+        if self.lister is not None:
+            self.lister.poll()
         self._follow.poll()
         self._log_policies()
         self._orders.poll()
@@ -148,6 +173,8 @@ class Serve:
         mine, attributes, answers = Names.of(order), 0, 0
         if order.kind == "user" and self.known is not None and self._recommend is not None:
             attributes, answers = self.known.entities.forget("user", mine), self._recommend.forget(mine)
+        if order.kind == "user" and self.lister is not None:
+            attributes += self.lister.forget(mine)
         return {"attributes": attributes, "answers": answers}
 
     def poll_known(self) -> None:
@@ -159,6 +186,8 @@ class Serve:
         """Answer what is under way, hand open sessions over to the next start, then let go."""
         await self.service.stop(self._handed)
         self._follow.note()
+        if self.lister is not None:
+            self.lister.stop()
 
     def _admit(self, model: str, manifest: Manifest) -> None:
         settings = self.installation.settings
@@ -251,7 +280,7 @@ class Learn:
     topics of features; only it writes `examples`, `deltas` and rows."""
 
     def __init__(self, installation: Installation) -> None:
-        at = installation
+        self._at = at = installation
         self.meter = at.meter("learn")
         self._log, self._deleted = at.log, _unread_deleted(self.meter)
         self.join = at.join(self._count)
@@ -270,6 +299,7 @@ class Learn:
             Pipeline(one, at.log, at.rows, at.clock, self.meter, at.settings.feature_store.entities_max)
             for one in at.registry.sets.values()
         ]
+        self._builder = self._make_builder()
         self._orders = Orders(at.log, LEARN, at.clock, self.meter, self._forget)
         self._forgotten = self.meter.counter("millstream_forgotten_total", "Orders to forget that were carried out.")
         kept = {group_of(pipeline.features) for pipeline in self.features}
@@ -280,8 +310,8 @@ class Learn:
 
     def _count(self, event: Event) -> None:
         if isinstance(event, Example):
-            label = {"label": str(int(event.label))}
-            self.meter.counter("millstream_examples_total", "Examples made by the join.", label).add()
+            labels = {"task": event.task, "label": str(int(event.label))}
+            self.meter.counter("millstream_examples_total", "Examples made by the join.", labels).add()
         elif isinstance(event, SetAside):
             cause = {"cause": event.cause}
             aside = self.meter.counter("millstream_set_aside_total", "Outcomes that will not be learnt.", cause)
@@ -295,7 +325,17 @@ class Learn:
         self._deleted.set(self._log.unread_deleted)
         self._orders.poll()
         features = sum(pipeline.step() for pipeline in self.features)
-        return features + self.join.step() + self.learning.step()
+        recall = self._builder.step() if self._builder is not None else 0
+        return recall + features + self.join.step() + self.learning.step()
+
+    def _make_builder(self) -> Builder | None:
+        """What builds indexes for recall, where lists are made."""
+        at, settings = self._at, self._at.settings
+        if not settings.recommend.placements:
+            return None
+        from millstream.recall.build import Builder
+
+        return Builder(at.log, settings.recall, at.clock, self.meter, at.indexes, settings.histories.kinds)
 
     def _forget(self, order: Forget) -> dict[str, int] | None:
         """Drop people from all state, once it has what the log had of them; see app/forget.py."""
@@ -307,6 +347,8 @@ class Learn:
         bases = self.learning.rebase(last)
         waiting = self.join.forget(mine) if order.kind == "user" else 0
         rows = sum(pipeline.forget(order.kind, keys, mine) for pipeline in self.features)
+        if order.kind == "user" and self._builder is not None:
+            self._builder.forget(mine)
         self._log.roll()  # examples that were made until now can be looked at, too
         self._forgotten.add()
         return {"rows": rows, "waiting": waiting, "bases": int(bases)}
@@ -314,6 +356,8 @@ class Learn:
     def close(self) -> None:
         """Save the join's state and the features', and let go."""
         self.join.close()
+        if self._builder is not None:
+            self._builder.close()
         for pipeline in self.features:
             pipeline.close()
 

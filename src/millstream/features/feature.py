@@ -155,6 +155,16 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=T
         return spans
 
     @cached_property
+    def id_place(self) -> int:
+        """The place in the row of the item's own token, by which a history names it. None: Misconfigured."""
+        for column in self.item:
+            if column.name == "id" and column.places == 1 and not column.bucket:
+                return self.spans["item.id"][0]
+        raise errors.Misconfigured(
+            'features.item: a history of items needs the column {name = "id"} there, of one place and without a bucket'
+        )
+
+    @cached_property
     def pairs(self) -> NDArray[np.int64]:
         """[crosses, 4]: first place and number of places in the row, of the left and of the right column."""
         spans = self.spans
@@ -242,6 +252,18 @@ class Rows:
                 seed = self._seeds[side, column.name]
                 _column(texts.data, texts.starts, texts.ends, seed, column.bucket, column.places, at, out)
             at += column.places
+        return out
+
+    def history(self, names: Sequence[str], h: int) -> Tokens:
+        """Items that a user had to do with, newest last, as tokens uint32 [1, h]: the token that the item column `id`
+        has of each. Of more names the newest h count; fewer stand last, behind empty places. Misconfigured: a row has
+        no such token."""
+        place = self.definition.id_place - self.definition.user_width
+        out = np.zeros((1, h), np.uint32)
+        newest = names[max(0, len(names) - h) :]
+        if len(newest):
+            texts = Texts.of([name.encode("utf-8", "surrogatepass") for name in newest])
+            out[0, h - len(newest) :] = self.tokens("item", {"id": texts})[:, place]
         return out
 
     def of_set(self, matrix: NDArray[Any] | None, n: int) -> Tokens:

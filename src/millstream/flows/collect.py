@@ -59,6 +59,10 @@ class Collect:
             raise BadInput(
                 f"{where}: event_time and value must be finite numbers, got {outcome.event_time} and {outcome.value}"
             )
+        if outcome.event_time < 0.0:
+            raise BadInput(
+                f"{where}: event_time {outcome.event_time:g} lies before 1970; send unix seconds, or none for now"
+            )
         if outcome.event_time > latest:
             raise BadInput(
                 f"{where}: event_time {outcome.event_time:.0f} is {outcome.event_time - self._clock.now():.0f} s ahead "

@@ -15,9 +15,12 @@ from millstream import errors
 from millstream.models.policy import Policy
 from millstream.models.traffic import Move
 from millstream.types import (
+    Ask,
     Config,
     Description,
     Listed,
+    Listing,
+    Merge,
     Outcome,
     Output,
     Principal,
@@ -28,15 +31,15 @@ from millstream.types import (
     Turn,
 )
 
-Call = Request | Rank | list[Outcome]
-Answer = asyncio.Future[Output] | asyncio.Future[Ranked] | asyncio.Future[int]
+Call = Request | Rank | Ask | list[Outcome]
+Answer = asyncio.Future[Output] | asyncio.Future[Ranked] | asyncio.Future[Listing] | asyncio.Future[int]
 
 
 class Door(Protocol):
     """The calls a border makes. None of them blocks; all run on the event loop of the border."""
 
     def call(self, request: Call, principal: Principal) -> Answer:
-        """Start one call: Request -> Output, Rank -> Ranked, outcomes -> how many are durable now.
+        """Start one call: Request -> Output, Rank -> Ranked, Ask -> Listing, outcomes -> how many are durable now.
 
         May raise at once instead. A caller that goes away cancels the future.
         """
@@ -59,6 +62,15 @@ class Door(Protocol):
     ) -> asyncio.Future[int]:
         """Write rows into a source of features; how many are durable now. Authorised as verb "facts" of the source;
         NotFound, BadInput, TooLarge."""
+
+    def upsert(
+        self, topic: Literal["users", "items"], rows: Sequence[Mapping[str, Any]], principal: Principal
+    ) -> asyncio.Future[int]:
+        """Tell of users or items, each an `id` and its attributes; how many are durable now. Authorised as verb
+        "upsert" of the topic; NotFound, BadInput, TooLarge."""
+
+    def merge(self, merges: Sequence[Merge], principal: Principal) -> asyncio.Future[int]:
+        """Tell which visitors are which users. Authorised as verb "upsert" of "users"; NotFound, BadInput, TooLarge."""
 
     def describe(self, model: str, version: str = "") -> Description:
         """A served model, or errors.NotFound. The same object until it changes: borders look at its identity first."""

@@ -78,7 +78,11 @@ PATHS: tuple[Path, ...] = (
         "/v2/repository/models/{model}/load", "Serve it as the repository has it", "Ready", (403, 404), "Control", True
     ),
     Path("/v2/repository/models/{model}/unload", "Stop serving it", "Ready", (403, 404), "Control", True),
-    Path("/v1/recommend", "Candidates in rank order", "Ranked", (*_CALL, 507), "RankRequest"),
+    Path("/v1/recommend", "A list, or candidates in rank order", "Recommended", (*_CALL, 507), "RecommendRequest"),
+    Path("/v1/similar", "A list of items like one", "Listing", (*_CALL, 507), "SimilarRequest"),
+    Path("/v1/items", "What items there are", "Accepted", (403, 404, 429, 507), "Items"),
+    Path("/v1/users", "What users there are", "Accepted", (403, 404, 429, 507), "Users"),
+    Path("/v1/users/merge", "Which visitors are which users", "Accepted", (403, 404, 429, 507), "Merges"),
     Path("/v1/outcomes", "What people did", "Accepted", (403, 404, 429, 504, 507), "Outcomes"),
     Path("/v1/features/get", "Features of entities", "Features", (403, 404, 429), "FeaturesRequest"),
     Path("/v1/features/write", "Facts that features are made of", "Accepted", (403, 404, 429, 507), "Facts"),

@@ -10,21 +10,33 @@ from __future__ import annotations
 import msgspec
 
 from millstream import errors
-from millstream.types import Outcome, Rank, Ranked
+from millstream.types import Ask, Outcome, Rank, Ranked
 
 TEXT_CHARS_MAX = 1024
 RANK_EXAMPLE = '{"id": "r1", "user": "u1", "candidates": ["a", "b"]}'
 OUTCOME_EXAMPLE = '{"request": "r1", "item": "a", "kind": "like", "value": 1, "event_time": 1700000000.0}'
 
 
-class _Rank(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`Rank` as the wire has it: `id` may be left out."""
+class _Asked(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`Rank` or `Ask` as the wire has it: `id` may be left out."""
 
     id: str = ""
-    user: str
-    candidates: tuple[str, ...]
+    user: str = ""
+    candidates: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     model: str = ""
     event_time: float = 0.0
+    visitor: str = ""
+    placement: str = ""
+    n: int = 0
+    exclude: tuple[str, ...] = ()
+    context: dict[str, str | float | bool] = {}
+    cursor: str = ""
+    explain: bool = False
+
+    def is_rank(self) -> bool:
+        """Whether it is about candidates, and nothing is said that only a list has."""
+        listed = (self.visitor, self.placement, self.n, self.exclude, self.context, self.cursor, self.explain)
+        return self.candidates is not msgspec.UNSET and not any(listed)
 
 
 class _Outcome(Outcome, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="outcome"):
@@ -32,26 +44,28 @@ class _Outcome(Outcome, frozen=True, kw_only=True, forbid_unknown_fields=True, t
 
 
 # RecursionError: a body of a hundred thousand opening brackets.
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-_rank = msgspec.json.Decoder(_Rank)
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_asked = msgspec.json.Decoder(_Asked)
 _outcome = msgspec.json.Decoder(_Outcome)
 _outcomes = msgspec.json.Decoder(list[_Outcome])
 _either = msgspec.json.Decoder(list[msgspec.Raw] | dict[str, msgspec.Raw])
 _encode = msgspec.json.Encoder().encode
 
 
-def read_rank(body: bytes | bytearray, fallback_id: str) -> Rank:
-    """The ranking asked for. Without an `id` it gets `fallback_id`. Raises BadInput."""
+def read_rank(body: bytes | bytearray, fallback_id: str) -> Rank | Ask:
+    """The ranking or the list asked for. Without an `id` it gets `fallback_id`. Raises BadInput."""
     try:
-        asked = _rank.decode(body)
-    except _UNREADABLE as error:
-        raise errors.BadInput(f"recommend: {_said(body, error)}; send a body like {RANK_EXAMPLE}") from None
+        asked = _asked.decode(body)
+    except UNREADABLE as error:
+        raise errors.BadInput(f"recommend: {said(body, error)}; send a body like {RANK_EXAMPLE}") from None
+    if not asked.is_rank():
+        return _ask(asked, fallback_id)
     if not asked.candidates:
         raise errors.BadInput(f"recommend: candidates is empty; send at least one item, like {RANK_EXAMPLE}")
     if not asked.user:
         raise errors.BadInput(f"recommend: user is empty; send the id of the user, like {RANK_EXAMPLE}")
     for name, text in (("id", asked.id), ("user", asked.user), ("candidates", max(asked.candidates, key=len))):
-        _bounded(f"recommend: {name}", text)
+        bounded(f"recommend: {name}", text)
     return Rank(
         id=asked.id or fallback_id,
         user=asked.user,
@@ -61,13 +75,25 @@ def read_rank(body: bytes | bytearray, fallback_id: str) -> Rank:
     )
 
 
+def _ask(asked: _Asked, fallback_id: str) -> Ask:
+    if asked.model:
+        raise errors.BadInput("recommend: model is for putting candidates in order; a list's placement has its own")
+    for name, text in (("id", asked.id), ("user", asked.user), ("visitor", asked.visitor), ("cursor", asked.cursor)):
+        bounded(f"recommend: {name}", text)
+    return Ask(
+        id=asked.id or fallback_id, user=asked.user, visitor=asked.visitor, placement=asked.placement, n=asked.n,
+        candidates=asked.candidates or (), exclude=asked.exclude, context=asked.context, cursor=asked.cursor,
+        explain=asked.explain, event_time=asked.event_time,
+    )  # fmt: skip
+
+
 def read_outcomes(body: bytes | bytearray, outcomes_max: int) -> list[Outcome]:
     """One outcome object, an array of them, or {"outcomes": [...]}. Raises BadInput, TooLarge."""
     try:
         found = _items(body)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise errors.BadInput(
-            f'outcomes: {_said(body, error)}; send one object, an array, or {{"outcomes": [...]}} of {OUTCOME_EXAMPLE}'
+            f'outcomes: {said(body, error)}; send one object, an array, or {{"outcomes": [...]}} of {OUTCOME_EXAMPLE}'
         ) from None
     if not found:
         raise errors.BadInput(f"outcomes: the list is empty; send at least one, like {OUTCOME_EXAMPLE}")
@@ -77,7 +103,7 @@ def read_outcomes(body: bytes | bytearray, outcomes_max: int) -> list[Outcome]:
         if not one.kind:
             raise errors.BadInput(f"outcomes[{at}].kind is empty; send what happened: impression, like, watermark ...")
         for name in ("request", "item", "kind", "id"):
-            _bounded(f"outcomes[{at}].{name}", getattr(one, name))
+            bounded(f"outcomes[{at}].{name}", getattr(one, name))
     return [
         Outcome(
             request=o.request, item=o.item, kind=o.kind, value=o.value, event_time=o.event_time, id=o.id, text=o.text
@@ -102,10 +128,10 @@ def _items(body: bytes | bytearray) -> list[_Outcome]:
     return _outcomes.decode(either["outcomes"])
 
 
-def _bounded(name: str, text: str) -> None:
+def bounded(name: str, text: str) -> None:
     if len(text) > TEXT_CHARS_MAX:
         raise errors.BadInput(f"{name}: {len(text)} characters, at most {TEXT_CHARS_MAX}")
 
 
-def _said(body: bytes | bytearray, error: Exception) -> str:
+def said(body: bytes | bytearray, error: Exception) -> str:
     return str(error) if body else "the body is empty"

@@ -24,13 +24,14 @@ from millstream.front.exchange import LABELS, METRICS, OTHER, OUTCOMES, READ, RE
 from millstream.front.features import Features
 from millstream.front.infer import Infer
 from millstream.front.limits import HttpLimits
+from millstream.front.lists import Lists, write_listing
 from millstream.front.parameters import TEXT_CHARS_MAX
 from millstream.front.record import Observer, Record
 from millstream.front.traffic import Traffic
 from millstream.front.v2 import V2
 from millstream.meter import Meter
 from millstream.models.traffic import MOVES
-from millstream.types import Principal
+from millstream.types import Listing, Principal, Rank
 
 ROUTES_MAX = 1024
 WHERE = "GET / lists the routes"
@@ -42,7 +43,8 @@ ROUTES = {
     "infer": "POST /v2/models/MODEL[/versions/VERSION]/infer",
     "sequences": "GET /v2/models/MODEL/sequences/TOKEN",
     "repository": "POST /v2/repository/index, /v2/repository/models/MODEL/load, /v2/repository/models/MODEL/unload",
-    "recommend": "POST /v1/recommend",
+    "recommend": "POST /v1/recommend, /v1/similar",
+    "catalogue": "POST /v1/items, /v1/users, /v1/users/merge",
     "outcomes": "POST /v1/outcomes",
     "features": "POST /v1/features/get, /v1/features/write",
     "traffic": "GET /v1/traffic/MODEL, /v1/traffic/MODEL/comparison",
@@ -59,10 +61,14 @@ class Routes:
         self, door: Door, meter: Meter, clock: Clock, limits: HttpLimits, observer: Observer | None = None
     ) -> None:
         self._door, self._limits, self.monotonic, self.observer = door, limits, clock.monotonic, observer
-        features = Features(door, self.principal)
+        features, lists = Features(door, self.principal), Lists(door, self.principal, self.new_id)
         self._fixed = {
             b"/": Route(OTHER, READ, self._root),
             b"/v1/recommend": Route(RECOMMEND, WRITE, self._recommend),
+            b"/v1/similar": lists.similar,
+            b"/v1/items": lists.items,
+            b"/v1/users": lists.users,
+            b"/v1/users/merge": lists.merge,
             b"/v1/outcomes": Route(OUTCOMES, WRITE, self._outcomes),
             b"/v1/features/get": features.get,
             b"/v1/features/write": features.write,
@@ -175,7 +181,8 @@ class Routes:
         principal = self.principal(exchange)
         rank = recommend.read_rank(exchange.body, self.new_id(exchange))
         if exchange.record is not None:
-            exchange.record.asks(rank.model, len(rank.candidates), rank.id, self.monotonic())
+            model = rank.model if isinstance(rank, Rank) else ""
+            exchange.record.asks(model, len(rank.candidates), rank.id, self.monotonic())
         exchange.wait(self._door.call(rank, principal), _ranked)
 
     def _outcomes(self, exchange: Exchange) -> None:
@@ -194,6 +201,8 @@ def _openapi() -> bytes:
 def _ranked(exchange: Exchange, ranked: Any) -> bytes:
     if exchange.record is not None:
         exchange.record.model, exchange.record.version = ranked.model, ranked.version
+    if isinstance(ranked, Listing):
+        return answer.answer(write_listing(ranked))
     return answer.answer(recommend.write_ranked(ranked))
 
 

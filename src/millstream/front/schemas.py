@@ -58,6 +58,24 @@ QUEUE_POLICY = thing(
 )
 SIZES = array(count(1))
 
+_VALUE: dict[str, object] = {"type": ["string", "number", "boolean", "null"]}
+ENTITY = thing(
+    {"id": words(minLength=1)},
+    additionalProperties={"oneOf": [_VALUE, array({"type": ["string", "number"]})]},
+    description="its attributes beside the id",
+)
+WISH: dict[str, Schema] = {
+    "id": words(WORDS_CHARS_MAX),
+    "user": words(WORDS_CHARS_MAX),
+    "visitor": words(WORDS_CHARS_MAX),
+    "placement": TEXT,
+    "n": count(),
+    "exclude": array(TEXT),
+    "context": thing({}, additionalProperties={"type": ["string", "number", "boolean"]}),
+    "explain": FLAG,
+    "event_time": NUMBER,
+}
+
 SCHEMAS: dict[str, Schema] = {
     "Refusal": thing({"error": words(description="what was wrong, where, what was got, what to do")}),
     "Service": thing({"name": TEXT, "version": TEXT, "docs": TEXT, "routes": thing({}, additionalProperties=TEXT)}),
@@ -208,12 +226,55 @@ SCHEMAS: dict[str, Schema] = {
     "Done": thing({}, additionalProperties=False),
     "Anything": thing({}),
     "Control": thing({}, {"parameters": thing({}, {"unload_dependents": FLAG}, additionalProperties=False)}),
-    "RankRequest": thing(
+    "RecommendRequest": {
+        "oneOf": [
+            thing(
+                {
+                    "user": words(WORDS_CHARS_MAX, minLength=1),
+                    "candidates": array(words(WORDS_CHARS_MAX), minItems=1),
+                },
+                {"id": words(WORDS_CHARS_MAX), "model": TEXT, "event_time": NUMBER},
+                additionalProperties=False,
+                description="these in rank order",
+            ),
+            thing(
+                {},
+                {
+                    **WISH,
+                    "candidates": array(words(WORDS_CHARS_MAX), description="may come beside what is recalled"),
+                    "cursor": words(WORDS_CHARS_MAX, description="of the page before"),
+                },
+                additionalProperties=False,
+                description="a list for somebody",
+            ),
+        ]
+    },
+    "SimilarRequest": thing({"item": words(WORDS_CHARS_MAX, minLength=1)}, WISH, additionalProperties=False),
+    "Listing": thing(
         {
-            "user": words(WORDS_CHARS_MAX, minLength=1),
-            "candidates": array(words(WORDS_CHARS_MAX), minItems=1),
+            "id": TEXT,
+            "model": TEXT,
+            "version": TEXT,
+            "items": array(
+                thing({"item": TEXT, "score": NUMBER}, {"reasons": array(TEXT), "why": thing({})}),
+            ),
         },
-        {"id": words(WORDS_CHARS_MAX), "model": TEXT, "event_time": NUMBER},
+        {"arm": TEXT, "cursor": TEXT, "missed": array(TEXT), "relaxed": thing({}, additionalProperties=count())},
+    ),
+    "Recommended": {"oneOf": [ref("Listing"), ref("Ranked")]},
+    "Items": thing({"items": array(ENTITY, minItems=1)}, additionalProperties=False),
+    "Users": thing({"users": array(ENTITY, minItems=1)}, additionalProperties=False),
+    "Merges": thing(
+        {
+            "merges": array(
+                thing(
+                    {"visitor": words(minLength=1), "user": words(minLength=1)},
+                    {"event_time": NUMBER},
+                    additionalProperties=False,
+                ),
+                minItems=1,
+            )
+        },
         additionalProperties=False,
     ),
     "Ranked": thing(

@@ -36,7 +36,7 @@ from millstream.clock import Clock, SystemClock
 from millstream.meter import Counter, Meter
 from millstream.types import Principal
 
-DATA_VERBS = ("describe", "infer", "recommend", "outcomes", "features", "facts")
+DATA_VERBS = ("describe", "infer", "recommend", "outcomes", "features", "facts", "upsert")
 LOOK_S = 1.0
 KEY_CHARS_MAX = 512
 

@@ -29,6 +29,7 @@ OCCUPATIONS = ("artist", "doctor", "engineer", "farmer", "lawyer", "student", "t
 GENRES = ("action", "animation", "comedy", "crime", "drama", "horror", "musical", "western")
 BIAS = -0.6
 BLOCK = 1024  # moments drawn at a time
+_CROWDED = 10  # squared candidates over items: from there on, e^5 draws for a row of different ones
 FALLS = 0.7  # how fast one looks less at what comes later
 
 
@@ -173,7 +174,11 @@ class Simulator:
         ]  # fmt: skip
 
     def _distinct(self, size: int) -> Ints:
-        """Rows of different items, int64 [size, candidates]: drawn freely, and drawn again where two are the same."""
+        """Rows of different items, int64 [size, candidates]: drawn freely, and drawn again where two are the same; one
+        by one where that would hardly ever do."""
+        if self._candidates**2 > _CROWDED * len(self.items):
+            drawn = [self._random.choice(len(self.items), self._candidates, replace=False) for _ in range(size)]
+            return np.array(drawn, np.int64)
         rows = self._random.integers(0, len(self.items), (size, self._candidates))
         while True:
             ordered = np.sort(rows, axis=1)

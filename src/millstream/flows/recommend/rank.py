@@ -20,8 +20,11 @@ from millstream.clock import Clock
 from millstream.errors import BadInput, NotFound, TooLarge
 from millstream.features import Entities
 from millstream.flows.predict import Submit
+from millstream.flows.recommend.ask import AskLimits
 from millstream.flows.recommend.explore import explored
 from millstream.flows.recommend.once import Once, digest
+from millstream.flows.recommend.placement import Placement
+from millstream.flows.recommend.upsert import UpsertLimits
 from millstream.flows.served import ServedLog
 from millstream.guard.pii import pseudonym
 from millstream.stream.event import decode
@@ -50,6 +53,9 @@ class RecommendLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ahead_s_max: Annotated[
         float, msgspec.Meta(ge=0.0, description="how far event_time may lie ahead of this machine's clock, seconds")
     ] = 86400.0
+    placements: Annotated[dict[str, Placement], msgspec.Meta(description="where lists stand; see recommend.md")] = {}
+    asks: AskLimits = AskLimits()
+    upserts: UpsertLimits = UpsertLimits()
 
 
 class Recommend:

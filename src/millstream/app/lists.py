@@ -1,0 +1,182 @@
+"""What makes lists in a process that answers: followed from the log, with the indexes that `learn` builds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from millstream.app.installation import Installation
+from millstream.clock import Clock
+from millstream.engine import Engine
+from millstream.errors import Error, Full
+from millstream.features import Entities
+from millstream.flows.predict import Submit
+from millstream.flows.recommend.lists import Lists
+from millstream.flows.recommend.rank import Matrix
+from millstream.flows.recommend.world import World
+from millstream.flows.served import ServedLog
+from millstream.meter import Meter
+from millstream.recall.catalogue import Catalogue
+from millstream.recall.cooccur import Cooccurrence
+from millstream.recall.filters import Filters
+from millstream.recall.index import Attached, Indexes
+from millstream.recall.live import Live
+from millstream.recall.paths import Given, Newest, Popular, SimilarToLast, Tags
+from millstream.recall.scene import Found, Scene
+from millstream.recall.scene import Path as Way
+from millstream.stream import LenientReader
+from millstream.types import Served
+
+LOOK_S = 2.0  # between two looks for a newer index
+INDEXED = ("item_cf", "user_cf", "factors")
+logger = logging.getLogger("millstream")
+
+
+class Current:
+    """A path of the newest index. It knows nothing until there is one."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.now: Way | None = None
+
+    def recall(self, scene: Scene, k: int) -> Found:
+        """What the index that is current knows."""
+        way = self.now
+        return way.recall(scene, k) if way is not None else Found.nothing()
+
+
+class Following:
+    """Keeps paths on the newest index, and counts what is liked since, so that it is no older than what people did."""
+
+    name = "since"
+
+    def __init__(self, indexes: Indexes, catalogue: Catalogue, clock: Clock, meter: Meter) -> None:
+        self.paths = {name: Current(name) for name in INDEXED}
+        self._indexes, self._catalogue, self._clock = indexes, catalogue, clock
+        self._number = meter.gauge("millstream_recall_index", "Number of the recall index that is used.")
+        self._since = Cooccurrence()
+        self._attached: Attached | None = None
+        self._look_at = clock.monotonic()
+        self._looking: asyncio.Task[None] | None = None
+
+    def on_positive(self, user: str, number: int, time: float, segment: str) -> None:
+        """Somebody liked an item."""
+        self._since.add(user, number)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Nothing: the next index has it."""
+        return {}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Nothing was kept."""
+
+    def clear(self) -> None:
+        """Count anew."""
+        self._since = Cooccurrence()
+
+    def forget(self, mine: Callable[[str], bool]) -> int:
+        """Forget what these people liked since the index was built."""
+        return self._since.forget(mine)
+
+    def poll(self) -> None:
+        """Look for a newer index, now and then and beside the event loop."""
+        if self._clock.monotonic() < self._look_at or (self._looking is not None and not self._looking.done()):
+            return
+        self._look_at = self._clock.monotonic() + LOOK_S
+        self._looking = asyncio.ensure_future(self._look())
+
+    async def _look(self) -> None:
+        after = self._attached.index.number if self._attached is not None else -1
+        try:
+            index = await asyncio.to_thread(self._indexes.newest, after)
+            if index is None:
+                if self._attached is not None:
+                    await asyncio.to_thread(self._attached.refresh)
+                return
+            attached = await asyncio.to_thread(index.attach, self._catalogue)
+        except (Error, OSError) as error:
+            logger.error("the recall index stays as it is: %s", error)
+            return
+        self._since = Cooccurrence()
+        for way in attached.paths(self._since):
+            self.paths[way.name].now = way
+        self._attached = attached
+        self._number.set(index.number)
+        logger.info("recall goes by index %d, of %d items", index.number, index.about.items)
+
+
+class Lister:
+    """Everything of lists in one process: `lists` answers, `poll` keeps it current."""
+
+    def __init__(
+        self, at: Installation, meter: Meter, engine: Engine, submit: Submit, served: ServedLog,
+        entities: Entities | None, matrix: Matrix,
+    ) -> None:  # fmt: skip
+        settings = at.settings
+        catalogue = Catalogue(settings.catalogue)
+        self.live = Live(at.log, catalogue, settings.histories.histories(), meter, settings.histories)
+        popular = Popular()
+        self.following = Following(Indexes(at.indexes), catalogue, at.clock, meter)
+        for listener in (popular, self.following):
+            self.live.listen(listener)
+        paths: list[Way] = [popular, Newest(catalogue), SimilarToLast(catalogue), Tags(catalogue), Given()]
+        by_name = {one.name: one for one in [*paths, *self.following.paths.values()]}
+        self.world = World(catalogue, Filters(catalogue), self.live, by_name, meter)
+        limits = settings.recommend
+        self.lists = Lists(
+            self.world, submit, lambda model: _others(engine, model), at.clock, served, meter, limits.model,
+            limits.placements, limits.asks, limits.explore, entities, matrix,
+        )  # fmt: skip
+        reader = at.log.reader("served")
+        self._served, self._end = LenientReader(reader, meter), reader.end
+        self._heard: dict[int, int] = {}
+        self._kept = at.folder / "state" / "live" / f"{meter.name}.npz"
+
+    def start(self) -> None:
+        """Know all that is in the log, before anybody asks."""
+        self.live.restore(self._kept)
+        self.live.catch_up()
+        for partition in self._served.partitions():
+            self._heard[partition] = max(0, self._end(partition) - self.lists.kept)
+        self._hear()
+
+    def poll(self) -> None:
+        """What is new. To be called on the event loop."""
+        self.live.poll()
+        self._hear()
+        self.following.poll()
+
+    def forget(self, mine: Callable[[str], bool]) -> int:
+        """Drop people by their names, from memory and from what was kept; of how many."""
+        self._kept.unlink(missing_ok=True)
+        self.lists.forget(mine)
+        self.following.forget(mine)
+        return self.live.forget(mine)
+
+    def stop(self) -> None:
+        """Keep what is known, so that the next start need not read it all again."""
+        with contextlib.suppress(Full):
+            self.live.save(self._kept)
+
+    def _hear(self) -> None:
+        """Lists of other processes, for their next pages."""
+        for partition in self._served.partitions():
+            for offset, event in self._served.events(partition, self._heard.get(partition, 0)):
+                if isinstance(event, Served):
+                    self.lists.take(event)
+                self._heard[partition] = offset + 1
+
+
+def _others(engine: Engine, model: str) -> Sequence[str]:
+    """Loaded versions beside the live one, newest first."""
+    view = next((view for view in engine.views() if view.model == model), None)
+    if view is None:
+        return ()
+    live = view.live.partition("@")[0]
+    names = {name.partition("@")[0] for name in view.versions}
+    return sorted(names - {live}, key=int, reverse=True)

@@ -1,0 +1,156 @@
+"""Build indexes from what people liked, beside everything else that the learn role does.
+
+Rules of the room:
+- `build` is a pure function of positives and settings: tests and the bench call it as the role does.
+- The role reads on while a build runs in a thread of its own, at low priority and most of the time without the GIL.
+- A build that fails is counted and said, and tried again when the next is due. Whoever is killed in the middle leaves
+  the index before; its successor reads the log and builds anew.
+- Factors begin from those of the index before, so a few turns do; an item keeps its direction from build to build.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from millstream import errors
+from millstream.clock import Clock
+from millstream.meter import Meter
+from millstream.recall import cooccur
+from millstream.recall.ann import Base
+from millstream.recall.factors import fit
+from millstream.recall.index import About, Contents, Index, Indexes, write
+from millstream.recall.liked import STEP, Gathered, Liked
+from millstream.recall.settings import BuildSettings
+from millstream.stream.log import Log
+
+LAZY: Final = 10  # niceness of a build
+logger = logging.getLogger(__name__)
+
+
+def build(
+    gathered: Gathered, settings: BuildSettings, start: NDArray[np.float32] | None = None, seed: int = 0,
+    threads: int = 1,
+) -> Contents:  # fmt: skip
+    """The contents of an index. `start` float32 [items, width]: factors to begin from, NaN rows for new items; then
+    `turns_again` turns are made. The same arguments give the same index."""
+    positives, items, users = gathered
+    windows = cooccur.windows(positives, users, settings.window)
+    neighbours = cooccur.neighbours(windows, len(items), settings.neighbours, settings.shrink)
+    newest = np.zeros(users)
+    np.maximum.at(newest, positives.users, positives.times)
+    near = cooccur.near(windows, newest, len(items), settings.takers)
+    factors = settings.factors
+    if start is not None:
+        factors = msgspec.structs.replace(factors, turns=settings.turns_again)
+    model, theirs = fit(windows, len(items), factors, start, seed)
+    base = Base.build(model.items, queries=theirs[theirs.any(1)], seed=seed, threads=threads)
+    return Contents(items, neighbours, near, model, base)
+
+
+class Builder:
+    """Follows the log and keeps `folder` (`state/recall`) supplied with indexes. `kinds`: feedback kind -> value from
+    which it says that somebody liked an item. Step it from one thread; close it."""
+
+    def __init__(
+        self, log: Log, settings: BuildSettings, clock: Clock, meter: Meter, folder: Path, kinds: Mapping[str, float]
+    ) -> None:
+        self._settings, self._clock, self._folder = settings, clock, folder
+        self._liked = Liked(log, meter, kinds, settings.positives_max, settings.requests_max)
+        self._indexes = Indexes(folder)
+        self._thread = ThreadPoolExecutor(1, "recall-build")
+        self._running: Future[float] | None = None
+        self._had = 0  # positives read when the last build began
+        self._due = clock.monotonic()
+        self._made, self._failed = (
+            meter.counter("millstream_recall_builds_total", "Indexes built for recall.", {"result": result})
+            for result in ("made", "failed")
+        )
+        self._newest = meter.gauge(
+            "millstream_recall_index_newest", "Event time of the newest positive in the last index built here."
+        )
+
+    def step(self) -> int:
+        """Read on, and build when it is due and nearly all is read; how many events were read."""
+        read = self._liked.step()
+        self._finish()
+        now, enough = self._clock.monotonic(), self._liked.total - self._had >= self._settings.least_events
+        if read < STEP and enough and self._running is None and now >= self._due:
+            self._due = now + self._settings.every_s
+            self._begin()
+        return read
+
+    def forget(self, mine: Callable[[str], bool]) -> int:
+        """Build without whoever `mine` says from now on, the next time at once; how many they were. What lies in
+        indexes of them has no name, and goes with those."""
+        count = self._liked.forget(mine)
+        if count:
+            self._due, self._had = self._clock.monotonic(), -self._settings.least_events
+        return count
+
+    def wait(self) -> None:
+        """Until the build that runs, if any, is done and told."""
+        if self._running is not None:
+            self._running.exception()
+            self._finish()
+
+    def close(self) -> None:
+        """Wait for the build that runs, and begin none."""
+        self.wait()
+        self._thread.shutdown()
+
+    def _begin(self) -> None:
+        self._had = self._liked.total
+        about = About(made_at=self._clock.now(), made_by="millstream", offsets=self._liked.offsets)
+        self._running = self._thread.submit(self._build, self._liked.gathered(), about)
+
+    def _build(self, gathered: Gathered, about: About) -> float:
+        if sys.platform == "linux":  # elsewhere a thread has no priority of its own to give up
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LAZY)
+        began = time.perf_counter()
+        contents = build(gathered, self._settings, _start(self._indexes.newest(), gathered.items, self._settings))
+        newest = float(gathered.positives.times.max(initial=0.0))
+        write(
+            self._folder,
+            contents,
+            msgspec.structs.replace(
+                about, users=gathered.users, positives=len(gathered.positives.times), newest=newest,
+                took_s=round(time.perf_counter() - began, 3),
+            ),
+        )  # fmt: skip
+        return newest
+
+    def _finish(self) -> None:
+        if self._running is None or not self._running.done():
+            return
+        done, self._running = self._running, None
+        try:
+            self._newest.set(done.result())
+            self._made.add()
+        except (errors.Error, OSError, MemoryError) as error:
+            self._failed.add()
+            self._had = -self._settings.least_events
+            logger.error("no index for recall was built: %s; tried again in %g s", error, self._settings.every_s)
+
+
+def _start(index: Index | None, items: list[str], settings: BuildSettings) -> NDArray[np.float32] | None:
+    """Factors of an index by the rows of `items`; None where there is nothing to begin from."""
+    if index is None or index.contents.model.items.shape[1] != settings.factors.width:
+        return None
+    rows = {name: row for row, name in enumerate(items)}
+    start = np.full((len(items), settings.factors.width), np.nan, np.float32)
+    for first, names in index.names():
+        at = np.array([rows.get(name, -1) for name in names], np.int64)
+        start[at[at >= 0]] = index.contents.model.items[first + np.flatnonzero(at >= 0)]
+    return start

@@ -1,0 +1,151 @@
+"""All paths at once, and one list of candidates that says which path found each.
+
+Rules of the room:
+- A path has a deadline and threads of its own. Late, it is left out of this answer and counted; while a call of it that
+  was late still runs it is not asked again, so a path that is stuck costs nobody else anything.
+- A path that raises is counted, and said once; it never becomes an error of the request.
+- Whatever a path says, nothing leaves that `scene.allowed` does not have, and no item twice.
+- Scores of two paths do not compare: an item's score is that of its place, 1 for a path's best down to almost 0 for the
+  last of its quota, the best of those that found it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from time import perf_counter
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millstream.errors import Failed, Misconfigured
+from millstream.meter import Meter
+from millstream.recall.scene import Found, Numbers, Path, Scene
+
+PATHS_MAX: Final = 32
+"""As many as a mask of sources has bits."""
+THREADS: Final = 2
+logger = logging.getLogger(__name__)
+
+
+class Union(NamedTuple):
+    """What was found: `numbers` [m], each once, best first; `sources` uint32 [m]: bit i for `Recall.names[i]`; `scores`
+    float32 [m] in (0, 1]. `late`, `failed`: paths that are not in it. `ranks` int32 [paths, m]: the place of each in
+    what path i found, from 0; -1 where it was not."""
+
+    numbers: Numbers
+    sources: NDArray[np.uint32]
+    scores: NDArray[np.float32]
+    late: tuple[str, ...]
+    failed: tuple[str, ...]
+    ranks: NDArray[np.int32]
+
+
+class Recall:
+    """Asks paths; each is given as (path, quota, deadline in seconds). Close it at the end."""
+
+    def __init__(self, paths: Sequence[tuple[Path, int, float]], meter: Meter, threads: int = THREADS) -> None:
+        names = [path.name for path, _, _ in paths]
+        if len(names) > PATHS_MAX or len(set(names)) < len(names):
+            raise Misconfigured(f"recall: at most {PATHS_MAX} paths, none twice; got {', '.join(names)}")
+        self.names = tuple(names)
+        self._asked = [_Asked(path, quota, deadline_s, meter, threads) for path, quota, deadline_s in paths]
+
+    async def gather(self, scene: Scene) -> Union:
+        """What all paths know for a scene: within the longest deadline, whatever happens."""
+        answers = await asyncio.gather(*(one.ask(scene) for one in self._asked))
+        late = tuple(name for name, answer in zip(self.names, answers, strict=True) if answer == "late")
+        failed = tuple(name for name, answer in zip(self.names, answers, strict=True) if answer == "failed")
+        found = [answer if isinstance(answer, Found) else Found.nothing() for answer in answers]
+        return _joined(found, [one.quota for one in self._asked], late, failed)
+
+    def close(self) -> None:
+        """Ask nothing more. Does not wait for what is late."""
+        for one in self._asked:
+            one.pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Asked:
+    """A path with its threads and counters. Its counters are written by the event loop's thread alone."""
+
+    def __init__(self, path: Path, quota: int, deadline_s: float, meter: Meter, threads: int) -> None:
+        if quota < 1 or deadline_s <= 0:
+            raise Misconfigured(f"recall path {path.name}: quota {quota}, deadline {deadline_s} s; both are above 0")
+        self.path, self.quota, self.deadline_s = path, quota, deadline_s
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix=f"recall-{path.name}")
+        self._overdue: set[Future[tuple[Found, float]]] = set()
+        self._said = False
+        labels = {"path": path.name}
+        self._seconds = meter.histogram("millstream_recall_seconds", "From a call of a path to its answer.", labels)
+        self._found = meter.counter("millstream_recall_found_total", "Candidates that a path found.", labels)
+        self._late = meter.counter("millstream_recall_late_total", "Requests without a path that was late.", labels)
+        self._failed = meter.counter("millstream_recall_failed_total", "Requests without a path that failed.", labels)
+
+    async def ask(self, scene: Scene) -> Found | str:
+        """What the path found; "late" or "failed"."""
+        if self._overdue:
+            self._late.add()
+            return "late"
+        call = self.pool.submit(self._call, scene)
+        try:
+            found, seconds = await asyncio.wait_for(asyncio.wrap_future(call), self.deadline_s)
+        except TimeoutError:
+            self._leave(call)
+            self._late.add()
+            return "late"
+        except asyncio.CancelledError:
+            self._leave(call)
+            raise
+        except Exception as error:
+            self._failed.add()
+            if not self._said:
+                self._said = True
+                logger.exception("recall path %s failed: %s; going on without it, said once", self.path.name, error)
+            return "failed"
+        self._seconds.observe(seconds)
+        self._found.add(len(found.numbers))
+        return found
+
+    def _leave(self, call: Future[tuple[Found, float]]) -> None:
+        """Nobody waits for it any more."""
+        if not call.done():
+            self._overdue.add(call)
+            call.add_done_callback(self._overdue.discard)  # at once, if it has ended meanwhile
+
+    def _call(self, scene: Scene) -> tuple[Found, float]:
+        begun = perf_counter()
+        try:
+            numbers, scores = self.path.recall(scene, self.quota)
+        except TimeoutError as error:  # of its own: it is not late
+            raise Failed(f"{self.path.name}: {error}") from error
+        if len(numbers) != len(scores):
+            raise Failed(f"{self.path.name}: {len(numbers)} items with {len(scores)} scores")
+        numbers, scores = numbers[: self.quota].astype(np.int32, copy=False), scores[: self.quota]
+        kept = np.zeros(len(numbers), np.bool_)
+        kept[np.unique(numbers, return_index=True)[1]] = True
+        kept &= scene.allowed.test(numbers)
+        if not kept.all():
+            numbers, scores = numbers[kept], scores[kept]
+        return Found(numbers, scores), perf_counter() - begun
+
+
+def _joined(
+    found: Sequence[Found], quotas: Sequence[int], late: tuple[str, ...], failed: tuple[str, ...]
+) -> Union:  # fmt: skip
+    all_of = np.concatenate([np.empty(0, np.int32), *(one.numbers for one in found)])
+    numbers, place = np.unique(all_of, return_inverse=True)
+    ranks = np.full((len(found), len(numbers)), -1, np.int32)
+    sources = np.zeros(len(numbers), np.uint32)
+    scores = np.zeros(len(numbers), np.float32)
+    at = 0
+    for path, one in enumerate(found):
+        mine = place[at : at + len(one.numbers)]
+        at += len(one.numbers)
+        ranks[path, mine] = rank = np.arange(len(mine), dtype=np.int32)
+        sources[mine] |= np.uint32(1 << path)
+        scores[mine] = np.maximum(scores[mine], 1 - rank.astype(np.float32) / quotas[path])
+    order = np.lexsort((numbers, -scores))
+    return Union(numbers[order], sources[order], scores[order], late, failed, ranks[:, order])
