@@ -17,7 +17,7 @@ from millstream.errors import Error, Full
 from millstream.features import Entities
 from millstream.flows.predict import Submit
 from millstream.flows.recommend.lists import Lists
-from millstream.flows.recommend.rank import Matrix
+from millstream.flows.recommend.rank import Matrix, More
 from millstream.flows.recommend.world import World
 from millstream.flows.served import ServedLog
 from millstream.meter import Meter
@@ -115,7 +115,7 @@ class Lister:
 
     def __init__(
         self, at: Installation, meter: Meter, engine: Engine, submit: Submit, served: ServedLog,
-        entities: Entities | None, matrix: Matrix,
+        entities: Entities | None, matrix: Matrix, more: More,
     ) -> None:  # fmt: skip
         settings = at.settings
         catalogue = Catalogue(settings.catalogue)
@@ -130,7 +130,7 @@ class Lister:
         limits = settings.recommend
         self.lists = Lists(
             self.world, submit, lambda model: _others(engine, model), at.clock, served, meter, limits.model,
-            limits.placements, limits.asks, limits.explore, entities, matrix,
+            limits.placements, limits.asks, limits.explore, entities, matrix, more,
         )  # fmt: skip
         reader = at.log.reader("served")
         self._served, self._end = LenientReader(reader, meter), reader.end
@@ -150,6 +150,10 @@ class Lister:
         self.live.poll()
         self._hear()
         self.following.poll()
+
+    def history(self, user: str) -> list[str]:
+        """Items that a user liked, newest last."""
+        return self.world.catalogue.names(self.live.histories.of(user).numbers)
 
     def forget(self, mine: Callable[[str], bool]) -> int:
         """Drop people by their names, from memory and from what was kept; of how many."""

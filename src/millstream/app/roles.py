@@ -47,7 +47,7 @@ from millstream.ops import Launch, Supervisor
 from millstream.stream import LenientReader, Writer, encode
 from millstream.stream.event import Event
 from millstream.stream.forget import Names
-from millstream.types import Example, FeaturesRead, Forget, PolicyChange, SetAside, Shadow
+from millstream.types import Array, Example, FeaturesRead, Forget, PolicyChange, SetAside, Shadow
 
 if TYPE_CHECKING:  # lists need the compiler and an index of vectors
     from millstream.app.lists import Lister
@@ -88,10 +88,11 @@ class Serve:
         )
         self.engine = self.service.engine
         self._follow.attach(self.engine)
+        self.lister: Lister | None = None
         self.known = Known(Entities(at.definition), at.log, self.meter) if at.settings.features else None
         served, submit = ServedLog(at.log.writer("served", self._partition), self.meter), self.engine.submit
         self._recommend = (
-            Recommend(submit, self.known.entities, at.clock, served, at.settings.recommend, self._matrix())
+            Recommend(submit, self.known.entities, at.clock, served, at.settings.recommend, self._matrix(), self._more)
             if self.known
             else None
         )
@@ -113,6 +114,14 @@ class Serve:
         if (taken := at.ranker_set) is None:
             return lambda user, items: None
         return RankRows(taken, at.rows, at.clock, self.meter, at.settings.feature_store.stale_s_max).matrix
+
+    def _more(self, model: str, version: str, user: str) -> dict[str, Array]:
+        """What a ranker takes beside rows: what the user liked lately, for one that attends to it."""
+        described = self.engine.describe(model, version)
+        width = next((spec.shape[1] for spec in described.inputs if spec.name == "history"), 0)
+        if not width or self.known is None:
+            return {}
+        return {"history": self.known.entities.history(self.lister.history(user) if self.lister else (), width)}
 
     def _furnish_features(self) -> None:
         """Let the Door read feature sets and write their sources, where any are defined."""
@@ -137,7 +146,9 @@ class Serve:
             from millstream.app.lists import Lister
 
             entities = self.known.entities if self.known is not None else None
-            lister = Lister(at, self.meter, self.engine, self.engine.submit, served, entities, self._matrix())
+            lister = Lister(
+                at, self.meter, self.engine, self.engine.submit, served, entities, self._matrix(), self._more
+            )
         self.door.furnish_lists(upserts, lister.lists if lister is not None else None)
         return lister
 

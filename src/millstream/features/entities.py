@@ -57,6 +57,10 @@ class Entities:
         empty."""
         return self._rows.one(self._gather("user", (user,))[0], self._gather("item", items), kept)
 
+    def history(self, items: Sequence[str], h: int) -> Tokens:
+        """What a user had to do with, newest last, as tokens uint32 [1, h]; see Rows.history."""
+        return self._rows.history(items, h)
+
     def _gather(self, kind: Side, ids: Sequence[str]) -> Tokens:
         side = self._sides[kind]
         found = [side.places.get(id, -1) for id in ids]

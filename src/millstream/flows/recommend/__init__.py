@@ -1,5 +1,5 @@
 """Recommend: candidates in rank order."""
 
-from millstream.flows.recommend.rank import Matrix, Recommend, RecommendLimits
+from millstream.flows.recommend.rank import Matrix, More, Recommend, RecommendLimits
 
-__all__ = ["Matrix", "Recommend", "RecommendLimits"]
+__all__ = ["Matrix", "More", "Recommend", "RecommendLimits"]

@@ -36,7 +36,7 @@ from millstream.flows.recommend.ask import AskLimits, checked
 from millstream.flows.recommend.explore import explored
 from millstream.flows.recommend.once import Once, digest
 from millstream.flows.recommend.placement import Placement
-from millstream.flows.recommend.rank import Matrix
+from millstream.flows.recommend.rank import Matrix, More
 from millstream.flows.recommend.world import World
 from millstream.flows.rerank import Order, Rules, Slate
 from millstream.flows.served import ServedLog
@@ -87,10 +87,11 @@ class Lists:
         self, world: World, submit: Submit, others: Callable[[str], Sequence[str]], clock: Clock, served: ServedLog,
         meter: Meter, model: str, placements: dict[str, Placement], limits: AskLimits, explore: float,
         entities: Entities | None = None, matrix: Matrix = lambda user, items: None,
+        more: More = lambda model, version, user: {},
     ) -> None:  # fmt: skip
         self._world, self._submit, self._others, self._clock, self._served = world, submit, others, clock, served
         self.model, self._placements, self._limits, self._explore = model, placements, limits, explore
-        self._entities, self._matrix = entities, matrix
+        self._entities, self._matrix, self._more = entities, matrix, more
         self._recalls = {name: world.recall(name, of.paths) for name, of in placements.items()}
         self._formulas = {name: Formula(of.score) for name, of in placements.items()}
         self._rules: dict[tuple[str, str], Rules] = {
@@ -224,6 +225,7 @@ class Lists:
         for version in ("", *self._others(self.model)[:1]):
             try:
                 request.version = version
+                request.inputs = {"tokens": tokens, **self._more(self.model, version, who)}
                 output = await asyncio.wait_for(self._submit(request), placement.rank_ms / 1e3)
                 heads = _heads(output, len(tokens))
                 scores = self._formulas[ask.placement].of(heads)

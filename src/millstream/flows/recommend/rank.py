@@ -29,8 +29,11 @@ from millstream.flows.served import ServedLog
 from millstream.guard.pii import pseudonym
 from millstream.stream.event import decode
 from millstream.stream.log import Reader
-from millstream.types import Candidate, Output, Rank, Ranked, Request, Served
+from millstream.types import Array, Candidate, Output, Rank, Ranked, Request, Served
 
+More = Callable[[str, str, str], dict[str, Array]]
+"""What a model (its name, and version or "") takes beside rows, of a user: their history, for those that attend to it.
+NotFound: it is not served."""
 Matrix = Callable[[str, Sequence[str]], NDArray[Any] | None]
 """A user's and the candidates' features, float [candidates, columns], or None; at once."""
 
@@ -64,9 +67,9 @@ class Recommend:
 
     def __init__(
         self, submit: Submit, entities: Entities, clock: Clock, served: ServedLog, limits: RecommendLimits,
-        matrix: Matrix = lambda user, items: None,
+        matrix: Matrix = lambda user, items: None, more: More = lambda model, version, user: {},
     ) -> None:  # fmt: skip
-        self._matrix = matrix
+        self._matrix, self._more = matrix, more
         self._submit, self._entities, self._clock = submit, entities, clock
         self._served, self._limits = served, limits
         self._once = Once[Ranked](limits.answers_kept)
@@ -88,9 +91,10 @@ class Recommend:
 
     async def _answer(self, rank: Rank, asked: bytes) -> Ranked:
         tokens = self._entities.rows(rank.user, rank.candidates, self._matrix(rank.user, rank.candidates))
+        model = rank.model or self._limits.model
         request = Request(
-            model=rank.model or self._limits.model,
-            inputs={"tokens": tokens},
+            model=model,
+            inputs={"tokens": tokens, **self._more(model, "", rank.user)},
             rows=len(tokens),
             id=rank.id,
             key=rank.user,
