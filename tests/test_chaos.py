@@ -204,7 +204,7 @@ async def rage(root, served, seconds, seed):
     return books
 
 
-@pytest.mark.parametrize("seconds", [4, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [4, pytest.param(30, marks=pytest.mark.slow)])
 def test_the_books_balance_after_everything_at_once(tmp_path, seconds):
     models(tmp_path / "models")
     with Served(tmp_path / "models", tmp_path / "log", "--max-batch-size", "16") as served:

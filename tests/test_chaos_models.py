@@ -228,7 +228,7 @@ def accounts(books):
     assert books.ended[200] > 0.3 * books.sent
 
 
-@pytest.mark.parametrize("seconds", [4, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [4, pytest.param(30, marks=pytest.mark.slow)])
 def test_the_books_balance_after_a_year_of_faults(tmp_path, seconds):
     repository = models(tmp_path / "models")
     options = ["--workers", "2", "--allow-code", "--resident-mb", "400"]  # less than two workers and their models hold
