@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from millstream.app.forget import forget
 from millstream.app.installation import Installation, Settings
 from millstream.app.roles import Learn, Serve
 from millstream.app.training import train
@@ -286,6 +287,27 @@ def test_lists_outlive_the_process_that_made_them(tmp_path):
                 assert len(fresh) == 29 and names(page)[0] not in fresh
             for kept in (tmp_path / "state" / "live").iterdir():
                 kept.unlink()  # and without what was kept
+
+    run(scene)
+
+
+def test_who_is_forgotten_is_forgotten_as_a_visitor_too(tmp_path):
+    async def scene():
+        async with house(tmp_path) as at:
+            await at.tell(items(10))
+            await at.tell([{"id": "kept"}, {"id": "user-gone"}], "users")
+            for who in ({"visitor": "visitor-gone"}, {"user": "user-gone"}, {"user": "kept"}):
+                await at.did(await at.list(**who, n=40), "i1", "like")
+            await at.serve.door.merge([Merge(visitor="visitor-gone", user="user-gone")], ANYBODY)
+            at.serve.poll()
+        with Installation(tmp_path, msgspec.convert(SETTINGS, Settings), FakeClock(3e6)) as stopped:
+            report = await forget(stopped, ["user-gone"])
+        assert report.records["identities"] == 1 and report.records["served"] == 2 and report.records["users"] == 1
+        left = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+        assert b"user-gone" not in left and b"visitor-gone" not in left and b"kept" in left
+        async with house(tmp_path) as at:
+            assert len(at.serve.lister.live.histories.of("kept").numbers) == 1
+            assert not len(at.serve.lister.live.histories.of("user-gone").numbers)
 
     run(scene)
 

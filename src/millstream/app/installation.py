@@ -187,6 +187,11 @@ class Installation:
         return self.folder / "state" / "features"
 
     @property
+    def live(self) -> Path:
+        """Where servers that make lists keep what they know of people and items."""
+        return self.folder / "state" / "live"
+
+    @property
     def indexes(self) -> Path:
         """Where recall's indexes lie."""
         return self.folder / "state" / "recall"

@@ -135,7 +135,7 @@ class Lister:
         reader = at.log.reader("served")
         self._served, self._end = LenientReader(reader, meter), reader.end
         self._heard: dict[int, int] = {}
-        self._kept = at.folder / "state" / "live" / f"{meter.name}.npz"
+        self._kept = at.live / f"{meter.name}.npz"
 
     def start(self) -> None:
         """Know all that is in the log, before anybody asks."""

@@ -31,7 +31,7 @@ from millstream.stream import segment
 from millstream.stream.event import decode
 from millstream.stream.log import Log
 from millstream.stream.segment import FRAME, PREFIX, RECORD, BadFrame, Frame, Mark
-from millstream.types import Entity, Fact, FeaturesRead, Forget, Served
+from millstream.types import Entity, Fact, FeaturesRead, Forget, Merge, Served
 
 TOPIC: Final = "forget"
 BY_REQUEST: Final = ("outcomes", "examples", "shadow")
@@ -82,6 +82,18 @@ def digest(name: str, salt: bytes) -> bytes:
 def spellings(names: Collection[str]) -> frozenset[str]:
     """The names as they were given, and as the log has them."""
     return frozenset(names) | {pseudonym(name) for name in names}
+
+
+def with_visitors(log: Log, names: frozenset[str]) -> frozenset[str]:
+    """The names, and those of the visitors who turned out to be one of them. Damaged records are passed over."""
+    reader, merges = log.reader("identities"), []
+    for partition in reader.partitions():
+        with suppress(errors.Corrupt):
+            events = (decode(record.value) for record in reader.records(partition))
+            merges += [event for event in events if isinstance(event, Merge)]
+    while more := {one.visitor for one in merges if one.user in names} - names:
+        names |= more
+    return names
 
 
 def find(log: Log, names: Collection[str], kind: str = "user") -> Found:
@@ -197,6 +209,8 @@ def _about(value: bytes, names: Collection[str], kind: str) -> bool:
         return event.values.get(kind) in names
     if isinstance(event, FeaturesRead):
         return any(name in names for name in event.keys.get(kind, ()))
+    if isinstance(event, Merge):
+        return kind == "user" and (event.visitor in names or event.user in names)
     return isinstance(event, Entity) and kind == "user" and event.id in names
 
 
