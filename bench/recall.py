@@ -33,7 +33,7 @@ from millstream import config
 from millstream.demo.data import movielens
 from millstream.recall.ann import Ann, Base, Places, nearest
 from millstream.recall.build import build
-from millstream.recall.cooccur import Csr, ItemCf, Positives, UserCf, windows
+from millstream.recall.cooccur import ItemCf, Positives, UserCf, windows
 from millstream.recall.factors import Factors
 from millstream.recall.index import About, Contents, Index, write
 from millstream.recall.liked import Gathered
@@ -216,19 +216,21 @@ def told(split_name: str, method: str, split: Split, lists: Lists, chosen: tuple
     }  # fmt: skip
 
 
-def world(items: int, seed: int = 0) -> tuple[Gathered, NDArray[np.int32]]:
-    """(people's positives, the taste of each item): 50 tastes, items liked the more the lower their number within one,
-    nine in ten positives of a person are of their own taste. Half as many people as items, six positives each."""
+def world(items: int, seed: int = 0) -> tuple[Gathered, Numbers]:
+    """(people's positives, the catalogue number of each row). An item's taste is its number modulo 50; items are liked
+    the more the lower their number, and nine in ten positives of a person are of their own taste. Half as many people
+    as items, six positives each."""
     random = np.random.default_rng(seed)
     tastes, users = TASTES, items // 2
     whose = np.sort(random.integers(0, users, 6 * users)).astype(np.int32)
     own = np.where(random.random(len(whose)) < 0.9, whose % tastes, random.integers(0, tastes, len(whose)))
     place = (random.random(len(whose)) ** 3 * (items // tastes)).astype(np.int64)
     liked = (place * tastes + own).astype(np.int32)
+    known, rows = np.unique(liked, return_inverse=True)  # an index has those that somebody liked
     gathered = Gathered(
-        Positives(whose, liked, random.random(len(whose)) * 1e6), [f"item-{item}" for item in range(items)], users
+        Positives(whose, rows.astype(np.int32), random.random(len(whose)) * 1e6), [f"{item}" for item in known], users
     )
-    return gathered, (np.arange(items) % tastes).astype(np.int32)
+    return gathered, known
 
 
 def vectors(count: int, width: int, seed: int, lengths: bool) -> NDArray[np.float32]:
@@ -271,7 +273,7 @@ def searched(items: int, width: int = 64, asked: int = 300) -> Iterator[dict[str
 
 def requests(items: int, asked: int = 300) -> Iterator[dict[str, Any]]:
     """A whole build over a known world, and each path's answers from the files."""
-    gathered, taste = world(items)
+    gathered, known = world(items)
     settings = BuildSettings(factors=FactorSettings(turns=3))
     began, before = time.perf_counter(), rss()
     contents = build(gathered, settings)
@@ -281,20 +283,23 @@ def requests(items: int, asked: int = 300) -> Iterator[dict[str, Any]]:
         began = time.perf_counter()
         index = Index.open(write(Path(folder), contents, About()))
         wrote, size = time.perf_counter() - began, index.about.bytes
-        yield {"part": f"a build of {items} items, {gathered.users} people, {len(gathered.positives.users)} positives",
+        yield {"part": f"{len(known)} items liked, {gathered.users} people, {len(gathered.positives.users)} positives",
                "build_s": round(built, 1), "write_and_open_s": round(wrote, 1), "disk_mb": size >> 20,
                "memory_mb": round(grew)}  # fmt: skip
-        places = Places.same(items)
-        made = index.contents
+        places, made = Places(len(known)), index.contents
+        places.set(np.arange(len(known), dtype=np.int32), known)
         ann = Ann(made.base, places)
         for share in (0.9, 0.1):
             allowed = Bits.of(np.random.default_rng(6).random(items) < share)
-            scenes = [seen(held, user, allowed) for user in range(asked)]
+            scenes = [
+                seen(known[held.columns[held.starts[user] : held.starts[user + 1]]], user, allowed)
+                for user in range(asked)
+            ]
             for path in (ItemCf(made.neighbours, places), UserCf(made.near, places), Factors(made.model, ann)):
                 path.recall(scenes[0], ASKED)
                 found, times = spent([partial(path.recall, one, ASKED) for one in scenes])
                 own = [
-                    np.mean(taste[one.numbers] == user % TASTES) for user, one in enumerate(found) if len(one.numbers)
+                    np.mean(one.numbers % TASTES == user % TASTES) for user, one in enumerate(found) if len(one.numbers)
                 ]
                 yield {
                     "part": f"path {path.name}", "allowed": share, **times,
@@ -303,8 +308,8 @@ def requests(items: int, asked: int = 300) -> Iterator[dict[str, Any]]:
                 }  # fmt: skip
 
 
-def seen(held: Csr, user: int, allowed: Bits) -> Scene:
-    liked = held.columns[held.starts[user] : held.starts[user + 1]]
+def seen(liked: Numbers, user: int, allowed: Bits) -> Scene:
+    """A request of somebody who liked these."""
     mine = allowed.copy()
     mine.clear(liked)
     history = History(liked, np.zeros(len(liked), np.uint8), np.arange(float(len(liked))))

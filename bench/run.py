@@ -41,6 +41,7 @@ PARTS: dict[str, tuple[str, list[str]]] = {
     "sizes": ("What an install weighs", [sys.executable, "bench/sizes.py"]),
     "formats": ("A model in a process of its own", [sys.executable, "bench/formats.py"]),
     "features": ("The feature store beside Feast", [sys.executable, "bench/features"]),
+    "recall": ("Recall beside implicit, and a million items", [sys.executable, "bench/recall.py"]),
     "demo": ("The live demo, real time", [MILLSTREAM, "demo", "--seconds", "125", "--json", "--http-port", "0"]),
 }
 

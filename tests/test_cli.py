@@ -445,7 +445,7 @@ def test_history_is_imported_and_a_version_trained(tmp_path, result, refused):
     assert result("train", "pause", "-c", toml, "--why", "a test")["learning"] == "paused"
     assert "learning" not in result("train", "resume", "-c", toml)
     status = result("train", "status", "-c", toml)
-    assert (status["learning"], status["live"], status["examples"]) == ("run", "1", 3)
+    assert (status["learning"], status["live"], status["end"]) == ("run", "1", 3)
     assert "later than" in refused("train", "rollback", "-c", toml, "--to", "1970-01-01")
     assert result("traffic", "show", tmp_path / "models", "ranker")["live"] == "1"
     assert "no column 'at'" in refused("log", "import", _bare(tmp_path), "-c", toml, *MAP)

@@ -45,7 +45,7 @@ base_examples = 1000
 [ftrl]
 bits = 10
 [join.tasks.like]
-window_s = 3600.0
+window_s = 3500.0
 [log]
 segment_bytes = 4000
 [features]

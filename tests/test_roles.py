@@ -17,8 +17,9 @@ from millstream.features import Column, Definition
 from millstream.learn.history import Field, import_entities
 from millstream.models.manifest import Manifest
 from millstream.models.traffic import promote, shadow
-from millstream.stream import LogLimits, decode, encode, segment
+from millstream.stream import JoinSettings, LogLimits, Task, decode, encode, segment
 from millstream.types import Delta, Outcome, PolicyChange, Principal, Rank
+from millstream.types import Served as Answer
 from onnx_models import stamped
 
 ANYBODY = Principal("test")
@@ -206,6 +207,41 @@ def test_a_version_that_cannot_rank_is_refused_and_the_ranker_goes_on(tmp_path):
             await serve.engine.stop()
 
     asyncio.run(promoted())
+
+
+def test_examples_are_counted_by_task_and_label(tmp_path):
+    join = JoinSettings(tasks={"like": Task(window_s=5.0), "buy": Task(window_s=5.0)})
+    with Installation(tmp_path, msgspec.structs.replace(RANKING, join=join), FakeClock(1e6)) as at:
+        asked = Answer(
+            request="r", model="ranker", version="1", policy=0, arm="live", user="u", candidates=["i"], event_time=1.0,
+            tokens=bytes(8),
+        )  # fmt: skip
+        at.log.writer("served").append(b"", encode(asked))
+        told = [SEEN, msgspec.structs.replace(SEEN, kind="buy"), Outcome(kind="watermark", event_time=60.0)]
+        at.log.writer("outcomes").append_frame([(b"", encode(one)) for one in told])
+        learn = Learn(at)
+        learn.step()
+        counted = {
+            tuple(one["labels"].values()): one["values"][0]
+            for one in learn.meter.total().values() if one["name"] == "millstream_examples_total"
+        }  # fmt: skip
+        learn.close()
+    assert counted == {("like", "0"): 1.0, ("buy", "1"): 1.0}
+
+
+@pytest.mark.parametrize(("learns", "odd"), [("rankr", True), ("ranker", False), ("", False)])
+def test_a_model_that_learns_is_not_the_one_that_ranks_and_has_no_version_is_said(tmp_path, caplog, learns, odd):
+    toml = tmp_path / "millstream.toml"
+    toml.write_text(f'[learn]\nmodel = "{learns}"\n')
+    Installation.open(toml).close()
+    assert ("learn.model is 'rankr', of which there is no version" in caplog.text) == odd
+    model = stamped(tmp_path / "model.onnx", 1.0)
+    caplog.clear()
+    with Installation.open(toml) as at:
+        at.repository.put("rankr", Manifest(format="onnx", file="model.onnx"), {"model.onnx": model})
+    caplog.clear()
+    Installation.open(toml).close()
+    assert not caplog.text, "it is there: meant so"
 
 
 def test_records_that_the_disk_limit_deleted_unread_are_shown(tmp_path):

@@ -72,7 +72,7 @@ def settings(
             if (named := _named(field.type)) is None:
                 yield name, default, help
             else:
-                yield name, {key: _changed(one) for key, one in default.items()}, help
+                yield name, {key: _changed(one) for key, one in (default or {}).items()}, help
                 yield from settings(named, f"{name}.NAME.", told)
             for kind in _kinds(field.type):
                 if kind not in told:

@@ -349,3 +349,25 @@ def test_every_kernel_is_compiled_once_for_good() -> None:
     for kernel in (module._seed, module._column, module._of_set, module._request, module._pairwise):
         assert len(kernel.signatures) == 1  # type: ignore[attr-defined]
         assert kernel._can_compile is False  # type: ignore[attr-defined]
+
+
+def test_a_history_has_the_tokens_by_which_rows_name_items() -> None:
+    rows = Rows(DEFINITION)
+    ids = ["7", "8", "", "é|\ud800"]
+    texts = Texts.of([one.encode("utf-8", "surrogatepass") for one in ids])
+    tokens = rows.many(rows.tokens("user", {"id": texts}), rows.tokens("item", {"id": texts}))[:, DEFINITION.id_place]
+    assert tokens[2] == 0 and len(set(tokens.tolist())) == 4
+    assert tokens[0] == token("item.id", b"7")
+    found = rows.history(ids, 6)
+    assert found.dtype == np.uint32 and found.tolist() == [[0, 0, *tokens.tolist()]], "newest last, behind nothing"
+    assert rows.history(ids, 2).tolist() == [tokens[2:].tolist()], "the newest count"
+    assert rows.history([], 3).tolist() == [[0, 0, 0]]
+    assert rows.history(ids, 0).shape == (1, 0)
+
+
+@pytest.mark.parametrize("item", [[{"name": "genres"}], [{"name": "id", "places": 2}], [{"name": "id", "bucket": 5}]])
+def test_a_history_needs_rows_that_name_their_item(item: list[dict[str, Any]]) -> None:
+    rows = Rows(Definition.read({"user": [{"name": "id"}], "item": item}))
+    for names in ([], ["7"]):
+        with pytest.raises(errors.Misconfigured, match=r'features.item: .*\{name = "id"\}'):
+            rows.history(names, 3)

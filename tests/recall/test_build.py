@@ -107,6 +107,7 @@ def test_no_outcome_is_lost_however_the_topics_are_cut(traffic, monkeypatch):
     liked = follow(traffic, requests_max=100)
     drain(liked)
     assert [item for _, item in pairs(liked.gathered())] == wanted and not liked.lost
+    assert len(liked._requests) == 100
     traffic.like("late", "z")
     drain(liked)
     assert len(pairs(liked.gathered())) == 201
@@ -207,6 +208,16 @@ def test_an_index_is_built_when_it_is_due_and_there_is_something_new(traffic, tm
     one.close()
 
 
+def test_the_first_index_waits_until_the_log_is_read(traffic, tmp_path, monkeypatch):
+    for room in (reading, building):
+        monkeypatch.setattr(room, "STEP", 7)
+    crowd(traffic)
+    one = builder(traffic, tmp_path / "recall")
+    settle(one)
+    assert Index.open(tmp_path / "recall" / "1").about.positives == 40
+    one.close()
+
+
 def test_who_comes_after_a_crash_builds_anew_and_begins_from_the_factors_before(traffic, tmp_path):
     root = tmp_path / "recall"
     crowd(traffic)
@@ -231,13 +242,14 @@ def test_who_comes_after_a_crash_builds_anew_and_begins_from_the_factors_before(
     assert alike.min() > 0.9  # a start from chance would turn them anywhere
 
 
-def test_a_build_that_fails_is_counted_and_tried_again(traffic, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("error", [errors.Full("no room"), ValueError("no room, by a bug")])
+def test_a_build_that_fails_is_counted_and_tried_again(traffic, tmp_path, monkeypatch, caplog, error):
     root = tmp_path / "recall"
     crowd(traffic)
     one = builder(traffic, root)
 
     def full(*_: object) -> None:
-        raise errors.Full("no room")
+        raise error
 
     with monkeypatch.context() as patched:
         patched.setattr(building, "write", full)

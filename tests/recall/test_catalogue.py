@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shelves import QUICK, STEPS, known, tell
+from shelves import QUICK, STEPS, known, many, tell
 
 from millstream.errors import BadInput, TooLarge
 from millstream.recall import attributes as read
@@ -146,7 +146,7 @@ def test_dates_are_numbers_or_iso_and_never_ahead():
         assert read.when(odd, at) == at
 
 
-def test_readers_see_whole_columns_while_one_writes():
+def test_readers_see_whole_columns_while_one_writes(often):
     catalogue, stop, wrong = Catalogue(), threading.Event(), []
 
     def look() -> None:
@@ -171,7 +171,7 @@ def test_readers_see_whole_columns_while_one_writes():
 
 
 @QUICK
-@given(st.lists(st.tuples(st.integers(0, 9), st.lists(st.integers(0, 99), max_size=4)), max_size=1500))
+@given(many(lambda chance: (chance.randrange(10), chance.choices(range(100), k=chance.randrange(5))), 1500))
 def test_packed_lists_are_what_was_put_last(puts):
     lists, expected = Lists(), {}
     for number, codes in puts:
@@ -194,7 +194,7 @@ def test_room_of_replaced_lists_is_taken_back():
 
 
 @QUICK
-@given(st.integers(0, 70), st.lists(st.integers(-3, 80), max_size=30), st.lists(st.integers(-3, 80), max_size=30))
+@given(st.integers(0, 70), *(many(lambda chance: chance.randrange(-3, 81), 30) for _ in range(2)))
 def test_bits_are_a_set_of_numbers(n, put, taken):
     bits, numbers = Bits.none(n), set()
     bits.set(np.array(put, np.int32))
@@ -220,9 +220,7 @@ def test_bits_are_a_set_of_numbers(n, put, taken):
 
 
 @QUICK
-@given(
-    st.lists(st.tuples(st.integers(0, 50), st.sampled_from([0.0, 1.0, 2.5, math.nan])), max_size=40), st.integers(0, 9)
-)
+@given(many(lambda chance: (chance.randrange(51), chance.choice([0.0, 1.0, 2.5, math.nan])), 40), st.integers(0, 9))
 def test_the_best_are_the_highest_and_of_equals_the_lower_numbers(pairs, k):
     given_ = dict(pairs)
     numbers, scores = np.array(list(given_), np.int32), np.array(list(given_.values()), np.float32)

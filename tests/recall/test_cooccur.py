@@ -19,7 +19,7 @@ events = st.lists(st.tuples(st.integers(0, 5), st.integers(0, ITEMS - 1)), max_s
 
 def positives(liked: list[tuple[int, int]]) -> Positives:
     users, items = (np.array([one[side] for one in liked], np.int32) for side in (0, 1))
-    return Positives(users, items, np.arange(len(liked), dtype=np.float64))
+    return Positives(users, items, np.arange(len(liked), dtype=np.float64) // 3)  # of one time: as they arrived
 
 
 def by_hand(liked: list[tuple[int, int]], window: int) -> dict[int, list[int]]:

@@ -8,14 +8,12 @@ import threading
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from shelves import ITEMS, QUICK, RULES, STEPS, known, may, tell
+from shelves import ITEMS, QUICK, RULES, SOME, STEPS, known, may, tell
 
 from millstream.recall.catalogue import Catalogue, CatalogueSettings
 from millstream.recall.filters import Filters, Rule
 from millstream.recall.histories import Shown
 from millstream.recall.scene import History
-
-NUMBERS = st.lists(st.integers(-2, 40), max_size=8)
 
 
 def numbers(*some: int) -> np.ndarray:
@@ -23,7 +21,7 @@ def numbers(*some: int) -> np.ndarray:
 
 
 @QUICK
-@given(STEPS, st.lists(RULES, min_size=1, max_size=8), NUMBERS, NUMBERS, NUMBERS)
+@given(STEPS, st.lists(RULES, min_size=1, max_size=8), SOME, SOME, SOME)
 def test_what_is_allowed_is_what_the_rules_say_of_each_item(steps, rules, blocked, exclude, past):
     catalogue = Catalogue()
     filters = Filters(catalogue)
@@ -97,7 +95,7 @@ def test_an_item_of_a_region_over_the_bound_is_shown_nowhere():
     assert Filters(catalogue).allowed(Rule()).count() == 0
 
 
-def test_no_request_sees_half_of_a_change():
+def test_no_request_sees_half_of_a_change(often):
     """An item is for adults in one region, then for all in another: a child of the first region never sees it."""
     catalogue = Catalogue()
     filters = Filters(catalogue)

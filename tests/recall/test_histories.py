@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import random
 import threading
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shelves import QUICK
+from shelves import QUICK, many
 
 from millstream.recall.histories import Histories
 
 KINDS = ("click", "buy")
 USERS = ["a", "b", "c", "d"]
-EVENTS = st.lists(
-    st.one_of(
-        st.tuples(
-            st.sampled_from(["add", "show", "block"]), st.sampled_from(USERS), st.integers(0, 30),
-            st.sampled_from(KINDS), st.integers(0, 60),
-        ),
-        st.tuples(st.just("merge"), st.sampled_from(USERS), st.sampled_from(USERS)),
-        st.tuples(st.just("forget"), st.sampled_from(USERS)),
-    ),
-    max_size=150,
-)  # fmt: skip
+
+
+def event(chance: random.Random) -> tuple:
+    drawn, user = chance.random(), chance.choice(USERS)
+    if drawn < 0.05:
+        return "merge", user, chance.choice(USERS)
+    if drawn < 0.08:
+        return "forget", user
+    what = chance.choice(["add", "show", "block"])
+    return what, user, chance.randrange(8), chance.choice(KINDS), chance.randrange(20)
+
+
+EVENTS = many(event, 150)
 
 
 class Plain:
@@ -192,7 +195,7 @@ def test_what_does_not_belong_is_refused():
         Histories(KINDS, history_max=0)
 
 
-def test_a_reader_sees_a_whole_history_while_it_moves():
+def test_a_reader_sees_a_whole_history_while_it_moves(often):
     """Item and time of an event are one number here: a torn read would mix those of two."""
     histories, stop, torn = Histories(KINDS, history_max=20), threading.Event(), []
 

@@ -129,7 +129,7 @@ def test_outcomes_before_their_request_wait_and_those_too_many_are_counted(shop)
     assert shop.meter.sum("millstream_recall_skipped_total") == 1
 
 
-def test_an_outcome_told_again_counts_once(shop):
+def test_an_outcome_told_again_counts_once(shop, tmp_path):
     live = shop.live()
     shop.item("a")
     shop.serve("r1", "u1", "a")
@@ -138,6 +138,11 @@ def test_an_outcome_told_again_counts_once(shop):
         shop.say("r1", "a", "impression")
         live.poll()
     assert live.catalogue.positives.tolist() == [1] and live.catalogue.impressions.tolist() == [1]
+    live.save(tmp_path / "state")
+    again = shop.live()
+    assert again.restore(tmp_path / "state")
+    shop.say("r1", "a", "click")
+    assert again.poll() == 1 and again.catalogue.positives.tolist() == [1]
 
 
 def test_a_visitor_who_signs_in_has_one_history(shop):
@@ -260,6 +265,14 @@ def test_a_state_that_is_damaged_or_of_other_settings_is_not_used(shop, tmp_path
             assert knows(fresh) == knows(live), f"a flip at {at} changed what is known"
     path.write_bytes(whole[: len(whole) // 2])
     assert not shop.live().restore(path) and "is not used" in caplog.text
+    path.write_bytes(whole)
+    with np.load(path) as file:
+        parts = {name: file[name] for name in file.files}
+    with path.open("wb") as file:
+        np.savez(file, **parts | {"histories.done_times": np.zeros(1)})
+    fresh = shop.live()
+    assert not fresh.restore(path) and fresh.catalogue.count == 0, "the catalogue was there, the rest was not"
+    assert fresh.poll() and knows(fresh) == knows(live)
     path.write_bytes(whole)
     other = shop.live(LiveSettings(kinds={"click": 2.0, "rating": 4.0}, blocks=("hide",), segment="country"))
     assert not other.restore(path) and "of other settings" in caplog.text

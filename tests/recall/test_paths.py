@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shelves import QUICK, RULES, STEPS, scene, tell
+from shelves import QUICK, RULES, SOME, STEPS, many, scene, tell
 
 from millstream.recall.catalogue import Catalogue
 from millstream.recall.filters import Filters, Rule
@@ -18,10 +18,7 @@ from millstream.recall.paths import Given, Newest, Popular, SimilarToLast, Tags
 from millstream.recall.ranking import Ranking
 from millstream.recall.scene import Bits, Found, best
 
-SOME = st.lists(st.integers(-2, 40), max_size=12).map(tuple)
-LIKED = st.lists(
-    st.tuples(st.integers(0, 30), st.integers(0, 10_000), st.sampled_from(["", "de", "fr"])), max_size=80
-)  # fmt: skip
+LIKED = many(lambda chance: (chance.randrange(31), chance.randrange(10_001), chance.choice(["", "de", "fr"])), 80)
 
 
 def all_of(catalogue: Catalogue, popular: Popular) -> list:
@@ -135,8 +132,8 @@ def test_segments_and_their_items_are_bounded():
 
 @QUICK
 @given(
-    st.lists(st.tuples(st.integers(0, 40), st.sampled_from([1.0, 2.0, 3.0, 4.5])), max_size=120),
-    st.lists(st.integers(0, 45), max_size=30),
+    many(lambda chance: (chance.randrange(41), chance.choice([1.0, 2.0, 3.0, 4.5])), 120),
+    many(lambda chance: chance.randrange(46), 30),
     st.integers(1, 20),
 )
 def test_a_ranking_is_its_numbers_sorted_however_they_came(puts, without, k):
@@ -177,7 +174,7 @@ def test_a_long_ranking_finds_the_few_that_are_allowed():
     assert ranking.top(100, allowed)[0].tolist()[-1] == 5
 
 
-def test_a_ranking_can_be_looked_at_while_it_changes():
+def test_a_ranking_can_be_looked_at_while_it_changes(often):
     ranking, stop, wrong = Ranking(), threading.Event(), []
     ranking.fill(np.arange(5000, dtype=np.int32), np.zeros(5000))
     allowed = Bits.all(5000)

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millstream.clock import FakeClock
-from millstream.errors import Full
+from millstream.errors import Corrupt, Full
 from millstream.stream import Join, JoinSettings, Log, Operation, Task, decode, encode
+from millstream.stream.reader import Reader
 from millstream.stream.tasks import Replayed
 from millstream.types import Example, Outcome, Served, SetAside
 
@@ -392,6 +393,75 @@ def test_a_changed_window_applies_from_the_next_step_also_after_a_crash(tmp_path
     joining.step()
     made = [decode(record.value).request for record in log.reader("examples").records(0)]
     assert made == ["r0", "r5", "r6"]
+
+
+@pytest.fixture
+def lived(tmp_path, monkeypatch):
+    """A life without a snapshot, begun by replaying all lives before: six impressions, one each 20 s. Of which requests
+    there are examples then. `told`: whether frames say the settings."""
+    clock, numbers = FakeClock(1e9), iter(range(100))
+    monkeypatch.setattr(Operation, "save", lambda self: None)
+
+    def life(window_s, told=True):
+        how = JoinSettings(tasks={"like": Task(window_s=window_s)}, idle_s=1000.0)
+        with Log(tmp_path, clock) as log:
+            to_served, to_outcomes = log.writer("served"), log.writer("outcomes")
+            joining = Operation(Join(how), log, Join.inputs, "examples", tmp_path / "snapshot", clock)
+            joining._told = not told
+            for number in [next(numbers) for _ in range(6)]:
+                now = clock.now()
+                to_served.append(b"", encode(served(number, now)))
+                seen = Outcome(request=f"r{number}", item="i1", kind="impression", event_time=now)
+                to_outcomes.append(b"", encode(seen))
+                joining.step()
+                clock.advance(20.0)
+            return [decode(record.value).request for record in log.reader("examples").records(0)]
+
+    return life
+
+
+def test_a_lost_snapshot_and_changed_settings_go_together(lived):
+    assert lived(30.0) == ["r0", "r1", "r2", "r3"]
+    assert lived(100.0) == ["r0", "r1", "r2", "r3", "r4", "r5", "r6"]
+    assert lived(10.0) == [f"r{number}" for number in range(17)]
+
+
+def test_steps_that_do_not_say_their_settings_are_replayed_under_todays(lived):
+    """As an earlier release wrote them. Where those were others, the error says what helps, and it does."""
+    assert lived(30.0, told=False) == ["r0", "r1", "r2", "r3"]
+    with pytest.raises(Corrupt, match="start once with those of that time"):
+        lived(100.0)
+    assert lived(30.0) == [f"r{number}" for number in range(10)]
+
+
+def test_a_replay_reads_what_its_steps_read_and_says_that_it_takes_long(tmp_path, monkeypatch, caplog):
+    class Slow(FakeClock):
+        def monotonic(self):
+            self._mono += 0.3
+            return super().monotonic()
+
+    clock, read = FakeClock(1e9), []
+    log = Log(tmp_path, clock)
+    to_served, to_outcomes = log.writer("served"), log.writer("outcomes")
+    joining = Operation(Join(SETTINGS), log, Join.inputs, "examples", tmp_path / "snapshot", clock)
+    for number in range(50):
+        to_served.append(b"", encode(served(number, clock.now())))
+        seen = Outcome(request=f"r{number}", item="i1", kind="like", event_time=clock.now())
+        to_outcomes.append(b"", encode(seen))
+        joining.step()
+    joining.abandon()
+
+    def counted(self, *where):
+        found = real(self, *where)
+        read.append(len(found))
+        return found
+
+    real = Reader.read
+    monkeypatch.setattr(Reader, "read", counted)
+    with caplog.at_level("INFO", logger="millstream.stream"):
+        Operation(Join(SETTINGS), log, Join.inputs, "examples", tmp_path / "snapshot", Slow(1e9)).abandon()
+    assert sum(read) == 100, "each served event and each outcome once"
+    assert [record.message for record in caplog.records] == ["examples: replaying 50 steps after the snapshot"]
 
 
 def test_a_state_under_settings_that_are_refused_today_is_taken_up(tmp_path):

@@ -550,7 +550,7 @@ def test_retention_by_age(tmp_path: Path) -> None:
             writer.append(b"", value(at, 40))
             clock.advance(10.0)
         clock.advance(-1.0)
-        assert writer.retain().segments > 0
+        writer.retain()  # if it has not looked by itself
         start = log.reader("t").start(0)
         assert 10 < start <= 14, "a segment goes once its newest record is older than retain_s"
 
@@ -566,8 +566,8 @@ def test_retention_waits_for_groups_until_the_disk_limit_and_counts_what_it_forc
         log.commit("fast", "t", {0: 40})
         writer.retain()
         assert 0 < reader.start(0) <= 10
+        log.commit("elsewhere", "t", {1: 50})  # before the slow one goes on: the writer looks by itself, too
         log.commit("slow", "t", {0: 40})
-        log.commit("elsewhere", "t", {1: 50})
         assert writer.retain().segments == 0, "a group that never named this partition still has all of it to read"
     with Log(tmp_path, FakeClock(), LogLimits(segment_bytes=256, disk_bytes_max=700)) as log:
         first = log.reader("t").start(0)

@@ -275,7 +275,9 @@ class Serve:
         changes = [policy for policy in repository.history(model) if policy.version > logged.get(model, 0)]
         for policy in changes or [repository.policy(model)]:
             # Before it is rendered: TOML's escapes would put letters between a number and the gate of the log.
-            told = msgspec.structs.replace(policy, who=pseudonym(policy.who), why=redact(policy.why))
+            said = {name: pseudonym(getattr(policy, name)) for name in ("who", "paused_by", "pinned_by")}
+            said |= {name: redact(getattr(policy, name)) for name in ("why", "paused_why", "pinned_why")}
+            told = msgspec.structs.replace(policy, **said)
             event = PolicyChange(model=model, version=policy.version, who=told.who, why=told.why, text=render(told))
             self._append(self._policy, model, event)
             logged[model] = policy.version

@@ -14,6 +14,7 @@ from millstream.cli.verbs import Verbs, count_of, not_negative
 from millstream.errors import BadInput
 
 if TYPE_CHECKING:
+    from millstream.app.installation import Settings
     from millstream.stream import Log
 
 
@@ -36,7 +37,9 @@ def add(verbs: Verbs) -> None:
     tail.add_argument("-n", type=count_of, default=10, help="events of each partition (default: 10)")
     verify.add_argument("topic", nargs="*")
     audit.add_argument("--ledger", type=Path, required=True, help="what the client was acknowledged")
-    audit.add_argument("--window", type=not_negative, default=30.0, help="the join's window, seconds (default: 30)")
+    audit.add_argument(
+        "--window", type=not_negative, help="the join's longest window, seconds (default: millstream.toml's, else 30)"
+    )
     history = log.add("import", _log, "bring existing history into topics")
     history.add_argument("file", type=Path, help=".csv, .tsv, .jsonl or .parquet")
     history.add_argument("-c", "--config", type=Path, required=True, help="millstream.toml of the installation")
@@ -65,13 +68,17 @@ def _opened(where: Path) -> Log:
     from millstream.stream.log import Log, open_log
 
     if where.is_file():
-        from millstream import config
-        from millstream.app.installation import Settings
-
-        return open_log(where.parent / "log", SystemClock(), config.read(where, Settings).log)
+        return open_log(where.parent / "log", SystemClock(), _settings(where).log)
     if not where.is_dir():
         raise BadInput(f"{where}: no such folder; a log is the folder `log` of an installation")
     return Log(where, SystemClock())
+
+
+def _settings(file: Path) -> Settings:
+    from millstream import config
+    from millstream.app.installation import Settings
+
+    return config.read(file, Settings)
 
 
 def _looked_at(log: Log, args: argparse.Namespace) -> object:
@@ -85,11 +92,25 @@ def _looked_at(log: Log, args: argparse.Namespace) -> object:
         reports = [log.verify(_known(log, topic)) for topic in args.topic or log.topics()]
         return {"sound": not any(r.corrupt for r in reports), "topics": reports}
     if args.verb == "audit":
-        books = audit(log, read_ledger(args.ledger), args.window)
-        return {"sound": books.balanced, **msgspec.structs.asdict(books)}
+        window_s, ahead_s, said_by = _windows(args.dir, args.window)
+        books = audit(log, read_ledger(args.ledger), window_s, ahead_s)
+        return {
+            "sound": books.balanced, **msgspec.structs.asdict(books), "window_s": window_s, "window_by": said_by,
+        }  # fmt: skip
     if args.verb == "export":
         return {"topic": args.topic, "rows": _export(log, _known(log, args.topic), args.to)}
     return _tail(log, args.topic, args.n)
+
+
+def _windows(where: Path, asked: float | None) -> tuple[float, float, str]:
+    """The longest window, how far clocks may run ahead, both in seconds, and who said the window."""
+    from millstream.stream import JoinSettings
+
+    settings = _settings(where).join if where.is_file() else JoinSettings()
+    if asked is not None:
+        return asked, settings.ahead_s, "--window"
+    by = where.name if where.is_file() else "nobody (the default; give millstream.toml, or --window)"
+    return settings.window_s, settings.ahead_s, by
 
 
 def _sql(args: argparse.Namespace) -> object:

@@ -92,7 +92,7 @@ def verdict(figures: Figures, base_url: str, folder: str, command: str) -> list[
         f"  curl {base_url}/metrics",
         f"  {command} models list {folder}/models",
         f"  {command} log tail {folder}/log examples",
-        f"  {command} log audit {f.log} --ledger {f.ledger}",
+        f"  {command} log audit {folder}/millstream.toml --ledger {f.ledger}",
     ]
     return lines
 

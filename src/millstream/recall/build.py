@@ -113,12 +113,12 @@ class Builder:
     def _begin(self) -> None:
         self._had = self._liked.total
         about = About(made_at=self._clock.now(), made_by="millstream", offsets=self._liked.offsets)
-        self._running = self._thread.submit(self._build, self._liked.gathered(), about)
+        self._running = self._thread.submit(self._build, self._liked.copied(), about)
 
-    def _build(self, gathered: Gathered, about: About) -> float:
+    def _build(self, copied: Callable[[], Gathered], about: About) -> float:
         if sys.platform == "linux":  # elsewhere a thread has no priority of its own to give up
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LAZY)
-        began = time.perf_counter()
+        began, gathered = time.perf_counter(), copied()
         contents = build(gathered, self._settings, _start(self._indexes.newest(), gathered.items, self._settings))
         newest = float(gathered.positives.times.max(initial=0.0))
         write(
@@ -138,10 +138,13 @@ class Builder:
         try:
             self._newest.set(done.result())
             self._made.add()
-        except (errors.Error, OSError, MemoryError) as error:
+        except Exception as error:  # whatever it is: learning goes on
             self._failed.add()
             self._had = -self._settings.least_events
-            logger.error("no index for recall was built: %s; tried again in %g s", error, self._settings.every_s)
+            logger.error(
+                "no index for recall was built: %s; tried again in %g s", error, self._settings.every_s,
+                exc_info=None if isinstance(error, errors.Error) else error,
+            )  # fmt: skip
 
 
 def _start(index: Index | None, items: list[str], settings: BuildSettings) -> NDArray[np.float32] | None:

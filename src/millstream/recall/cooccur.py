@@ -273,7 +273,7 @@ class ItemCf:
     def recall(self, scene: Scene, k: int) -> Found:
         liked, weights = recent(scene.history, self._kinds)
         columns, whose, at = self._index.lists.gather(self._places.rows(liked))
-        numbers = [self._places.numbers[columns].astype(np.int32)]
+        numbers = [self._places.numbers[columns]]
         scores = [self._index.scores[at] * weights[whose]]
         if self._live is not None:
             for one, weight in zip(liked.tolist(), weights.tolist(), strict=True):
@@ -307,7 +307,7 @@ class UserCf:
         alike = shared / np.sqrt(windows.starts[met + 1] - windows.starts[met])
         peers = best(met, alike.astype(np.float32), self._people)
         columns, whom, _ = windows.gather(peers.numbers)
-        return summed(self._places.numbers[columns].astype(np.int32), peers.scores[whom], scene, k)
+        return summed(self._places.numbers[columns], peers.scores[whom], scene, k)
 
 
 def summed(numbers: Numbers, scores: Floats, scene: Scene, k: int) -> Found:

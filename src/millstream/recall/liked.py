@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -87,12 +88,12 @@ class Liked:
 
     def gathered(self) -> Gathered:
         """The latest positives, in copies: rows are those of people and items that have any."""
-        count, columns = self._count, self._columns
-        users, whose = np.unique(self._same_rows()[columns.users[:count]], return_inverse=True)
-        items, what = np.unique(columns.items[:count], return_inverse=True)
-        names = list(self._items)
-        positives = Positives(whose.astype(np.int32), what.astype(np.int32), columns.times[:count].copy())
-        return Gathered(positives, [names[row] for row in items.tolist()], len(users))
+        return self.copied()()
+
+    def copied(self) -> Callable[[], Gathered]:
+        """What `gathered` is now: copied here, sorted by who calls it, in any thread and at any time."""
+        columns = Positives(*(column[: self._count].copy() for column in self._columns))  # type: ignore[arg-type]
+        return partial(_gathered, columns, self._same_rows(), list(self._items))
 
     def forget(self, mine: Callable[[str], bool]) -> int:
         """Leave out whoever `mine` says, with all they liked; how many they were."""
@@ -238,6 +239,13 @@ class _Topic:
             return self._reader.end(partition)
         except (Busy, Corrupt):  # the lenient reader says so
             return 0
+
+
+def _gathered(columns: Positives, same: NDArray[np.int32], names: list[str]) -> Gathered:
+    users, whose = np.unique(same[columns.users], return_inverse=True)
+    items, what = np.unique(columns.items, return_inverse=True)
+    positives = Positives(whose.astype(np.int32), what.astype(np.int32), columns.times)
+    return Gathered(positives, [names[row] for row in items.tolist()], len(users))
 
 
 def _renumbered(names: dict[str, int], rows: NDArray[np.int32]) -> tuple[dict[str, int], NDArray[np.int32]]:

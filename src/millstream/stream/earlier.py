@@ -11,7 +11,7 @@ import msgspec
 from millstream.stream.event import decode
 from millstream.stream.log import Log
 from millstream.stream.remembered import Item, Remembered
-from millstream.stream.tasks import JoinSettings, Task
+from millstream.stream.tasks import Replayed, Task
 from millstream.types import Served
 
 
@@ -55,7 +55,7 @@ def configuration(data: bytes) -> bytes:
     if "positive" not in msgspec.msgpack.decode(data):
         return data
     old = msgspec.msgpack.decode(data, type=_Settings)
-    settings = JoinSettings(
+    settings = Replayed(
         tasks={"like": Task(kinds=old.positive, window_s=old.window_s)}, ahead_s=old.ahead_s, keep_s=old.keep_s,
         idle_s=old.idle_s, requests_max=old.requests_max, feedback=old.feedback,
     )  # fmt: skip

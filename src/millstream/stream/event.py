@@ -126,7 +126,7 @@ def _keys(keys: dict[str, list[str]]) -> dict[str, list[str]]:
 def _attribute(value: Any) -> Any:
     if isinstance(value, str):
         return redact(value)
-    return [redact(one) for one in value] if isinstance(value, list) else value
+    return [redact(one) if isinstance(one, str) else one for one in value] if isinstance(value, list) else value
 
 
 def _gates(event: type[msgspec.Struct]) -> tuple[tuple[str, Callable[[Any], Any]], ...]:

@@ -41,7 +41,7 @@ from millstream.stream import earlier
 from millstream.stream.event import Event
 from millstream.stream.log import Log, Record
 from millstream.stream.remembered import NEVER, TAKEN, Answers, Item, Remembered
-from millstream.stream.tasks import JoinSettings, Late, Rule, Task, rules
+from millstream.stream.tasks import JoinSettings, Late, Replayed, Rule, Task, rules
 from millstream.stream.told import Emitted, aside, estimate, example, set_aside
 from millstream.types import Forgotten, Outcome, Served
 
@@ -468,7 +468,7 @@ class Join:
 
     def configure(self, configuration: bytes) -> None:
         before = [rule.name for rule in self._rules]
-        self._set(msgspec.msgpack.decode(earlier.configuration(configuration), type=JoinSettings))
+        self._set(msgspec.msgpack.decode(earlier.configuration(configuration), type=Replayed))
         names = [rule.name for rule in self._rules]
         if names != before and len(names) + len(before) > 2:  # one task under another name is that task
             moves = [(1 << n, 1 << names.index(name)) for n, name in enumerate(before) if name in names]

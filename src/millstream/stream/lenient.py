@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from millstream.errors import Busy, Corrupt, NotFound
 from millstream.meter import Meter
 from millstream.stream.event import Event, decode
-from millstream.stream.reader import Reader
+from millstream.stream.reader import Reader, Record
 
 SOON_S = 0.25  # nobody here waits longer for a log that is on other machines
 _RECORDS = 1000
@@ -43,6 +43,11 @@ class LenientReader:
 
     def events(self, partition: int, offset: int) -> Iterator[tuple[int, Event | None]]:
         """(offset, event) from `offset`, or from the first that retention left, to the end, stepping over damage."""
+        for record in self.records(partition, offset):
+            yield record.offset, self._decoded(record.value)
+
+    def records(self, partition: int, offset: int) -> Iterator[Record]:
+        """As `events`, not decoded: for who needs an arrival, or a part of an event."""
         at, bound = offset, _RECORDS
         while at < self._end(partition):
             try:
@@ -66,7 +71,7 @@ class LenientReader:
                 return
             for record in records:
                 at = record.offset + 1
-                yield record.offset, self._decoded(record.value)
+                yield record
 
     def lose(self, error: Exception) -> None:
         """Count and say that a place cannot be read."""

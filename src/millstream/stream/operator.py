@@ -12,8 +12,9 @@ How exactly once works, with nothing but an append-only log:
 - Topics are merged by arrival: with a backlog, a record of a later topic waits until the earlier topics have been read
   beyond its arrival, so an outcome never overtakes the answer that it belongs to. Nor do the earlier topics run ahead
   of a later one by more than a step and two minutes: else the state would grow with the backlog, past its bounds.
-- The snapshot keeps the operator's configuration. A replay runs under the one that the steps were made under; a changed
-  one applies from the first new step.
+- The snapshot keeps the operator's configuration, and so does the first frame after a start and after a snapshot. A
+  replay runs under the one that the steps were made under, also where the snapshot is lost; a changed one applies from
+  the first new step.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from millstream.clock import Clock
 from millstream.errors import Corrupt, Full, Later
 from millstream.store.blob import write_atomic
 from millstream.stream.event import Event, decode_all, encode_all
-from millstream.stream.log import Log, Record, reached
+from millstream.stream.log import Log, Reader, Record, reached
 from millstream.types import Forgotten
 
 
@@ -92,13 +93,15 @@ class Operator(Protocol):
         ...
 
 
-class Step(msgspec.Struct, frozen=True):
-    """What a frame says of the step that made it: its number, the times it was told, input offsets after it."""
+class Step(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a frame says of the step that made it: its number, the times it was told, input offsets after it; and the
+    operator's configuration, empty where it is that of the step before. Earlier releases do not say it."""
 
     number: int
     now: float
     steady: float
     offsets: dict[str, dict[int, int]]
+    configuration: bytes = b""
 
 
 class _Snapshot(msgspec.Struct, frozen=True):
@@ -115,6 +118,7 @@ class _AnySnapshot(msgspec.Struct, frozen=True):
 
 SNAPSHOT_FORMAT = 2  # 1: a join without tasks; stream/earlier.py reads it
 REORDER_S = 60.0  # how far the arrival stamps of two topics may be apart, after a clock jump, say
+SLOW_S = 1.0  # a replay that takes longer says so
 AHEAD_S = 2 * REORDER_S  # more than what a later topic's next record waits for
 logger = logging.getLogger("millstream.stream")
 
@@ -166,6 +170,7 @@ class Operation:
         self._records_max, self._snapshot_steps = records_max, snapshot_steps
         self.step_done = Step(0, 0.0, 0.0, {topic: {} for topic in inputs})
         self._snapshotted = self._gone = 0
+        self._told = False  # whether a frame since the start and the snapshot says the configuration
         self._early: dict[tuple[str, int], tuple[int, float]] = {}  # a record that waits: its offset and arrival
         self._came: dict[tuple[str, int], float] = {}  # the arrival up to which a partition has been read
         self._behind = dict.fromkeys(self._readers, float("inf"))  # the least of these where more is left than a step
@@ -190,10 +195,11 @@ class Operation:
         wake = self.operator.wake_at()
         if not batch and (wake is None or wake > steady):
             return 0
-        done = Step(self.step_done.number + 1, now, steady, offsets)
+        under = b"" if self._told else self.operator.configuration()
+        done = Step(self.step_done.number + 1, now, steady, offsets, under)
         outputs = self._feed(batch, done)
         self._writer.append_frame(encode_all(outputs), meta=msgspec.msgpack.encode(done), sync=True)
-        self.step_done = done
+        self.step_done, self._told = done, True
         if self._observe is not None:
             for _, event in outputs:
                 self._observe(event)
@@ -206,7 +212,7 @@ class Operation:
             step, self._writer.end, self.operator.configuration(), self.operator.snapshot(), SNAPSHOT_FORMAT
         )
         write_atomic(self._path, msgspec.msgpack.encode(state))
-        self._snapshotted = step.number
+        self._snapshotted, self._told = step.number, False
         for topic, reader in self._readers.items():
             read = step.offsets[topic]
             needed = self.operator.needed(topic)
@@ -291,7 +297,7 @@ class Operation:
             return taken, at
         while at < end and (not bounded or len(taken) < self._records_max):
             # offsets may leap after a power loss, so a step is bounded by offset and by count
-            found = [r for r in reader.read(partition, at, self._records_max) if r.offset < end]
+            found = [r for r in reader.read(partition, at, min(self._records_max, end - at)) if r.offset < end]
             ready = [r for r in found if r.arrival <= horizon]
             taken += ready
             at = found[len(ready)].offset if len(ready) < len(found) else found[-1].offset + 1 if found else end
@@ -313,16 +319,24 @@ class Operation:
     def _recover(self) -> None:
         """The snapshot, and every later step again, its outputs thrown away: they are in the log already."""
         at, ours = 0, self.operator.configuration()
+        under = ours
+        began: float | None = self._clock.monotonic()
         if self._path.exists():
             saved = _read(self._path)
             self.operator.configure(saved.configuration)
             self.operator.restore(saved.state, self._log)
-            self.step_done, at = saved.step, saved.output
-        reader = self._log.reader(self._output)
+            self.step_done, at, under = saved.step, saved.output, saved.configuration
+        reader, first = self._log.reader(self._output), self.step_done.number
         for frame in reader.frames(0, max(at, reader.start(0))):
             step = msgspec.msgpack.decode(frame.meta, type=Step)
             if step.number > self.step_done.number:
+                if step.configuration and step.configuration != under:
+                    under = step.configuration
+                    self.operator.configure(under)
                 self._replay(step, frame.count)
+                if began is not None and self._clock.monotonic() - began > SLOW_S:
+                    began = None
+                    logger.info("%s: replaying %d steps after the snapshot", self._output, _last(reader) - first)
         self.operator.configure(ours)
 
     def _replay(self, step: Step, count: int) -> None:
@@ -331,9 +345,18 @@ class Operation:
         if (made != count or offsets != step.offsets) and not (self._gone or self.operator.gone):
             raise Corrupt(
                 f"replaying step {step.number} of {self._output} made {made} outputs where the log holds {count}: "
-                "the inputs in the log are not those it was computed from"
+                "the inputs in the log are not those it was computed from, or its settings were others, which steps of "
+                "an earlier release do not say: start once with those of that time"
             )
         self.step_done = step
+
+
+def _last(reader: Reader) -> int:
+    """The number of the last step that a topic of outputs holds."""
+    number = 0
+    for frame in reader.frames(0, max(reader.start(0), reader.end(0) - 1)):
+        number = msgspec.msgpack.decode(frame.meta, type=Step).number
+    return number
 
 
 def _read(path: Path) -> _Snapshot:

@@ -2,6 +2,8 @@
 
 Rules of the room:
 - A *task* is a question about a shown item ("was it liked?"). Each asks for itself: its kinds, its window, its weights.
+- What can never mean what it says is refused here, so that no role starts with it: a window longer than its request is
+  remembered, a threshold that nothing reaches, a kind that is no feedback.
 - A weight uses nothing but the logged score, as the model's own estimate p of a positive, and counts in the join's
   state: so examples stay a pure function of the log. Without scores every weight is 1.
 """
@@ -9,6 +11,7 @@ Rules of the room:
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Annotated, ClassVar, Literal
 
 import msgspec
@@ -17,6 +20,7 @@ from millstream.errors import Misconfigured
 
 TASKS_MAX = 16
 P_MAX = 0.9  # an estimate counts as no more than this in a correction, which so weighs 1 + 9 / share kept at most
+NO_FEEDBACK = ("impression", "watermark", "")  # an item was shown, time has moved, nothing said: never about an item
 SHARE_OVER = 1000  # positives over which the share of late ones fades
 
 
@@ -71,7 +75,13 @@ class JoinSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = 5.0
     keep_s: Annotated[
-        float, msgspec.Meta(ge=1.0, le=60 * 86400.0, description="event time a request is remembered, seconds")
+        float,
+        msgspec.Meta(
+            ge=1.0,
+            le=60 * 86400.0,
+            description="event time a request is remembered, seconds: above every window_s and attribution_s, by as "
+            "much as people take until they see an item",
+        ),
     ] = 3600.0
     idle_s: Annotated[
         float, msgspec.Meta(ge=0.1, le=3600.0, description="silence after which time moves with the clock, seconds")
@@ -90,11 +100,33 @@ class JoinSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise Misconfigured(
                     f"{where}: late = 'correct' goes with delayed = 'wait', got {task.delayed!r}, which corrects itself"
                 )
-            if task.delayed == "defer" and not task.window_s < task.attribution_s <= self.keep_s:
+            if task.delayed == "defer" and not task.window_s < task.attribution_s:
                 raise Misconfigured(
-                    f"{where}: delayed = 'defer' needs window_s < attribution_s <= join.keep_s, got {task.window_s:g}, "
-                    f"{task.attribution_s:g} and {self.keep_s:g}"
+                    f"{where}: delayed = 'defer' needs window_s < attribution_s, got {task.window_s:g} and "
+                    f"{task.attribution_s:g}"
                 )
+            self._check_kept(where, task)
+            self._check_kinds(f"{where}.kinds", self.kinds(name))
+        self._check_kinds("join.feedback", dict.fromkeys(self.feedback, 0.0))
+
+    def _check_kept(self, where: str, task: Task) -> None:
+        """A request that is forgotten sooner would take its negatives with it: the labels that are left would lie."""
+        least, of = max((task.window_s, "window_s"), (task.attribution_s * (task.delayed == "defer"), "attribution_s"))
+        if least >= self.keep_s:
+            raise Misconfigured(
+                f"{where}: {of} = {least:g} with join.keep_s = {self.keep_s:g}: a request would be forgotten before "
+                f"its labels are known, and its negatives set aside as expired; set join.keep_s above {least:g}, by as "
+                "much as people take until they see an item"
+            )
+
+    def _check_kinds(self, where: str, kinds: dict[str, float]) -> None:
+        for kind, least in kinds.items():
+            if kind in NO_FEEDBACK:
+                raise Misconfigured(
+                    f"{where}: {kind!r} is no feedback about an item; name what people do with one, such as 'like'"
+                )
+            if not math.isfinite(least):
+                raise Misconfigured(f"{where}: {kind} = {least}: no value is at or above it; write a number")
 
     @property
     def window_s(self) -> float:
@@ -109,6 +141,13 @@ class JoinSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def kinds(self, name: str) -> dict[str, float]:
         """A task's feedback kinds with the value from which each is a positive."""
         return self.tasks[name].kinds or {name: 1.0}
+
+
+class Replayed(JoinSettings, frozen=True, forbid_unknown_fields=True):
+    """Settings that steps in the log were made under: a replay goes by them, also where today's checks refuse them."""
+
+    def __post_init__(self) -> None:
+        pass
 
 
 class Rule(msgspec.Struct, frozen=True, gc=False):

@@ -1,9 +1,11 @@
 """Implicit matrix factorisation: the kernel against solving densely, and tastes that must come out."""
 
+import msgspec
 import numpy as np
 import pytest
 
 from millstream import errors
+from millstream.recall import factors
 from millstream.recall.ann import Ann, Base, Places
 from millstream.recall.cooccur import Csr
 from millstream.recall.factors import Factors, fit
@@ -59,6 +61,17 @@ def test_it_comes_as_low_as_solving_densely():
     model, users = fit(rows_of(mask), mask.shape[1], SETTINGS)
     reached, wanted = loss(mask, users, model.items, SETTINGS), loss(mask, *dense(mask, SETTINGS), SETTINGS)
     assert reached == pytest.approx(wanted, rel=0.02)
+
+
+def test_conjugate_gradients_need_no_more_steps_than_numbers():
+    mask = liked()
+    items = np.random.default_rng(4).normal(size=(mask.shape[1], 6)).astype(np.float32) * np.arange(
+        1, 7, dtype=np.float32
+    )
+    users = np.zeros((len(mask), 6), np.float32)
+    factors._solve(rows_of(mask), items, users, msgspec.structs.replace(SETTINGS, steps=8))
+    model = factors.Model(items, items.T @ items, SETTINGS.unseen, SETTINGS.penalty, SETTINGS.power)
+    np.testing.assert_allclose(users, [model.fold_in(items[row]) for row in mask], atol=1e-4)
 
 
 def test_folding_in_is_the_exact_minimum_of_a_users_part():
