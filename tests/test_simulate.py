@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
+from millstream.errors import Busy
 from millstream.learn.quality import auc as counted_auc
 from millstream.simulate import (
     BLOCK,
@@ -20,7 +23,7 @@ from millstream.simulate import (
     expected,
     looked_at,
 )
-from millstream.simulate.drive import drive
+from millstream.simulate.drive import Driven, drive
 from millstream.types import Candidate, Ranked
 
 COUNT = 20_000
@@ -192,25 +195,61 @@ def test_people_look_less_at_what_comes_later_and_click_by_the_truth() -> None:
     assert clicked / seen == pytest.approx(ask.truth[order], abs=0.06)
 
 
+class Knows:
+    """A service that knows the truth of a world, and fails at these of its requests."""
+
+    def __init__(self, simulator: Simulator, fails: range = range(0)) -> None:
+        self.simulator, self.fails, self.requests = simulator, fails, 0
+        self.told: list[tuple[str, str, str]] = []
+
+    def recommend(self, user: str, candidates: tuple[str, ...]) -> Ranked:
+        self.requests += 1
+        if self.requests in self.fails:
+            raise Busy("killed")
+        truth = self.simulator.probability(user, candidates, START)
+        items = [Candidate(candidates[i], float(truth[i])) for i in np.argsort(-truth, kind="stable")]
+        return Ranked(f"r{self.requests}", "m", "1", items)
+
+    def outcome(self, request: str, item: str, kind: str) -> None:
+        self.told.append((request, item, kind))
+
+    def drive(self, seconds: float, progress: Callable[[str], None] = lambda line: None) -> Driven:
+        random = np.random.default_rng(5)
+        return drive(self, self.simulator, seconds, random, progress, wait=lambda seconds: None)
+
+
 def test_a_service_that_knows_the_truth_has_no_regret() -> None:
-    simulator = world(rate=50.0, delay_s=0.1, drift_period_s=0.0)
-    told: list[tuple[str, str, str]] = []
-
-    class Knows:
-        requests = 0
-
-        def recommend(self, user: str, candidates: tuple[str, ...]) -> Ranked:
-            self.requests += 1
-            truth = simulator.probability(user, candidates, START)
-            items = [Candidate(candidates[i], float(truth[i])) for i in np.argsort(-truth, kind="stable")]
-            return Ranked(f"r{self.requests}", "m", "1", items)
-
-        def outcome(self, request: str, item: str, kind: str) -> None:
-            told.append((request, item, kind))
-
-    found = drive(Knows(), simulator, 20.0, np.random.default_rng(5), lambda line: None, wait=lambda seconds: None)
-    assert found.requests == pytest.approx(1000, rel=0.15)
+    knows = Knows(world(rate=50.0, delay_s=0.1, drift_period_s=0.0))
+    found = knows.drive(20.0)
+    assert found.requests == pytest.approx(1000, rel=0.15) and found.failed == 0
     assert found.regret < 1e-3 < found.regret_random / 20
     assert found.ratio == pytest.approx(1.0, abs=1e-3) and found.auc > 0.6
-    assert found.clicks == pytest.approx(sum(kind == "like" for *_, kind in told), rel=0.1)
-    assert len(set(told)) == len(told)
+    assert found.clicks == sum(kind == "like" for *_, kind in knows.told)
+    assert len(set(knows.told)) == len(knows.told)
+
+
+def test_requests_that_fail_are_counted_and_the_others_stand() -> None:
+    knows, said = Knows(world(rate=50.0, drift_period_s=0.0), range(100, 200)), list[str]()
+    found = knows.drive(10.0, said.append)
+    assert (found.failed, found.requests) == (100, knows.requests - 100) and found.requests > 300
+    assert found.regret < 1e-3 and [line.split("s  ")[1] for line in said].count("no answer: killed") == 1
+    assert not {request for request, *_ in knows.told} & {f"r{n}" for n in knows.fails}
+
+
+def test_a_service_that_never_answers_is_no_result() -> None:
+    with pytest.raises(Busy, match="killed"):
+        Knows(world(), range(1, 2)).drive(10.0)
+
+
+def test_clicks_on_their_way_at_the_end_are_told_then() -> None:
+    knows = Knows(world(rate=50.0, delay_s=5.0, drift_period_s=0.0))
+    found = knows.drive(10.0)
+    assert 0.2 * found.clicks < found.early < 0.8 * found.clicks
+    assert found.clicks == sum(kind == "like" for *_, kind in knows.told)
+
+
+@pytest.mark.timeout(60)
+def test_half_of_the_items_are_drawn_too() -> None:
+    crowded = Simulator(np.random.default_rng(1), users=3, items=400, candidates=200)
+    drawn = [ask.candidates for ask in crowded.asks(50)]
+    assert all(len(set(row)) == 200 for row in drawn) and len({item for row in drawn for item in row}) == 400

@@ -11,6 +11,7 @@ from millstream.clock import FakeClock
 from millstream.errors import BadInput, Misconfigured
 from millstream.features import Column, Definition, Entities
 from millstream.learn.offline import SPACES, Plan
+from millstream.models import traffic
 from millstream.models.online import KINDS, Ftrl, load, load_served
 from millstream.models.online import Settings as FtrlSettings
 from millstream.stream import JoinSettings, encode
@@ -102,9 +103,26 @@ def test_a_span_is_judged_by_what_comes_after_it(at):
     assert at.repository.policy(at.model).live == "1"
     scores = expected.predict({"tokens": TOKENS[after:]})["probability"]
     assert made.figures["candidate"].auc == pytest.approx(roc_auc_score(LABELS[after:], scores), abs=1e-3)
+    assert load_served(path).correction.slope != 1.0, "fitted to the span after it"
+
+
+def test_the_live_version_is_judged_beside_it_where_it_had_learnt_none_of_the_rows(at):
+    train(at, Plan(until=START + 1500.5))
+    made = train(at, Plan(until=START + 2000.5))
+    after = file(at, made.version)[0].lineage["upto"]
     live = load_served(file(at, "1")[1]).predict({"tokens": TOKENS[after:]})["probability"]
     assert made.figures["live"].auc == pytest.approx(roc_auc_score(LABELS[after:], live), abs=1e-3)
-    assert load_served(path).correction.slope != 1.0, "fitted to the span after it"
+    whole = train(at).version
+    for promoted, plan, judged, known in (
+        (made.version, Plan(until=START + 1500.5), COUNT - 1500, 500),
+        (whole, Plan(), COUNT // 5, COUNT // 5),
+    ):
+        traffic.make(at.repository, at.model, "promote", traffic.Promote(version=promoted))
+        said = []
+        found = train(at, plan, say=said.append).figures
+        assert set(found) == {"candidate", "served"} and found["candidate"].examples == pytest.approx(judged, abs=2)
+        (line,) = [line for line in said if "had learnt" in line]
+        assert int(line.split("had learnt ")[1].split()[0]) == pytest.approx(known, abs=2)
 
 
 def test_passes_learn_again(at):
@@ -148,11 +166,96 @@ def test_what_cannot_be_is_said(at):
         train(at, Plan(settings={"nonsense": 1}))
     with pytest.raises(Misconfigured, match="bits"):
         train(at, Plan(settings={"bits": 99}))
-    with pytest.raises(BadInput, match="too few"):
-        train(at, Plan(since=START + COUNT + 5, trials=2))
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "words"),
+    [
+        (START + 2000, START + 1000, "the span ends at 1001000, not after it begins, at 1002000"),
+        (START + 1000, START + 1000, "the span ends at 1001000, not after it begins"),
+        (START + COUNT + 5, None, "from 1970-01-12T13:46:41Z to 1970-01-12T14:36:4[01]Z; give a span that has some"),
+        (None, START, "give a span that has some"),
+    ],
+)
+def test_a_span_without_examples_makes_no_version(at, since, until, words):
+    with pytest.raises(BadInput, match=words):
+        train(at, Plan(since=since, until=until))
+    assert at.repository.models() == []
+    train(at)
+    with pytest.raises(BadInput, match=words):
+        train(at, Plan(since=since, until=until), "canary")
+    assert at.repository.versions(at.model) == ["1"] and at.repository.policy(at.model).canary is None
 
 
 def test_without_examples_there_is_a_version_that_knows_nothing(tmp_path):
     with Installation(tmp_path, SETTINGS, FakeClock(START)) as at:
+        with pytest.raises(BadInput, match="too few"):
+            train(at, Plan(trials=2))
         made = train(at)
         assert (made.version, made.examples, made.figures) == ("1", 0, {})
+        with pytest.raises(BadInput, match="the log holds no examples of task 'like'"):
+            train(at)
+        assert at.repository.versions(at.model) == ["1"], "a second one that knows nothing helps nobody"
+
+
+def test_with_another_definition_it_begins_anew(filled, at):
+    train(at)
+    other = Definition(user=(Column("id"),), item=(Column("id"),))
+    with Installation(filled, msgspec.structs.replace(SETTINGS, features=other), at.clock) as changed:
+        changed.repository = at.repository
+        made = train(changed)
+        assert (made.version, made.examples, made.role) == ("2", 0, "")
+
+
+def test_beside_a_process_that_joins_it_learns_what_is_there(filled, at):
+    train(at)
+    with Installation(filled, SETTINGS, at.clock) as learns:
+        join, said = learns.join(), []
+        assert train(at, say=said.append).examples == COUNT
+        assert "another process joins" in said[0]
+        join.close()
+
+
+def test_while_up_runs_nobody_takes_its_place_in_the_log(tmp_path):
+    with Installation(tmp_path, SETTINGS, FakeClock(START)) as up, Installation(tmp_path, SETTINGS, up.clock) as at:
+        for kind in ("impression", "like"):
+            event = Served(
+                request="r", model=at.model, version="1@0", policy=0, arm="live", user="u", candidates=["i"],
+                event_time=START, definition=DEFINITION.hash, tokens=TOKENS[0].tobytes(), scores=b"\0" * 4,
+            )  # fmt: skip
+            if kind == "impression":
+                up.log.writer("served").append(b"r", encode(event))
+                outcomes = up.log.writer("outcomes")
+            outcomes.append(b"r", encode(Outcome(request="r", item="i", kind=kind, event_time=START)))
+        with up.alone():
+            assert train(at).examples == 0 and at.log.reader("examples").end(0) == 0
+        assert train(at).examples == 1
+
+
+def test_a_new_shadow_takes_the_place_of_the_last_and_candidates_do_not_pile_up(at):
+    train(at)
+    mine = at.repository.put(at.model, *copied(at, "1"))
+    traffic.make(at.repository, at.model, "shadow", traffic.Copy(versions=(mine,)))
+    made = [train(at, role="shadow").version for _ in range(7)]
+    assert at.repository.policy(at.model).shadow == (mine, made[-1])
+    kept = at.settings.learn.push.bases_kept
+    assert at.repository.versions(at.model) == ["1", mine, *made[-kept:]]
+
+
+def copied(at, version):
+    """A version as somebody else puts it."""
+    manifest, path = file(at, version)
+    return msgspec.structs.replace(manifest, lineage={"made_by": "a person"}), {manifest.file: path}
+
+
+def test_versions_that_were_live_are_kept_apart_from_those_that_never_were(at):
+    train(at)
+    kept = at.settings.learn.push.bases_kept
+    for _ in range(kept + 1):
+        promoted = train(at).version
+        traffic.make(at.repository, at.model, "promote", traffic.Promote(version=promoted))
+    for _ in range(kept + 1):
+        train(at)
+    there = at.repository.versions(at.model)
+    assert there[:6] == ["1", "3", "4", "5", "6", "7"], "a roll back must find the ones before, and the first"
+    assert len(there) == 1 + 2 * kept

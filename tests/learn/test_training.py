@@ -2,13 +2,19 @@
 
 import numpy as np
 import pytest
-from learn_house import House
+from learn_house import FTRL, WIDTH, House
 from test_learning import same
 
 from millstream.app.installation import Installation, Settings
 from millstream.app.training import change, roll_back, status
-from millstream.errors import NotFound
-from millstream.learn import LearnSettings
+from millstream.cli import parser
+from millstream.errors import BadInput, NotFound
+from millstream.learn import LearnSettings, PushSettings
+from millstream.models import traffic
+from millstream.models.manifest import Manifest
+from millstream.models.online import Ftrl
+from millstream.stream import encode
+from millstream.types import SetAside
 
 
 @pytest.fixture
@@ -20,8 +26,22 @@ def house(tmp_path):
 
 @pytest.fixture
 def installation(house):
-    with Installation(house.folder, Settings(learn=LearnSettings(model="ranker")), house.clock) as made:
+    learn = LearnSettings(model="ranker", push=PushSettings(bases_kept=2))
+    with Installation(house.folder, Settings(learn=learn), house.clock) as made:
         yield made
+
+
+def another():
+    """A learner that knows something else."""
+    learner = Ftrl(FTRL, WIDTH)
+    learner.learn(np.full((20, WIDTH), 7, np.uint32), np.ones(20, np.float32))
+    return learner
+
+
+def candidate(house, upto, learner=None, made_by="millstream train"):
+    """A version as `train offline` puts it, of examples up to there; nobody is served it."""
+    manifest = Manifest(format="ftrl", file="model.ftrl", lineage={"made_by": made_by, "upto": upto})
+    return house.repository.put("ranker", manifest, {"model.ftrl": (learner or Ftrl(FTRL, WIDTH)).dump()})
 
 
 def told(house, count):
@@ -38,7 +58,7 @@ def test_status_says_where_learning_is(house, installation):
     told(house, 5)
     house.tell(7)
     found = status(installation)
-    assert (found.learning, found.live, found.pushed, found.examples) == ("run", house.policy.live, 165, 172)
+    assert (found.learning, found.live, found.offset, found.end) == ("run", house.policy.live, 165, 172)
     assert found.watermark == last + 5 and found.figures[""]["learner"].examples == 165
     house.change(lambda policy: policy)
     change(installation, "paused", "a person", "lunch")
@@ -47,6 +67,25 @@ def test_status_says_where_learning_is(house, installation):
     assert house.turn() == 0
     change(installation, "run", "a person", "")
     assert house.turn() == 7
+    assert house.policy.why == "let go on by `train resume`"
+    change(installation, "paused", "a person", "")
+    assert status(installation).why == "paused by `train pause`"
+
+
+def test_the_last_label_is_that_of_the_last_example_whatever_came_after_it(house, installation):
+    last = told(house, 100)
+    for number in range(700):
+        aside = SetAside(outcome=f"o{number}", cause="late", request="r", item="i", event_time=0.0)
+        house.examples.append(b"", encode(aside))
+    house.tell(20, model="another")
+    told(house, 1)
+    house.examples.append(b"", encode(aside))
+    house.tell(20, model="another")
+    house.turn()
+    house.log.commit("learn.ranker", "examples", {0: house.examples.end})
+    found = status(installation)
+    assert (found.offset, found.end) == (house.examples.end, house.examples.end)
+    assert found.watermark == last + 721
 
 
 def test_what_had_been_learnt_by_a_time_comes_back_and_learning_goes_on_from_the_present(house, installation):
@@ -71,8 +110,82 @@ def test_before_the_oldest_base_there_is_nothing_to_come_back_to(house, installa
     for version in house.repository.versions("ranker"):
         if house.repository.manifest("ranker", version).lineage.get("upto", 0) == 0:
             house.repository.remove("ranker", version)
-    with pytest.raises(NotFound, match="the oldest base that is kept ends at example 200, later than 0"):
+    with pytest.raises(
+        NotFound, match=r"kept and was live, version 3, ends at example 200, known 1970.*19:59Z, later than 0.*16:39Z"
+    ):
         roll_back(installation, before, "a person", "")
+
+
+def test_what_nobody_was_served_is_no_past(house, installation):
+    told(house, 170)
+    then = told(house, 30)
+    told(house, 60)
+    for upto in (190, 195, 200):
+        candidate(house, upto)
+    candidate(house, 198, made_by="millstream learn")  # somebody had put another version live meanwhile
+    made = roll_back(installation, then, "a person", "")
+    assert (made.base, made.upto) == ("3", 200)
+    assert same(house.served(made.version), house.folded(range(200)))
+
+
+def test_a_version_that_was_promoted_is_no_past_of_the_time_before(house, installation):
+    told(house, 170)
+    then = told(house, 30)
+    other = another()
+    house.promote(candidate(house, 190, other))
+    house.turn()
+    later = told(house, 40)
+    house.clock.advance(10_000.0)
+    made = roll_back(installation, later, "a person", "")
+    assert same(house.served(made.version), house.folded(range(200, 240), learner=other))
+    made = roll_back(installation, then, "a person", "")
+    assert same(house.served(made.version), house.folded(range(200)))
+
+
+def test_a_version_that_learning_has_not_followed_is_live_as_it_is(house, installation):
+    told(house, 200)
+    change(installation, "paused", "a person", "")
+    other = another()
+    house.clock.advance(1.0)
+    promoted = traffic.promote(candidate(house, 100, other))
+    installation.repository.change_policy("ranker", promoted, who="a person", why="a test")
+    made = roll_back(installation, house.clock.now(), "a person", "")
+    assert made.learnt == 0 and same(house.served(made.version), other.weights())
+
+
+@pytest.mark.parametrize("to", [float("nan"), float("inf"), 1e5])
+def test_the_future_is_no_time_to_go_back_to(house, installation, to):
+    told(house, 100)
+    with pytest.raises(BadInput, match="is no time that has been yet"):
+        roll_back(installation, to, "a person", "")
+    assert house.policy.live == "2"
+
+
+def test_roll_backs_do_not_pile_up(house, installation):
+    told(house, 200)
+    promoted = candidate(house, 100)
+    house.promote(promoted)
+    house.turn()
+    then = told(house, 30)
+    change(installation, "paused", "a person", "")
+    made = [roll_back(installation, then - number, "a person", "").version for number in range(5)]
+    assert set(made) & set(house.repository.versions("ranker")) == set(made[-2:])
+    assert {"1", "2", "3", promoted} <= set(house.repository.versions("ranker")), "what learning needs stays"
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e300", "yesterday", ""])
+def test_what_is_no_time_is_refused(text, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parser().parse_args(["train", "rollback", "-c", "millstream.toml", f"--to={text}"])
+    assert f"{text!r} is no time: write 2026-03-01T12:00:00Z, or unix seconds" in capsys.readouterr().err
+
+
+def test_a_time_is_seconds_or_a_date():
+    def to(text):
+        return parser().parse_args(["train", "rollback", "-c", "millstream.toml", "--to", text]).to
+
+    assert to("1600000000.5") == 1600000000.5
+    assert to("2020-09-13T12:26:40Z") == to("2020-09-13T14:26:40+02:00") == to("2020-09-13 12:26:40") == 1600000000.0
 
 
 def test_weights_of_a_refused_burst_never_come_back(house, installation):

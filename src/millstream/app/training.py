@@ -6,6 +6,7 @@ and the counters of the servers. So all of it works while roles run, while they 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,21 +14,24 @@ import msgspec
 import numpy as np
 
 from millstream.app.installation import Installation
-from millstream.errors import Error, NotFound
+from millstream.errors import Conflict, Error, NotFound
 from millstream.learn import offline
 from millstream.learn.judge import Report, read_report
+from millstream.learn.learning import MADE_BY as LEARNT
 from millstream.learn.learning import group
 from millstream.learn.offline import Plan, Progress, Source, Trained
-from millstream.learn.rebuild import Rebuilt, rebuild
-from millstream.learn.train import known_by
+from millstream.learn.rebuild import MADE_BY as ROLLED_BACK
+from millstream.learn.rebuild import Rebuilt, rebuild, was_live
+from millstream.learn.train import in_words, known_before
 from millstream.learn.validation import Figures
 from millstream.meter import Meter, quantile
 from millstream.models import online, traffic
 from millstream.models.manifest import Manifest
 from millstream.models.policy import Guard, Policy
 from millstream.stream import decode
-from millstream.types import Delta, Example
+from millstream.types import Delta
 
+MADE_BY = "millstream train"
 NEWEST = 1000  # deltas that are looked through for the last one
 
 
@@ -40,17 +44,19 @@ class Staleness(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """How a model learns. `learning`: run, paused, pinned or off; `live`: the base that is served; `pushed`: the
-    example before which the served weights end, of `examples` in all; `watermark`: when the label of the last of them
-    was known, unix seconds; `slope`, `intercept`: of the calibration; `figures`: by slice ("" for all) and source."""
+    """How a model learns. `learning`: run, paused, pinned or off; `live`: the base that is served; `offset`: where in
+    topic `examples` the served weights end, `end`: where it ends itself (it also holds other models' and tasks'
+    examples, and what was set aside); `watermark`: when the label of the model's last example before `offset` was
+    known, unix seconds, 0 where there is none; `slope`, `intercept`: of the calibration; `figures`: by slice ("" for
+    all) and source."""
 
     model: str
     learning: str
     why: str
     who: str
     live: str
-    pushed: int
-    examples: int
+    offset: int
+    end: int
     watermark: float
     pushes_on_base: int
     slope: float
@@ -70,18 +76,19 @@ def status(installation: Installation) -> Status:
     if model not in at.repository.models():
         raise NotFound(f"{model} has no version yet; `millstream train offline` makes the first from the log")
     policy = at.repository.policy(model)
+    who, why = _stopped(policy)
     examples = at.log.reader("examples")
     pushed = at.log.committed(group(model), "examples").get(0, 0)
     report = read_report(folder_of(at) / model) or Report(0, 0.0, 1.0, 0.0, {})
     return Status(
         model=model,
         learning=_state(at, policy),
-        why=policy.why,
-        who=policy.who,
+        why=why,
+        who=who,
         live=policy.live,
-        pushed=pushed,
-        examples=examples.end(0),
-        watermark=_known(at, pushed - 1),
+        offset=pushed,
+        end=examples.end(0),
+        watermark=known_before(examples, pushed, model, at.task.name),
         pushes_on_base=_pushes(at, policy.live),
         slope=round(report.slope, 4),
         intercept=round(report.intercept, 4),
@@ -92,7 +99,8 @@ def status(installation: Installation) -> Status:
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
     """A version, trained offline on `examples`, with `settings` other than configured; `role`: what the policy gives
-    it. Figures are of the examples that it was judged by: its own, the live version's, and of the scores served."""
+    it. Figures are of the examples that it was judged by: its own, those of the live version's file where that had
+    learnt none of them, and of the scores served."""
 
     model: str
     version: str
@@ -106,12 +114,28 @@ def train(
     installation: Installation, plan: Plan | None = None, role: str = "", say: Progress = lambda line: None
 ) -> Made:
     """Join all that the log holds and train a version of the installation's model from it by `plan`. The first version
-    goes live; another enters as `role` says: "shadow", "canary" with a guard, or "" for nobody."""
-    operation = installation.join()
-    while operation.step():
-        pass
-    operation.close()
+    goes live; another enters as `role` says: "shadow", "canary" with a guard, or "" for nobody. Where a role joins
+    already, what that made is trained from. BadInput: there is nothing to learn."""
+    if join(installation):
+        say("another process joins what comes (`millstream up`?): training from the examples that are there")
     return train_joined(installation, plan or Plan(), role, say)
+
+
+def join(at: Installation) -> bool:
+    """Join all that the log holds; or whether that is left to a role which does so. While `up` runs nobody takes its
+    place, also where `learn` is just starting again."""
+    try:
+        with at.alone():  # asked, and let go at once: `up` may start whenever it is told to
+            pass
+        operation = at.join()
+    except Conflict:
+        return True
+    try:
+        while operation.step():
+            pass
+    finally:
+        operation.close()
+    return False
 
 
 def train_joined(installation: Installation, plan: Plan, role: str = "", say: Progress = lambda line: None) -> Made:
@@ -120,21 +144,33 @@ def train_joined(installation: Installation, plan: Plan, role: str = "", say: Pr
     source = Source(at.model, at.definition.hash, at.definition.width, at.task)
     kind, state = at.settings.learner.kind, at.folder / "state"
     state.mkdir(parents=True, exist_ok=True)
-    trained = offline.train(
-        at.log.reader("examples"), source, plan, lambda other: at.learner(**other), kind, state, say
-    )
     live = at.repository.policy(at.model).live if at.model in at.repository.models() else ""
-    found = {"candidate": trained.figures, "live": _live(at, live, trained), "served": trained.served}
+    beside = at.repository.manifest(at.model, live) if live else None
+    trained = offline.train(
+        at.log.reader("examples"), source, plan, lambda other: at.learner(**other), kind, state, say,
+        had=int(str(beside.lineage.get("upto", 0))) if beside else 0,
+        some=beside is not None and beside.features == source.definition and not at.settings.learner.start,
+    )  # fmt: skip
+    found = {"candidate": trained.figures, "live": _live(at, live, trained, say), "served": trained.served}
     figures = {name: one for name, one in found.items() if one is not None}
-    version = at.repository.put(at.model, *_version(at, plan, trained, figures))
+    version, role = put(at, *_version(at, plan, trained, figures), role)
     return Made(
         model=at.model,
         version=version,
-        role=_enter(at, version, live, role),
+        role=role,
         examples=trained.examples,
         settings=msgspec.to_builtins(trained.learner.settings),
         figures=figures,
     )
+
+
+def put(at: Installation, manifest: Manifest, files: dict[str, bytes], role: str) -> tuple[str, str]:
+    """Put what was trained as a version, give it its part (`train`) and drop old ones; the version, and its part."""
+    live = at.repository.policy(at.model).live if at.model in at.repository.models() else ""
+    version = at.repository.put(at.model, manifest, files)
+    role = _enter(at, version, live, role)
+    _drop_old(at)
+    return version, role
 
 
 def _version(
@@ -148,11 +184,11 @@ def _version(
         features=at.definition.hash,
         settings=msgspec.to_builtins(learner.settings),
         lineage={
-            "made_by": "millstream train",
+            "made_by": MADE_BY,
             "examples": trained.examples,
             "upto": trained.upto,
             "passes": plan.passes,
-            "figures": {name: _known_of(one) for name, one in figures.items()},
+            "figures": {name: known_of(one) for name, one in figures.items()},
         },
     )
     slope, intercept = trained.calibration.fit() if at.settings.learn.calibrate else (1.0, 0.0)
@@ -161,13 +197,17 @@ def _version(
     return manifest, {manifest.file: learner.dump(metadata)}
 
 
-def _known_of(one: Figures) -> dict[str, float]:
+def known_of(one: Figures) -> dict[str, float]:
     return {name: value for name, value in msgspec.to_builtins(one).items() if value is not None}
 
 
-def _live(at: Installation, live: str, trained: Trained) -> Figures | None:
-    """How good the live version's file is on the same rows; None where it cannot be asked."""
+def _live(at: Installation, live: str, trained: Trained, say: Progress) -> Figures | None:
+    """How good the live version's file is on the same rows; None where it cannot be asked, or has learnt any of them:
+    nobody is judged by what he was told."""
     if not live or trained.first >= len(trained.rows):
+        return None
+    if (known := trained.rows.had - trained.first) > 0:
+        say(f"version {live} is live and had learnt {known} of the examples to judge by: `served` is how good it was")
         return None
     try:
         manifest = at.repository.manifest(at.model, live)
@@ -182,37 +222,70 @@ def _live(at: Installation, live: str, trained: Trained) -> Figures | None:
 
 def _enter(at: Installation, version: str, live: str, role: str) -> str:
     """Give a new version its part in the policy; what that is."""
-    by = "millstream train"
     if not live:
         why = f"version {version} was trained, and is the first"
-        at.repository.change_policy(at.model, lambda now: msgspec.structs.replace(now, live=version), who=by, why=why)
+        at.repository.change_policy(
+            at.model, lambda now: msgspec.structs.replace(now, live=version), who=MADE_BY, why=why
+        )
         return "live"
     why = f"version {version} was trained"
     if role == "shadow":
-        shadows = (*at.repository.policy(at.model).shadow, version)
-        traffic.make(at.repository, at.model, "shadow", traffic.Copy(versions=shadows, who=by, why=why))
+        at.repository.change_policy(
+            at.model, lambda now: traffic.shadow([*_others(at, now), version])(now), who=MADE_BY, why=why
+        )
     elif role == "canary":
-        traffic.make(at.repository, at.model, "canary", traffic.TryOut(version=version, guard=Guard(), who=by, why=why))
+        traffic.make(
+            at.repository, at.model, "canary", traffic.TryOut(version=version, guard=Guard(), who=MADE_BY, why=why)
+        )
     else:
         at.repository.change_policy(
-            at.model, lambda now: msgspec.structs.replace(now, live=now.live or version), who=by,
+            at.model, lambda now: msgspec.structs.replace(now, live=now.live or version), who=MADE_BY,
             why=f"{why}; {live} stays live until somebody promotes it",
         )  # fmt: skip
     return role
 
 
+def _others(at: Installation, policy: Policy) -> list[str]:
+    """The shadows that somebody else gave the model: a new one of ours takes the place of an earlier one."""
+    return [one for one in policy.shadow if at.repository.manifest(at.model, one).lineage.get("made_by") != MADE_BY]
+
+
+def _drop_old(at: Installation) -> None:
+    """Remove the oldest versions that `train` and its roll back made, beyond as many as there may be bases: of those
+    that were live and of those that never were. What the policy names stays, and what a kept base came from."""
+    manifests: dict[str, Manifest] = {}
+    for one in at.repository.versions(at.model):
+        with suppress(NotFound, OSError):  # learning removes its own meanwhile
+            manifests[one] = at.repository.manifest(at.model, one)
+    lives, policy = was_live(at.repository, at.model), at.repository.policy(at.model)
+    needed = {*policy.named(), next(iter(lives))}
+    for lineage in (manifest.lineage for manifest in manifests.values()):
+        if lineage.get("made_by") == LEARNT:
+            needed |= {str(lineage.get("parent")), str(lineage.get("frozen"))}
+    ours = [one for one, manifest in manifests.items() if manifest.lineage.get("made_by") in (MADE_BY, ROLLED_BACK)]
+    for kind in ([one for one in ours if one in lives], [one for one in ours if one not in lives]):
+        for version in kind[: -at.settings.learn.push.bases_kept]:
+            if version not in needed:
+                with suppress(Conflict, NotFound):  # it was given a part meanwhile, or is gone
+                    at.repository.remove(at.model, version)
+
+
 def change(installation: Installation, state: str, who: str, why: str) -> Policy:
     """Pause learning (`paused`) or let it go on (`run`); the policy after it."""
-    move = traffic.Learning(state="run" if state == "run" else "paused", who=who, why=why)
+    said = why or ("let go on by `train resume`" if state == "run" else "paused by `train pause`")
+    move = traffic.Learning(state="run" if state == "run" else "paused", who=who, why=said)
     return traffic.make(installation.repository, installation.model, "learning", move)
 
 
 def roll_back(installation: Installation, to: float, who: str, why: str) -> Rebuilt:
-    """Serve what had been learnt of labels that were known by `to` (unix seconds), as a version of its own. Learning
-    goes on from there with what comes from now on: what came between is not learnt again."""
+    """Serve what was live at `to` (unix seconds) with what it had learnt of labels that were known by then, as a
+    version of its own. Learning goes on from there with what comes from now on: what came between is not learnt again.
+    BadInput: `to` is still to come; NotFound: nothing that was live is kept from so long ago."""
     at, model = installation, installation.model
-    made = rebuild(at.repository, at.log, model, at.task.name, known_by(at.log.reader("examples"), to))
-    at.repository.change_policy(model, traffic.promote(made.version), who=who, why=why or f"weights as of {to:.0f}")
+    made = rebuild(at.repository, at.log, model, at.task.name, to, at.clock.now())
+    why = why or f"weights as of {in_words(to)}"
+    at.repository.change_policy(model, traffic.promote(made.version), who=who, why=why)
+    _drop_old(at)
     return made
 
 
@@ -222,13 +295,12 @@ def _state(at: Installation, policy: Policy) -> str:
     return "pinned" if policy.pin else policy.learning
 
 
-def _known(at: Installation, offset: int) -> float:
-    """When the label of an example was known; 0 where it is gone, or none."""
-    reader = at.log.reader("examples")
-    if not reader.start(0) <= offset < reader.end(0):
-        return 0.0
-    event = decode(reader.read(0, offset, 1)[0].value)
-    return event.arrival + event.wait_s if isinstance(event, Example) else 0.0
+def _stopped(policy: Policy) -> tuple[str, str]:
+    """Who pinned the model or paused its learning, and why; of a file written by hand, who changed it last."""
+    by, why = policy.paused_by, policy.paused_why
+    if policy.pin and not policy.gate_pinned:
+        by, why = policy.pinned_by, policy.pinned_why
+    return (by, why) if by or why else (policy.who, policy.why)
 
 
 def _pushes(at: Installation, base: str) -> int:

@@ -32,10 +32,14 @@ def add(verbs: Verbs) -> None:
     moves = [
         verb("pause", _move, "stop learning where it is; servers keep what they have"),
         verb("resume", _move, "let learning go on"),
-        verb("rollback", _roll_back, "serve what had been learnt by a time, and learn on from there"),
+        verb("rollback", _roll_back, "serve what was live at a time, as learnt by then, and learn on from there"),
     ]
     moves[-1].add_argument(
-        "--to", type=_time, required=True, metavar="WATERMARK", help="2026-03-01T12:00:00Z, or unix seconds"
+        "--to",
+        type=_time,
+        required=True,
+        metavar="WATERMARK",
+        help="2026-03-01T12:00:00Z, or unix seconds; not in the future",
     )
     for one in moves:
         one.add_argument("--who", default="command line", help="recorded with the change")
@@ -47,29 +51,38 @@ def _add_offline(offline: argparse.ArgumentParser) -> None:
     offline.add_argument(
         "--until", type=_time, metavar="TIME", help="only up to this; those after it judge the version"
     )
+    offline.add_argument(
+        "--model", choices=("deepfm", "din"), default="",
+        help="a deep ranker with an output for each task, by the settings of [deep]; it does not learn while it serves",
+    )  # fmt: skip
     offline.add_argument("--passes", type=count_of, default=1, metavar="N", help="times over the examples (default: 1)")
     offline.add_argument("--search", type=count_of, default=0, metavar="N", help="try so many other settings first")
     offline.add_argument("--seed", type=int, default=0, help="of what is tried (default: 0)")
     offline.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the learner: bits=22"
     )
-    offline.add_argument("--as", dest="role", choices=("shadow", "canary"), default="", help="the part it gets at once")
+    offline.add_argument(
+        "--as", dest="role", choices=("shadow", "canary"), default="",
+        help="the part it gets at once; as a shadow it takes the place of an earlier one that was trained",
+    )  # fmt: skip
 
 
 def _time(text: str) -> float:
     """A time of the command line, as unix seconds; without a zone it is UTC."""
     try:
-        return float(text)
-    except ValueError:
-        pass
-    try:
-        found = datetime.datetime.fromisoformat(text)
-    except ValueError:
+        try:
+            seconds = float(text)
+        except ValueError:
+            found = datetime.datetime.fromisoformat(text)
+            return (found if found.tzinfo else found.replace(tzinfo=datetime.UTC)).timestamp()
+        datetime.datetime.fromtimestamp(seconds, datetime.UTC)  # not nan, nor beyond the calendar
+        return seconds
+    except (ValueError, OverflowError, OSError):
         raise argparse.ArgumentTypeError(f"{text!r} is no time: write 2026-03-01T12:00:00Z, or unix seconds") from None
-    return (found if found.tzinfo else found.replace(tzinfo=datetime.UTC)).timestamp()
 
 
 def _offline(args: argparse.Namespace) -> object:
+    from millstream.app import deep
     from millstream.app.installation import Installation
     from millstream.app.training import train
     from millstream.learn.offline import Plan
@@ -83,8 +96,15 @@ def _offline(args: argparse.Namespace) -> object:
         settings=dict(map(_setting, args.set)),
     )
     with Installation.open(args.config) as installation:
-        made = train(installation, plan, args.role, lambda line: print(line, file=sys.stderr, flush=True))
+        if args.model:
+            made = deep.train(installation, args.model, plan, args.role, _say)
+        else:
+            made = train(installation, plan, args.role, _say)
     return made if args.json else list(_shown(made))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -137,8 +157,8 @@ def _told(found: Status) -> Iterator[str]:
     yield f"{found.model}: learning {found.learning}{why}"
     at = datetime.datetime.fromtimestamp(found.watermark, datetime.UTC).isoformat(timespec="seconds")
     yield (
-        f"  served: version {found.live}@{found.pushes_on_base}, examples up to {found.pushed} of {found.examples}"
-        + (f", the last came {at}" if found.watermark else "")
+        f"  served: version {found.live}@{found.pushes_on_base}, offset {found.offset} of {found.end} in `examples`"
+        + (f", the last label came {at}" if found.watermark else "")
     )
     yield f"  calibration: slope {found.slope:g}, intercept {found.intercept:g}"
     for one in found.staleness:

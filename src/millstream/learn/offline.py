@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from millstream.errors import BadInput
 from millstream.learn.calibration import Calibration
 from millstream.learn.judge import Task
-from millstream.learn.train import Batch, gather, known_by
+from millstream.learn.train import Batch, gather, in_words, known_before, known_by, known_first
 from millstream.learn.validation import Figures, Scores
 from millstream.models.online import OnlineLearner
 from millstream.stream.log import Reader
@@ -48,10 +48,11 @@ SPACES: Final[dict[str, dict[str, Any]]] = {
 
 class Rows:
     """Examples in order, columns of n: `tokens` uint32 [n, width] in a file, labels and weights float32, `scores` as
-    served float32, `judged`; those before `inside` are to be learnt."""
+    served float32, `judged`; those before `inside` are to be learnt, and the live version may have learnt those before
+    `had`."""
 
-    def __init__(self, tokens: NDArray[np.uint32], batches: list[Batch], task: Task, inside: int) -> None:
-        self.tokens, self.inside = tokens, inside
+    def __init__(self, tokens: NDArray[np.uint32], batches: list[Batch], task: Task, inside: int, had: int = 0) -> None:
+        self.tokens, self.inside, self.had = tokens, inside, had
 
         def column(name: str) -> NDArray[Any]:
             return np.concatenate([getattr(batch, name) for batch in batches] or [np.empty(0, np.float32)])
@@ -73,22 +74,26 @@ class Source(NamedTuple):
     task: Task
 
 
-def read(reader: Reader, first: int, until: int, source: Source, folder: Path) -> Rows:
-    """The model's examples from offset `first` on, those before offset `until` to be learnt; their tokens in a file
-    below `folder`."""
+def read(reader: Reader, first: int, until: int, source: Source, folder: Path, had: int = 0) -> Rows:
+    """The model's examples from offset `first` on, those before offset `until` to be learnt, those before offset `had`
+    known to the live version; their tokens in a file below `folder`."""
     batches: list[Batch] = []
-    inside, at, end = 0, max(first, reader.start(0)), reader.end(0)
+    inside, known, at, end = 0, 0, max(first, reader.start(0)), reader.end(0)
     with tempfile.TemporaryFile(dir=folder) as file:
-        while at < end and (records := reader.read(0, at, min(CHUNK, until - at) if at < until else CHUNK)):
+        while at < end:
+            bound = min(one for one in (until, had, end) if one > at)
+            records = reader.read(0, at, min(CHUNK, bound - at))
+            records = [record for record in records if record.offset < bound]  # offsets may leap
             batch, _ = gather(records, source.model, source.definition, source.width, source.task.name)
             batch.tokens.tofile(file)
             batches.append(batch._replace(tokens=np.empty((0, source.width), np.uint32)))
             inside += len(batch.labels) if at < until else 0
-            at = records[-1].offset + 1
+            known += len(batch.labels) if at < had else 0
+            at = records[-1].offset + 1 if records else bound
         count = sum(len(batch.labels) for batch in batches)
         shape = (count, source.width)
         tokens = np.memmap(file, np.uint32, "r", shape=shape) if count else np.empty(shape, np.uint32)
-    return Rows(tokens, batches, source.task, inside)
+    return Rows(tokens, batches, source.task, inside, known)
 
 
 def learn(learner: OnlineLearner, rows: Rows, passes: int, first: int, end: int, say: Progress) -> None:
@@ -170,6 +175,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     settings: dict[str, Any] = {}
 
+    @property
+    def spans(self) -> bool:
+        """Whether a part of the log was asked for."""
+        return self.since is not None or self.until is not None
+
 
 class Trained(msgspec.Struct, frozen=True, kw_only=True):
     """A learner made of `examples` rows, those before offset `upto`, and how good it was on the rows from `first` on
@@ -185,11 +195,21 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True):
     served: Figures | None
 
 
-def train(reader: Reader, source: Source, plan: Plan, make: Make, kind: str, folder: Path, say: Progress) -> Trained:
-    """Carry out a plan. Without an end of its span, what is judged learns four fifths of it, and what is made all."""
+def train(
+    reader: Reader, source: Source, plan: Plan, make: Make, kind: str, folder: Path, say: Progress, *,
+    had: int = 0, some: bool = False,
+) -> Trained:  # fmt: skip
+    """Carry out a plan. Without an end of its span, what is judged learns four fifths of it, and what is made all.
+    `had`: the offset up to which the live version has learnt; `some`: there must be examples.
+
+    BadInput: the span ends before it begins, or has no example where it was asked for, or some must be."""
+    if plan.since is not None and plan.until is not None and not plan.since < plan.until:
+        raise BadInput(f"{source.model}: the span ends at {plan.until:.0f}, not after it begins, at {plan.since:.0f}")
     first = reader.start(0) if plan.since is None else known_by(reader, plan.since)
     upto = reader.end(0) if plan.until is None else known_by(reader, plan.until)
-    rows = read(reader, first, upto, source, folder)
+    rows = read(reader, first, upto, source, folder, had)
+    if not rows.inside and (some or plan.spans):
+        raise BadInput(f"{source.model}: nothing can be learnt: {_nothing(reader, source, plan)}")
     inside = rows.inside
     say(f"{inside} examples to learn" + (f", {len(rows) - inside} after them to judge by" if plan.until else ""))
     chosen = dict(plan.settings)
@@ -213,3 +233,13 @@ def train(reader: Reader, source: Source, plan: Plan, make: Make, kind: str, fol
         learner=learner, calibration=calibration, upto=upto, examples=inside, rows=rows,
         first=len(rows) - len(said), figures=found, served=served,
     )  # fmt: skip
+
+
+def _nothing(reader: Reader, source: Source, plan: Plan) -> str:
+    """Why a plan has no examples."""
+    first = known_first(reader, source.model, source.task.name)
+    last = known_before(reader, reader.end(0), source.model, source.task.name)
+    if not (first and last):
+        return f"the log holds no examples of task {source.task.name!r}; `millstream log import` brings some"
+    there = f"the log holds examples that were known from {in_words(first)} to {in_words(last)}"
+    return f"{there}; give a span that has some" if plan.spans else f"{there}, all made by another [features]"

@@ -32,7 +32,8 @@ class PushSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         int, msgspec.Meta(ge=1, description="examples after which a new base is put; a restart folds at most so many")
     ] = 50_000
     bases_kept: Annotated[
-        int, msgspec.Meta(ge=2, le=1000, description="bases made by learning that stay in the repository")
+        int,
+        msgspec.Meta(ge=2, le=1000, description="bases made by learning that stay; and so many versions of `train`"),
     ] = 5
 
 

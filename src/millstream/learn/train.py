@@ -6,7 +6,9 @@ base folded over the rest, and anybody can recompute what it should hold.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,10 @@ from millstream.models.online import OnlineLearner
 from millstream.stream.event import decode
 from millstream.stream.log import Reader, Record
 from millstream.types import Example
+
+LOOKED_BACK: Final = 10_000
+"""Records of `examples` that are looked through for the last one of a sort."""
+_AT_ONCE: Final = 500
 
 
 class Batch(NamedTuple):
@@ -108,3 +114,39 @@ def known_by(examples: Reader, when: float) -> int:
         if isinstance(event, Example) and event.arrival + event.wait_s > when:
             return record.offset
     return examples.end(0)
+
+
+def known_before(examples: Reader, offset: int, model: str = "", task: str = "") -> float:
+    """When the label of the last example before `offset` was known, unix seconds; 0 where none of the last LOOKED_BACK
+    records is one. Of `model` and `task` alone, where they are given."""
+    end = min(offset, examples.end(0))
+    first = max(examples.start(0), end - LOOKED_BACK)
+    while end > first:
+        at = max(first, end - _AT_ONCE)
+        records = [record for record in examples.read(0, at, end - at) if record.offset < end]
+        if found := list(_known(records, model, task)):
+            return found[-1]
+        end = at
+    return 0.0
+
+
+def known_first(examples: Reader, model: str, task: str) -> float:
+    """When the label of the first example of a model and task was known; 0 where the log holds none."""
+    at = examples.start(0)
+    while records := examples.read(0, at, _AT_ONCE) if at < examples.end(0) else []:
+        if found := next(_known(records, model, task), 0.0):
+            return found
+        at = records[-1].offset + 1
+    return 0.0
+
+
+def _known(records: list[Record], model: str, task: str) -> Iterator[float]:
+    examples = [event for event in map(decode, (r.value for r in records)) if isinstance(event, Example)]
+    for one in examples:
+        if model in ("", one.model) and (not task or one.task in ("", task)):
+            yield one.arrival + one.wait_s
+
+
+def in_words(when: float) -> str:
+    """A time as people write it, in UTC, to the second."""
+    return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
