@@ -174,6 +174,20 @@ def test_looking_anew_keeps_what_is_usual():
     assert "are usual" in made.refuses(FINE)
 
 
+@pytest.mark.parametrize("knows", [True, False])
+def test_learning_resumes_on_bad_weights_where_who_stands_still_says_that_labels_are_right(knows):
+    for wrong, resumes in ((0.0, knows), (0.4, False)):
+        made = Gate(GateSettings(burst=100.0))
+        for number in range(25):
+            scores, labels = honest(number, 1000)
+            made.observe(scores, labels, scores if knows else np.full(1000, 0.3, np.float32))
+        made.look_anew()
+        scores, labels = honest(99, 6000, wrong)
+        bad = np.clip(scores + 0.5, 0, 0.99)
+        made.observe(bad, labels, scores if knows else np.full(6000, 0.3, np.float32), passed_over=True)
+        assert made.as_usual("gate: logloss 0.7") == resumes, wrong
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, 70), min_size=1, max_size=8), st.integers(0, 2**32 - 1))
 def test_pieces_and_the_whole_are_judged_alike(sizes, seed):

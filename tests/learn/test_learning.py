@@ -7,7 +7,7 @@ import pytest
 from learn_house import FTRL, WIDTH, House, example
 
 from millstream.errors import Conflict
-from millstream.learn import GateSettings
+from millstream.learn import GateSettings, LearnSettings, PushSettings
 from millstream.learn.calibration import Calibration
 from millstream.learn.judge import read_report
 from millstream.learn.validation import Labels
@@ -388,6 +388,106 @@ def test_a_refusal_takes_the_base_before_back_where_the_rule_says_so(tmp_path):
     house.tell(100, wrong)
     house.turn()
     assert (house.policy.live, house.policy.pin, house.policy.learning) == (before, before, "paused")
+    house.log.close()
+
+
+def refused(house):
+    """Learning, paused by the gate for wrong labels."""
+    for _ in range(2):
+        house.tell(200)
+        house.turn()
+    house.tell(100, wrong)
+    house.turn()
+    assert house.policy.learning == "paused"
+
+
+def comes_right(house):
+    """Labels are as usual again, for longer than the gate wants."""
+    house.tell(150)
+    house.turn()
+    house.clock.advance(60.0)
+    house.tell(1)
+    house.turn()
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_who_paused_learning_is_known_whatever_else_is_changed_meanwhile(tmp_path, restarted):
+    house = House(tmp_path, gate=RULED)
+    refused(house)
+    why = house.policy.why
+    house.change(traffic.shadow(("1",)))
+    assert (house.policy.who, house.policy.paused_by) == ("a person", "millstream learn")
+    assert house.policy.paused_why == why and why.startswith("gate: ")
+    if restarted:
+        house.restart()
+        house.turn()
+    comes_right(house)
+    assert (house.policy.learning, house.policy.paused_by, house.policy.paused_why) == ("run", "", "")
+    house.log.close()
+
+
+def test_what_a_person_paused_resumes_by_nobody_else(tmp_path):
+    house = House(tmp_path, gate=RULED)
+    refused(house)
+    house.change(traffic.learning("paused"))
+    assert house.policy.paused_by == "a person"
+    comes_right(house)
+    house.clock.advance(60.0)
+    comes_right(house)
+    assert house.policy.learning == "paused"
+    house.log.close()
+
+
+ROLLS = GateSettings(window=100, logloss_over=0.25, resume_s=60.0, then="rollback")
+
+
+def test_what_the_gate_rolled_back_resumes_by_itself_too(tmp_path):
+    house = House(tmp_path, gate=ROLLS, base_examples=200)
+    refused(house)
+    before = house.policy.pin
+    assert before and (house.policy.paused_by, house.policy.pinned_by) == ("millstream learn", "millstream learn")
+    start, _ = Ftrl.load(house.repository.folder("ranker", before) / "model.ftrl")
+    house.change(traffic.shadow(("1",)))
+    comes_right(house)
+    assert (house.policy.learning, house.policy.pin) == ("run", "")
+    house.tell(40)
+    house.turn()
+    assert same(house.served(), house.folded(range(651, 691), learner=start)), "what was wrong, or passed over, is in"
+    house.log.close()
+
+
+def test_a_person_ends_the_gates_pin_by_letting_learning_run_and_no_other(tmp_path):
+    house = House(tmp_path, gate=ROLLS, base_examples=200)
+    refused(house)
+    house.change(traffic.learning("run"))
+    assert (house.policy.learning, house.policy.pin, house.policy.pinned_by) == ("run", "", "")
+    house.tell(40)
+    house.turn()
+    assert house.meter.sum("millstream_examples_learnt_total") == 540
+    house.change(traffic.roll_back("1"))
+    with pytest.raises(Conflict, match=r"pinned to 1 by a person: a test.*traffic promote"):
+        house.change(traffic.learning("run"))
+    assert house.policy.pin == "1"
+    house.log.close()
+
+
+def test_what_is_said_of_learning_waits_for_no_push(tmp_path):
+    house = House(tmp_path)
+    house.settings = LearnSettings(model="ranker", push=PushSettings(push_s=1000.0))
+    house.restart()
+    report, told = tmp_path / "state" / "learning" / "ranker", 0
+    for count in (50, 30, 20):
+        house.tell(count)
+        house.clock.advance(2.5)
+        house.learning.step()
+        told += count
+        assert house.deltas() == [] and read_report(report).upto == told
+    house.tell(10)
+    house.restart()  # nothing was pushed: all is folded again, and judged once
+    for _ in range(3):
+        house.clock.advance(2.5)
+        house.learning.step()
+    assert read_report(report).upto == 110 and read_report(report).figures[""]["learner"].examples == 110
     house.log.close()
 
 

@@ -202,3 +202,11 @@ def test_weights_of_a_refused_burst_never_come_back(house, installation):
     made = roll_back(installation, then, "a person", "")
     assert same(house.served(made.version), house.folded([*range(400), *range(500, 550)]))
     assert np.isfinite(house.served()).all()
+
+
+def test_status_says_who_paused_learning_whatever_was_changed_since(house, installation):
+    told(house, 20)
+    change(installation, "paused", "ann", "labels look odd")
+    house.change(traffic.shadow(("1",)))
+    found = status(installation)
+    assert (found.learning, found.who, found.why) == ("paused", "ann", "labels look odd")

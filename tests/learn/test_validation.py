@@ -92,6 +92,16 @@ def test_rows_in_pieces_and_rows_at_once_give_the_same_books(sizes, seed, restar
     assert fits[0].dump() == fits[1].dump() and fits[0].fit() == fits[1].fit()
 
 
+def test_a_restart_keeps_a_positive_whose_negative_was_told_elsewhere():
+    one = Validation(ValidationSettings())
+    one.observe({"served": np.array([0.3])}, judged([1], takes_back=[True]), np.zeros((1, 1), np.uint32))
+    again = Validation(ValidationSettings())
+    again.restore(one.state())
+    for made in (one, again):
+        made.observe({"served": np.array([0.3, 0.3])}, judged([0, 1]), np.zeros((2, 1), np.uint32))
+    assert again.state() == one.state() and again.figures()[""]["served"].positives == 2
+
+
 def test_slices_are_judged_apart():
     p, y, _ = drawn(5)
     tokens = np.random.default_rng(6).integers(5, 11, (len(p), 4)).astype(np.uint32)

@@ -8,7 +8,7 @@ import pytest
 from millstream import errors
 from millstream.clock import FakeClock
 from millstream.models import Manifest, Repository
-from millstream.models.traffic import Promote, RollBack, Split, TryOut, make
+from millstream.models.traffic import Learning, Promote, RollBack, Split, TryOut, make
 
 
 class House:
@@ -48,6 +48,12 @@ def test_of_two_people_who_roll_back_the_second_is_told_and_nothing_moves(house)
     after = house.repository.policy("m")
     assert (after.live, after.pin, after.version) == ("1", "1", 4)
     assert house.back(to="2") == "2"
+
+
+def test_learning_that_was_paused_without_a_reason_says_that_a_person_did_it(house):
+    for state, why, said in (("paused", "", "paused by hand"), ("run", "", "resumed by hand"), ("run", "ok", "ok")):
+        make(house.repository, "m", "learning", Learning(state=state, who="ann", why=why))
+        assert (house.repository.policy("m").why, house.repository.policy("m").who) == (said, "ann")
 
 
 def test_a_roll_back_is_decided_on_the_policy_that_it_replaces(house, monkeypatch):

@@ -28,10 +28,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millstream.learn.usual import LEAPT, Usual
+from millstream.learn.validation import Labels
 
 HISTORY: Final = 20  # windows after which an example counts 1/e in the plain rate
 _BOTH = 50  # of each kind: with fewer, the chance of their number alone moves the plain logloss by the margin
 _KNOWN = 3  # windows of a past that is long enough to be usual
+_KNOWS = 0.98  # times the log loss of the plain rate: who has no less knows nothing
 _SILENT = 3  # so many label waits without a positive
 
 
@@ -82,50 +84,73 @@ class GateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Gate:
-    """Feed it every progressive prediction with its label; ask it before every push."""
+    """Feed it every progressive prediction with its label; ask it before every push.
+
+    Labels are counted as the books count them (validation.py): a kept negative for all that it stands for, and a
+    positive that takes its negative back makes no example more. So a rate is that of the world, which predictions mean.
+    """
 
     def __init__(self, settings: GateSettings) -> None:
         self._settings = settings
         self._seen = self._ever = 0
-        self._predicted, self._frozen, self._labels, self._times = np.zeros((4, settings.window))
+        self._predicted, self._frozen, self._times = np.zeros((3, settings.window))
+        self._judged = _plain(np.zeros(settings.window))
         self._waited = 0.0
-        self._past = self._past_positive = 0.0  # fading counts
-        self._past_loss = np.zeros(2)  # fading sums, of negatives and of positives
+        self._past = self._past_positive = self._past_first = 0.0  # fading counts; first: of what takes nothing back
+        self._past_loss, self._past_frozen = np.zeros((2, 2))  # fading sums, of negatives and of positives
         self._usual = Usual(settings.window, HISTORY)
 
     def observe(
         self,
-        predicted: NDArray[np.float32],
-        labels: NDArray[np.float32],
-        frozen: NDArray[np.float32] | None = None,
+        predicted: NDArray[np.floating],
+        labels: Labels | NDArray[np.floating],
+        frozen: NDArray[np.floating] | None = None,
         times: NDArray[np.float64] | None = None,
         waited_s: float = 0.0,
         *,
+        settled: NDArray[np.bool_] | None = None,
         passed_over: bool = False,
     ) -> None:
-        """`predicted` [rows]: probabilities given before the labels were learnt; `frozen`: by the version that stands
-        still, the same where there is none; `times`: of the events; `waited_s`: the longest that one waited for its
-        label; `passed_over`: they are answered and not learnt."""
-        window = self._settings.window
-        ages = np.arange(len(labels))[::-1]
-        kept = np.exp(-np.append(ages, len(labels)) / (HISTORY * window))
-        self._past = self._past * kept[-1] + kept[:-1].sum()
-        self._past_positive = self._past_positive * kept[-1] + kept[:-1] @ labels
-        losses = _losses(predicted.astype(np.float64), labels)
-        self._past_loss = self._past_loss * kept[-1] + [kept[:-1] @ (losses * (labels == one)) for one in (0, 1)]
-        last = min(len(labels), window)
-        at = (self._seen + np.arange(last)) % window
-        self._predicted[at], self._labels[at] = predicted[-window:], labels[-window:]
-        self._frozen[at] = (predicted if frozen is None else frozen)[-window:]
-        self._times[at] = 0.0 if times is None else times[-window:]
+        """`predicted` [rows]: probabilities given before the `labels` were learnt; `frozen`: by the version that stands
+        still, the same where there is none; `times`: of the events; `waited_s`: the longest that
+        one waited for its label; `settled`: those that answers may be judged by; `passed_over`: they are not learnt."""
+        judged = labels if isinstance(labels, Labels) else _plain(labels)
+        times = np.zeros(len(predicted)) if times is None else times
+        frozen = predicted if frozen is None else frozen
+        first = ~judged.takes_back  # what comes back is shown at another time than its negative was
+        self._usual.observe(judged.labels[first], times[first], passed_over=passed_over)
         self._waited = max(self._waited, waited_s)
-        self._usual.observe(labels, np.zeros(len(labels)) if times is None else times, passed_over=passed_over)
-        self._seen += len(labels)
-        self._ever += len(labels)
+        if settled is not None and not settled.all():  # the present begins after the last that is not
+            after = int(settled[np.flatnonzero(~settled)[-1] :].sum())
+            predicted, frozen, times = predicted[settled], frozen[settled], times[settled]
+            judged, self._seen = judged.some(settled), -(len(predicted) - after)
+        self._remember(predicted.astype(np.float64), frozen.astype(np.float64), judged)
+        count, window = len(predicted), self._settings.window
+        at = (self._seen + np.arange(count)[-window:]) % window
+        self._predicted[at], self._frozen[at], self._times[at] = predicted[-window:], frozen[-window:], times[-window:]
+        for kept, new in zip(self._judged, judged, strict=True):
+            kept[at] = new[-window:]
+        self._seen += count
+        self._ever += count
+
+    def _remember(self, predicted: NDArray[np.float64], frozen: NDArray[np.float64], judged: Labels) -> None:
+        """The past, fading."""
+        labels, counts, back = judged
+        ages = np.arange(len(labels))[::-1]
+        kept = np.exp(-np.append(ages, len(labels)) / (HISTORY * self._settings.window))
+        faded, weights = kept[-1], kept[:-1] * counts
+        negative, positive = weights * ((labels == 0.0) - 1.0 * back), weights * labels
+        self._past = self._past * faded + weights @ ~back
+        self._past_positive = self._past_positive * faded + weights @ labels
+        self._past_first = self._past_first * faded + weights @ (labels * ~back)
+        for past, who in ((self._past_loss, predicted), (self._past_frozen, frozen)):
+            said, unsaid = _unlikely(who)
+            past *= faded
+            past += [negative @ unsaid, positive @ said]
 
     def look_anew(self) -> None:
         """Judge by what comes from now on, after examples that were not told; what is usual stays known."""
-        self._seen, self._labels[:] = 0, 0.0
+        self._seen, self._judged.counts[:] = 0, 0.0
         self._usual.look_anew()
 
     def go_on(self, by_person: bool) -> None:
@@ -144,10 +169,12 @@ class Gate:
 
     def as_usual(self, why: str) -> bool:
         """Whether a whole window of what was passed over can be judged, and is as usual; `why`: of the refusal. After a
-        leap, labels alone are judged: the answers are those of weights that the world has left behind meanwhile."""
+        leap, labels alone are judged: the answers are those of weights that the world has left behind meanwhile. Else
+        the answers of these weights must be good, or those of the version that stands still as good as they ever were:
+        then it is the weights that are bad, and they will learn from such labels."""
         if not (self.enough() and self._usual.full()) or self._odd_labels() or self._usual.leap(self._settings.leap):
             return False
-        return why.endswith(LEAPT) or not self._odd_answers()
+        return why.endswith(LEAPT) or not self._odd_answers() or self._frozen_as_ever()
 
     def refuses(self, weights: NDArray[np.float32]) -> str:
         """Why these weights must not be served, or "" when they may."""
@@ -160,74 +187,110 @@ class Gate:
         return odd or (self._odd_answers() if self.enough() else "")
 
     def enough(self) -> bool:
-        """Whether the window is full and holds 50 of each label (of a window below 5,000: 1 %)."""
-        positives = int(self._labels.sum())
-        both = min(positives, len(self._labels) - positives)
-        return self.full() and both >= min(_BOTH, len(self._labels) / 100)
+        """Whether the window is full and holds 50 of each label (of a window below 5,000: 1 %), also less those that
+        were taken back."""
+        labels, counts, _ = self._judged
+        positives = int(labels[counts > 0].sum())
+        every, positive = self._counted()
+        least = min(_BOTH, len(labels) / 100)
+        return self.full() and min(positives, len(labels) - positives, every - positive) >= least
 
     def full(self) -> bool:
         """Whether there were as many examples as the window takes."""
-        return self._seen >= len(self._labels)
+        return self._seen >= len(self._times)
+
+    def _counted(self) -> tuple[float, float]:
+        """How many examples, and positives, the window stands for."""
+        labels, counts, back = self._judged
+        return float(counts @ ~back), float(counts @ labels)
+
+    def _loss(self, predicted: NDArray[np.float64] | float) -> float:
+        """Log loss of predictions for the labels of the window."""
+        return float(_losses(predicted, self._judged).sum()) / self._counted()[0]
 
     def _odd_answers(self) -> str:
         """What is wrong with the answers of the window, where it can be judged."""
         given, window, rate = self._settings, self._settings.window, self._past_positive / self._past
-        ours, plain = _logloss(self._predicted, self._labels), _logloss(rate, self._labels)
+        ours, plain = self._loss(self._predicted), self._loss(rate)
         if ours > plain * (1 + given.logloss_over):
             return (
                 f"logloss {ours:.3f} over the last {window} examples, where answering the plain rate "
                 f"{rate:.3f} to everybody would have had {plain:.3f}"
             )
-        usual, chance = self._usual_loss(), 2 * _losses(self._predicted, self._labels).std() / window**0.5
+        usual, chance = self._usual_loss(self._past_loss), self._chance(self._predicted)
         if self._ever >= (_KNOWN + 1) * window and ours > usual * (1 + given.past_over) + chance:
             return (
                 f"logloss {ours:.3f} over the last {window} examples, where as many positives and negatives had "
                 f"{usual:.3f} in the past: are these labels right?"
             )
-        frozen = _logloss(self._frozen, self._labels)
+        frozen = self._loss(self._frozen)
         if ours > frozen * (1 + given.frozen_over):
             return (
                 f"logloss {ours:.3f} over the last {window} examples, where the version that learning began with "
                 f"would have had {frozen:.3f}"
             )
-        mean = float(self._predicted.mean())
+        mean = float((self._judged.counts * ~self._judged.takes_back) @ self._predicted) / self._counted()[0]
         if not rate / given.calibration_over <= mean <= rate * given.calibration_over:
             return f"a mean prediction of {mean:.3f} over the last {window} examples, where {rate:.3f} are positive"
         return ""
 
-    def _usual_loss(self) -> float:
+    def _frozen_as_ever(self) -> bool:
+        """Whether the version that stands still answers the window as it did the past. It must know something: whoever
+        answers the same to everybody does so whatever the labels are."""
+        rate, past = self._past_positive / self._past, float(self._past_frozen.sum()) / self._past
+        said, unsaid = _unlikely(rate)
+        if self._ever < (_KNOWN + 1) * self._settings.window or past > _KNOWS * (rate * said + (1 - rate) * unsaid):
+            return False
+        bound = self._usual_loss(self._past_frozen) * (1 + self._settings.past_over) + self._chance(self._frozen)
+        return self._loss(self._frozen) <= bound
+
+    def _chance(self, predicted: NDArray[np.float64]) -> float:
+        """Two standard errors of the window's log loss."""
+        return float(2 * _losses(predicted, self._judged).std() * len(predicted) ** 0.5) / self._counted()[0]
+
+    def _usual_loss(self, losses: NDArray[np.float64]) -> float:
         """What the window's labels would have cost by the losses of the past, of either kind."""
-        positive = float(self._labels.mean())
+        every, positives = self._counted()
         past = np.maximum(1e-9, [self._past - self._past_positive, self._past_positive])
-        return float((self._past_loss / past) @ [1 - positive, positive])
+        return float((losses / past) @ [every - positives, positives]) / every
 
     def _odd_labels(self) -> str:
-        """What is wrong with the labels of the window, where what is usual is known."""
+        """What is wrong with the labels of the window, where what is usual is known. A positive that takes a negative
+        back comes at another time than that: when traffic falls there would be nothing but such."""
         window = self._settings.window
         if not self.full() or self._ever < (_KNOWN + 1) * window:
             return ""
-        positives = float(self._labels.sum())
-        usual = max(0.0, self._past_positive - positives) / max(1.0, self._past - window)
-        if positives >= _BOTH and _odds(positives / window) > _odds(usual) * self._settings.burst:
-            return f"{positives:.0f} of the last {window} examples are positive, where {usual * window:.0f} are usual"
+        labels, counts, back = self._judged
+        every, positives = self._counted()[0], float((counts * labels) @ ~back)
+        usual = max(0.0, self._past_first - positives) / max(1.0, self._past - every)
+        if positives >= _BOTH and _odds(positives / every) > _odds(usual) * self._settings.burst:
+            return f"{positives:.0f} of the last {every:.0f} examples are positive, where {usual * every:.0f} are usual"
         span = float(self._times.max() - self._times.min())
-        if positives == 0 and usual * window >= _BOTH and 0 < _SILENT * self._waited < span:
+        if not labels.any() and usual * every >= _BOTH and 0 < _SILENT * self._waited < span:
             return (
-                f"none of the last {window} examples is positive, over {span:.0f} s, where {usual * window:.0f} are "
+                f"none of the last {every:.0f} examples is positive, over {span:.0f} s, where {usual * every:.0f} are "
                 "usual: does anybody report them?"
             )
         return ""
+
+
+def _plain(labels: NDArray[np.floating]) -> Labels:
+    """Labels of which each stands for itself."""
+    return Labels(labels.astype(np.float64), np.ones(len(labels)), np.zeros(len(labels), np.bool_))
 
 
 def _odds(rate: float) -> float:
     return rate / max(1e-9, 1 - rate)
 
 
-def _losses(predicted: NDArray[np.float64] | float, labels: NDArray[np.floating]) -> NDArray[np.float64]:
+def _unlikely(predicted: NDArray[np.float64] | float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The log losses of probabilities, if the label is positive and if it is not."""
     p = np.clip(predicted, 1e-6, 1 - 1e-6)
-    losses: NDArray[np.float64] = -(labels * np.log(p) + (1 - labels) * np.log1p(-p))
+    return -np.log(p), -np.log1p(-p)
+
+
+def _losses(predicted: NDArray[np.float64] | float, judged: Labels) -> NDArray[np.float64]:
+    """The loss of each row, for all that it stands for."""
+    said, unsaid = _unlikely(predicted)
+    losses: NDArray[np.float64] = judged.counts * np.where(judged.labels > 0, said - judged.takes_back * unsaid, unsaid)
     return losses
-
-
-def _logloss(predicted: NDArray[np.float64] | float, labels: NDArray[np.float64]) -> float:
-    return float(_losses(predicted, labels).mean())

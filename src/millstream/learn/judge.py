@@ -11,6 +11,7 @@ Rules of the room:
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from millstream.errors import Error
 from millstream.learn.calibration import Calibration
 from millstream.learn.gate import Gate, GateSettings
+from millstream.learn.settled import Settled
 from millstream.learn.train import Folded
 from millstream.learn.validation import Figures, Labels, Validation
 from millstream.meter import Meter
@@ -26,14 +28,18 @@ from millstream.models.online import Correction, Served
 from millstream.models.online.learner import Metadata
 from millstream.store.blob import write_atomic
 
+FEW: Final = 10  # so many examples of the gate's window may be of traffic that is not settled: one in
+
 
 class Task(msgspec.Struct, frozen=True):
     """What became of the labels on their way here: the share of negatives `kept`, and how served scores make up for it
-    and for negatives that were given at once. `name`: of the join's task; "": examples of any are learnt."""
+    and for negatives that were given at once. `name`: of the join's task; "": examples of any are learnt. `wait_s`:
+    what a label waits at most, as configured."""
 
     kept: float = 1.0
     correction: Correction = Correction()
     name: str = ""
+    wait_s: float = 0.0
 
     def judged(self, labels: NDArray[np.float32], takes_back: NDArray[np.bool_]) -> Labels:
         """Labels [n] as they are judged: a negative counts for all that it was kept of."""
@@ -71,12 +77,15 @@ class Judge:
             self._books.restore(saved.books)
         self._beside: dict[str, Served] = {}
         self.gate, self._calibration = Gate(gate), Calibration()
+        self._settled = Settled(task.wait_s, gate.window // FEW)
 
     def stand(self, metadata: Metadata, frozen: Served | None, previous: Served | None) -> None:
         """The learner begins from a base: with the `metadata` of its snapshot."""
         self.gate = Gate(self._settings)
         if usual := metadata.get("usual"):
             self.gate.restore(str(usual))
+        if settled := metadata.get("settled"):
+            self._settled.restore(str(settled))
         kept = metadata.get("calibration")
         self._calibration = Calibration.load(str(kept)) if kept else Calibration()
         self._beside = {name: one for name, one in (("frozen", frozen), ("previous", previous)) if one is not None}
@@ -89,7 +98,7 @@ class Judge:
         judged = self._task.judged(batch.labels, batch.takes_back)
         raw = {name: one.raw(batch.tokens) for name, one in self._beside.items()}
         beside = {name: self._beside[name].correction.apply(said) for name, said in raw.items()}
-        self.gate.observe(folded.predicted, batch.labels, raw.get("frozen"), batch.times, float(batch.waited.max()))
+        self._tell_gate(folded, raw.get("frozen"), passed_over=False)
         honest = self._task.correction.apply(folded.predicted)
         told = ~batch.again
         self._calibration.observe(honest[told], judged.some(told))
@@ -104,10 +113,28 @@ class Judge:
 
     def look(self, folded: Folded) -> None:
         """What was answered and passed over, while learning stands still: the gate alone is told."""
-        batch = folded.batch
-        if len(batch.labels):
-            waited = float(batch.waited.max())
-            self.gate.observe(folded.predicted, batch.labels, None, batch.times, waited, passed_over=True)
+        if len(folded.batch.labels):
+            frozen = self._beside.get("frozen")
+            said = None if frozen is None else frozen.raw(folded.batch.tokens)
+            self._tell_gate(folded, said, passed_over=True)
+
+    def _tell_gate(self, folded: Folded, frozen: NDArray[np.float32] | None, *, passed_over: bool) -> None:
+        """`frozen`: what the version that stands still says. Neither is mended by what labels said before."""
+        batch, correction = folded.batch, self._task.correction
+        settled = self._settled.of(batch.since, batch.waited, batch.times)
+        told = ~batch.again
+        if frozen is not None:
+            own = self._beside["frozen"].correction
+            frozen = msgspec.structs.replace(own, slope=1.0, intercept=0.0).apply(frozen)[told]
+        self.gate.observe(
+            correction.apply(folded.predicted)[told],
+            self._task.judged(batch.labels, batch.takes_back).some(told),
+            frozen,
+            batch.times[told],
+            float(batch.waited.max()),
+            settled=settled[told],
+            passed_over=passed_over,
+        )
 
     def correction(self) -> Correction:
         """What served probabilities are mended by, as of now."""
@@ -116,7 +143,12 @@ class Judge:
 
     def metadata(self) -> Metadata:
         """What a base carries."""
-        return {**self.correction().metadata(), "calibration": self._calibration.dump(), "usual": self.gate.dump()}
+        return {
+            **self.correction().metadata(),
+            "calibration": self._calibration.dump(),
+            "usual": self.gate.dump(),
+            "settled": self._settled.dump(),
+        }
 
     def publish(self, upto: int, now: float) -> None:
         """Say how it is, as metrics and as a file; unix seconds."""

@@ -29,16 +29,15 @@ from millstream.learn.push import Push, PushSettings
 from millstream.learn.train import Folded, Training
 from millstream.learn.validation import Slice, Validation, ValidationSettings
 from millstream.meter import Meter
-from millstream.models import online
+from millstream.models import online, traffic
 from millstream.models.manifest import Manifest
-from millstream.models.policy import Policy
+from millstream.models.policy import LEARNER, Policy
 from millstream.models.repository import Repository, Stamp
-from millstream.models.traffic import roll_back
 from millstream.stream.event import decode
 from millstream.stream.log import Log, Writer
 from millstream.types import Delta
 
-MADE_BY = "millstream learn"
+MADE_BY = LEARNER
 PUBLISH_S = 2.0  # between two reports of how learning does
 logger = logging.getLogger("millstream.learn")
 
@@ -90,7 +89,8 @@ class Learning:
         self._training: Training | None = None
         self._push: Push | None = None
         self._pushed_at = self._suspended_at = clock.monotonic()
-        self._published_at = float("-inf")
+        self._published_at, self._judged = float("-inf"), 0
+        self._unsaid = False
         self._based_at = 0
         self._since: list[float] = []
         self._problem = ""
@@ -112,6 +112,13 @@ class Learning:
 
     def step(self) -> int:
         """Follow the policy, fold what came, push what is due; how many examples that was."""
+        learnt = self._step()
+        if self._unsaid and self._clock.monotonic() - self._published_at >= PUBLISH_S:
+            self._published_at, self._unsaid = self._clock.monotonic(), False
+            self._judge.publish(self._judged, self._clock.now())
+        return learnt
+
+    def _step(self) -> int:
         now = self._policy_now()
         if (policy := _lets_learn(now)) is None:
             self._look_again(now)
@@ -121,9 +128,12 @@ class Learning:
             self._follow(policy)
         if self._training is None or self._push is None:  # nothing to learn on, or the policy has changed meanwhile
             return 0
-        folded = self._training.step()
+        judged = self._judge.judged_upto  # books begin there, and with a fold
+        folded = self._training.step(until=judged) if self._training.upto < judged else None
+        folded = folded or self._training.step()
         if folded is not None:
             self._observe(folded)
+            self._judged, self._unsaid = self._training.upto, True
         if self._since and self._clock.monotonic() - self._pushed_at >= self._settings.push.push_s:
             due = self._training.upto - self._based_at >= self._settings.push.base_examples
             if self._push_delta(self._training, self._push) and due:
@@ -190,7 +200,7 @@ class Learning:
         refused = self._log.committed(self._group, "refused").get(0, 0)
         if manifest.lineage.get("made_by") != MADE_BY or int(live) < newest:  # somebody's own version, or a roll back
             self._training.upto = max(upto, pushed, refused)
-            self._judge.gate.look_anew()
+            self._judge.gate.go_on(by_person=refused > pushed and policy.who != MADE_BY)
             self._new_base(live)
             return
         sequence, reached = self._last_delta(live, int(str(manifest.lineage["deltas_from"])))
@@ -247,7 +257,7 @@ class Learning:
     def _look_again(self, policy: Policy | None) -> None:
         """After a refusal, answer what comes without learning it, and resume once a window of it is as usual."""
         gate = self._settings.gate
-        if policy is None or not gate.resume_s or policy.learning != "paused" or policy.pin or policy.who != MADE_BY:
+        if policy is None or not gate.resume_s or not policy.gate_paused or (policy.pin and not policy.gate_pinned):
             self._suspended = None
             return
         if self._suspended is None:
@@ -255,7 +265,7 @@ class Learning:
         elif (folded := self._suspended.step(learn=False)) is not None:
             self._judge.look(folded)
             if self._clock.monotonic() - self._suspended_at >= gate.resume_s:
-                self._resume(self._suspended.upto, policy.why)
+                self._resume(self._suspended.upto, policy.paused_why or policy.why)
 
     def _suspend(self, live: str) -> None:
         """Stand on the weights of the last push, before the examples that come after what was refused."""
@@ -274,11 +284,13 @@ class Learning:
             return
         self._log.commit(self._group, "refused", {0: upto})
         why = f"gate: the last {self._settings.gate.window} examples are as usual again"
-        self._repository.change_policy(
-            self._settings.model, lambda now: msgspec.structs.replace(now, learning="run"), who=MADE_BY, why=why
-        )
-        logger.warning("%s: learning resumes: %s", self._settings.model, why)
         self._suspended = None
+        try:
+            self._repository.change_policy(self._settings.model, _goes_on, who=MADE_BY, why=why)
+        except Conflict as conflict:  # a person was faster: the next step follows them
+            logger.warning("%s", conflict)
+            return
+        logger.warning("%s: learning resumes: %s", self._settings.model, why)
 
     def _last_delta(self, base: str, at: int) -> tuple[int, int]:
         """Sequence of the last delta on `base` in the log, and the example before which it ends; zeros for none, and
@@ -308,9 +320,6 @@ class Learning:
         self._pushed_at = self._clock.monotonic()
         self._pushes.add()
         self._log.commit(self._group, "examples", {0: training.upto})
-        if self._clock.monotonic() - self._published_at >= PUBLISH_S:
-            self._published_at = self._clock.monotonic()
-            self._judge.publish(training.upto, self._clock.now())
         return True
 
     def _freeze(self, why: str) -> None:
@@ -324,11 +333,11 @@ class Learning:
 
     def _stopped(self, policy: Policy) -> Policy:
         """The policy after a refusal: nothing is learnt, and by the rule the base before the live one is served."""
-        model, policy = self._settings.model, msgspec.structs.replace(policy, learning="paused")
+        model, policy = self._settings.model, traffic.learning("paused")(policy)
         before = str(self._repository.manifest(model, policy.live).lineage.get("parent", ""))
         if self._settings.gate.then == "freeze" or before not in self._repository.versions(model):
             return policy
-        return roll_back(before)(policy)
+        return traffic.roll_back(before)(policy)
 
     def _new_base(self, parent: str) -> None:
         """Put the learner's whole state as a version and make it live in place of `parent`, which it continues."""
@@ -388,3 +397,10 @@ def _lets_learn(policy: Policy | None) -> Policy | None:
     if policy is None or policy.learning == "paused" or policy.pin or not policy.live:
         return None
     return policy
+
+
+def _goes_on(policy: Policy) -> Policy:
+    """Learning runs again, where it was the gate that stopped it. Else Conflict."""
+    if not policy.gate_paused:
+        raise Conflict(f"learning is no more paused by its gate, but by {policy.paused_by or 'somebody'}")
+    return traffic.learning("run")(policy)

@@ -212,7 +212,7 @@ class Validation:
 
     def state(self) -> bytes:
         """All of it; `restore` takes it, of slices that are still there."""
-        books = {f"{who} {name}": one.state() for (who, name), one in self._books.items() if one.table[1].any()}
+        books = {f"{who} {name}": one.state() for (who, name), one in self._books.items() if one.table.any()}
         return msgspec.msgpack.encode(_State(self._seen, books))
 
     def restore(self, state: bytes) -> None:

@@ -60,7 +60,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     `version` counts the policy's own changes (0: no file yet). `sticky_by`: what decides a caller's arm, the request's
     key (a user, else its id) or always its id. `pin`: while set, `live` cannot be moved away from it. `learning`:
-    whether the learner may push. `who`, `why`, `when` (RFC 3339, UTC): of the last change.
+    whether the learner may push. `paused_by`, `paused_why`, `pinned_by`, `pinned_why`: who paused learning and who set
+    the pin, for as long as that lasts. `who`, `why`, `when` (RFC 3339, UTC): of the last change, whatever it was.
     """
 
     version: int = 0
@@ -71,6 +72,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     sticky_by: Literal["user", "request"] = "user"
     learning: Literal["run", "paused"] = "run"
     pin: str = ""
+    paused_by: str = ""
+    paused_why: str = ""
+    pinned_by: str = ""
+    pinned_why: str = ""
     who: str = ""
     why: str = ""
     when: str = ""
@@ -82,7 +87,39 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             named[self.canary.version] = "canary"
         return named | {self.live: "live"}
 
+    @property
+    def gate_paused(self) -> bool:
+        """Whether the gate paused learning. Releases before `paused_by` said so in their last change."""
+        said = self.paused_by == LEARNER or (not self.paused_by and self._gate_said)
+        return self.learning == "paused" and said
 
+    @property
+    def gate_pinned(self) -> bool:
+        """Whether the gate set the pin, which ends with the pause."""
+        return bool(self.pin) and (self.pinned_by == LEARNER or (not self.pinned_by and self._gate_said))
+
+    @property
+    def _gate_said(self) -> bool:
+        return self.who == LEARNER and self.why.startswith("gate: ")
+
+
+def signed(before: Policy, after: Policy, who: str, why: str) -> Policy:
+    """`after`, which replaces `before`, with who paused and who pinned: they stay as long as what they did, whatever
+    else is changed meanwhile. A change that pauses or pins anew leaves these fields empty."""
+    replace = msgspec.structs.replace
+    if after.learning == "run":
+        after = replace(after, paused_by="", paused_why="")
+    elif not after.paused_by and (before.learning == "run" or before.paused_by):
+        after = replace(after, paused_by=who, paused_why=why)
+    if not after.pin:
+        return replace(after, pinned_by="", pinned_why="")
+    if not after.pinned_by and (before.pin != after.pin or before.pinned_by):
+        return replace(after, pinned_by=who, pinned_why=why)
+    return after
+
+
+LEARNER = "millstream learn"
+"""Who changes a policy where nobody did: learning, and its gate."""
 GUARDED_SHARE_MAX = 0.5
 """Most that a canary with a guard gets: live must answer as much, for the two to be compared."""
 SCHEMA = 1

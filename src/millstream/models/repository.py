@@ -226,7 +226,8 @@ class Repository:
             before = self.policy(model)
             when = datetime.fromtimestamp(self._clock.now(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             number = before.version + 1
-            after = msgspec.structs.replace(change(before), version=number, who=who, why=why, when=when)
+            after = policies.signed(before, change(before), who, why)
+            after = msgspec.structs.replace(after, version=number, who=who, why=why, when=when)
             policies.valid(after, f"the new policy of {model}", self.versions(model))
             write_atomic(folder / "policy.toml", policies.render(after).encode())
             self._note(folder / "history.jsonl", before, after)

@@ -36,7 +36,7 @@ def promote(version: str) -> Change:
 
 def roll_back(version: str) -> Change:
     """Everybody gets `version`, and it is pinned: learning stays off and nothing moves until somebody promotes."""
-    return lambda policy: replace(policy, live=version, canary=None, split={}, pin=version)
+    return lambda policy: replace(policy, live=version, canary=None, split={}, pin=version, pinned_by="", pinned_why="")
 
 
 def previous(repository: Repository, model: str, policy: Policy) -> str:
@@ -107,8 +107,19 @@ def shadow(versions: Sequence[str]) -> Change:
 
 
 def learning(state: Literal["run", "paused"]) -> Change:
-    """Pause learning where it is, or let it run."""
-    return lambda policy: replace(policy, learning=state)
+    """Pause learning where it is, or let it run. That ends a pin of the gate; with another it could not: Conflict."""
+
+    def change(policy: Policy) -> Policy:
+        pin = "" if state == "run" and policy.gate_pinned else policy.pin
+        if state == "run" and pin:
+            by = f" by {policy.pinned_by}: {policy.pinned_why or 'no reason given'}" if policy.pinned_by else ""
+            raise Conflict(
+                f"live is pinned to {pin}{by}, and nothing is learnt while it is; `millstream traffic promote` with "
+                "the version that shall be live ends that"
+            )
+        return replace(policy, learning=state, pin=pin, paused_by="", paused_why="")
+
+    return change
 
 
 def only_on(number: int, model: str, change: Change) -> Change:
@@ -138,6 +149,10 @@ class Move(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def change(self, repository: Repository, model: str) -> Change:
         """The change that this asks for."""
         raise NotImplementedError
+
+    def said(self, verb: str) -> str:
+        """The reason that is recorded where none was given."""
+        return f"traffic {verb}"
 
 
 class Promote(Move, frozen=True, kw_only=True):
@@ -201,6 +216,9 @@ class Learning(Move, frozen=True, kw_only=True):
     def change(self, repository: Repository, model: str) -> Change:
         return learning(self.state)
 
+    def said(self, verb: str) -> str:
+        return "resumed by hand" if self.state == "run" else "paused by hand"
+
 
 MOVES: dict[str, type[Move]] = {
     "promote": Promote,
@@ -221,4 +239,4 @@ def make(repository: Repository, model: str, verb: str, move: Move) -> Policy:
     change = move.change(repository, model)
     if move.policy is not None:
         change = only_on(move.policy, model, change)
-    return repository.change_policy(model, change, who=move.who, why=move.why or f"traffic {verb}")
+    return repository.change_policy(model, change, who=move.who, why=move.why or move.said(verb))
