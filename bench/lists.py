@@ -1,6 +1,6 @@
 """Whole lists under load: from a request on the wire to a page, with learning and index builds beside it.
 
-    python bench/lists.py [--items 1000000] [--rate 50] [--seconds 40] [--json]
+    python bench/lists.py [--items 200000] [--rate 50] [--seconds 40] [--json]
 
 `millstream up` runs as it does for a user: a catalogue of so many items in categories and tags, 5,000 users with tastes
 for tags, all paths of recall, a ranker that learns from what the client tells, four rules of order. A client asks at
@@ -57,7 +57,7 @@ step = "fresh"
 [catalogue]
 items_max = 2_000_000
 [recall]
-every_s = 10
+every_s = 30
 [learn]
 model = "ranker"
 gate.burst = 1000.0
@@ -160,7 +160,7 @@ async def measure(file: Path, port: int, rate: float, seconds: float) -> dict[st
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--items", type=int, default=1_000_000)
+    options.add_argument("--items", type=int, default=200_000)
     options.add_argument("--rate", type=float, default=50.0, help="lists a second (default: 50)")
     options.add_argument("--seconds", type=float, default=40.0, help="measured, after as much that warms up")
     options.add_argument("--port", type=int, default=18778)

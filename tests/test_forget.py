@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -17,16 +18,20 @@ import numpy as np
 import pytest
 
 from millstream.app.forget import forget
-from millstream.app.installation import Installation
+from millstream.app.installation import Installation, Known
 from millstream.app.roles import Learn, Serve
 from millstream.app.training import train
 from millstream.cli import main
+from millstream.clock import FakeClock
 from millstream.errors import BadInput, Busy, Conflict
+from millstream.features import Definition, Entities
 from millstream.features.events import keys_of
 from millstream.features.pipeline import folder_of, stores_of
 from millstream.guard.pii import pseudonym
 from millstream.learn.history import Field, import_entities
+from millstream.meter import Meter
 from millstream.models.online import ServedFtrl
+from millstream.recall import liked
 from millstream.store.rows import RowFile
 from millstream.stream import Log, LogLimits, Writer, decode, encode
 from millstream.types import Entity, Example, Forget, Forgotten, Outcome, Principal, Rank
@@ -468,6 +473,70 @@ def test_learn_forgets_nobody_before_it_has_read_what_there_is_of_them(tmp_path)
         assert traces(file.parent) == []
 
     asyncio.run(run())
+
+
+def test_lists_forget_nobody_before_they_have_read_what_there_is_of_them(tmp_path, monkeypatch):
+    """Who reads on slowly is asked meanwhile: what it reads afterwards would bring them back."""
+    file, mine = make(tmp_path / "installation"), pseudonym(MAIL)
+    with file.open("a") as settings:
+        settings.write("[recommend.placements.home]\n[histories.kinds]\nlike = 1.0\n[recall]\nleast_events = 1\n")
+
+    async def run():
+        with Installation.open(file) as at, Installation.open(file) as commands:
+            serve, learn, done = Serve(at), Learn(at), asyncio.Event()
+            await serve.start()
+            await serve.door.upsert("items", [{"id": "i1"}], ANYBODY)
+            live_, real = serve.lister.live, serve.lister.live.poll
+            with monkeypatch.context() as slow:
+                slow.setattr(live_, "poll", lambda: real(1))
+                slow.setattr(liked, "STEP", 1)
+                await live(serve, None, rounds=20)
+                at_work = asyncio.ensure_future(turning(serve, learn, done))
+                report = await forget(commands, [MAIL])
+                done.set()
+                await at_work
+            while live_.poll() or learn.step():
+                pass
+            assert report.sound and report.attributes == 2, "as one who has attributes, and as one of lists"
+            assert not len(live_.histories.of(mine).numbers) and len(live_.histories.of("bob").numbers) == 1
+            assert mine not in {*live_._requests.values(), *live_._attributes, *serve.known._told["user"]}
+            people = learn._builder._liked
+            assert mine not in {*people._users, *people._requests.values()} and "bob" in people._users
+            await end(serve, learn)
+        for kept in ("serve-1.npz", ".serve-1.npz.part"):  # of a worker that was killed
+            (file.parent / "state" / "live" / kept).write_text("secret")
+        with Installation.open(file) as at:
+            report = await forget(at, [MAIL])
+            assert any("state/recall" in one.what for one in report.stays) and at.indexes.exists()
+        assert traces(file.parent) == [] and not list((file.parent / "state" / "live").iterdir())
+
+    asyncio.run(run())
+
+
+def test_what_is_known_of_an_id_arrived_last_whatever_partition_it_is_in(tmp_path):
+    definition = Definition.read({"user": [{"name": "id"}, {"name": "age"}], "item": [{"name": "id"}]})
+    chance, clock = random.Random(7), FakeClock(1e6)
+    with Log(tmp_path, clock) as log:
+        writers, last = [log.writer("users", partition) for partition in range(3)], {}
+        for at in range(200):
+            clock.advance(1.0)
+            name = f"u{chance.randrange(20)}"
+            chance.choice(writers).append(b"", encode(Entity(id=name, attributes={"age": at})))
+            last[name] = at
+        known = Known(Entities(definition), log, Meter())
+        assert not known.reached({"users": {0: 1}}) and known.reached({"served": {0: 1}})
+        known.poll()
+        assert known.reached({"users": {0: 1, 1: 999}})
+        expected = Entities(definition)
+        for name, at in last.items():
+            expected.upsert("user", name, {"age": at})
+            assert np.array_equal(known.entities.rows(name, ["i"]), expected.rows(name, ["i"])), name
+        assert known.forget(lambda user: user == "u3") == 1 and known.forget(lambda user: user == "u3") == 0
+        assert "u3" not in known._told["user"] and len(known._told["user"]) == len(last) - 1
+        writers[0].append(b"", encode(Entity(id="u3", attributes={"age": 5})))
+        known.poll()
+        expected.upsert("user", "u3", {"age": 5})
+        assert np.array_equal(known.entities.rows("u3", ["i"]), expected.rows("u3", ["i"]))
 
 
 def test_what_the_join_had_not_read_is_nothing_to_it_and_an_older_state_of_it_still_starts(tmp_path):

@@ -151,6 +151,10 @@ def test_what_the_filters_forbid_never_comes(tmp_path):
             assert "adult" in names(await at.list(user="u", n=40, context={"age": 20}))
             assert "sold" in names(await at.list(user="u", n=40, placement="plain"))
             gone = names(everything)[:3]
+            first = await at.list(user="reader", n=1)
+            await at.did(everything, gone[2], "impression")
+            await at.did(await at.list(user="reader", n=40), gone[1], "block")
+            assert gone[1] not in names(await at.list(cursor=first.cursor, n=40)), "blocked between two pages"
             assert not {*gone} & {*names(await at.list(user="u", n=40, exclude=tuple(gone)))}
             await at.did(everything, gone[0], "block")
             await at.did(everything, gone[1], "purchase")
@@ -186,6 +190,12 @@ def test_a_list_follows_what_the_user_does_and_says_why(tmp_path):
             assert "i1" not in names(similar) and {"i2", "i6"} <= {*names(similar)}
             with pytest.raises(NotFound, match="is not known"):
                 await at.list(similar="nothing")
+            await at.did(await at.list(user="u", n=40), "i4", "purchase")
+            await at.did(await at.list(user="u", n=40), "i7", "block")
+            alike = await at.list(user="u", similar="i1", n=40)
+            assert {"i10", "i13"} <= {*names(alike)} and not {"i4", "i7", "i1"} & {*names(alike)}
+            assert at.logged(alike.id).history[-1] == "i4", "what is logged is the user's history"
+            assert not {"i0", "i3"} & {*names(alike)}, "what is only new or popular is not like it"
 
     run(scene)
 
@@ -252,7 +262,9 @@ def test_a_ranker_that_cannot_answer_makes_a_worse_list_and_no_error(tmp_path, m
     async def scene():
         async with house(tmp_path) as at:
             before = await at.list(user="u")
-            assert before.items == [] and before.missed == ["rank"], "there is no model yet"
+            assert before.items == [] and before.missed == [], "there was nothing to rank"
+            await at.tell(items(30))
+            assert (await at.list(user="u")).missed == ["rank"], "there is no model yet"
             await ranked(at)
             whole = await at.list(user="u", n=40)
             real = at.serve.lister.lists._submit

@@ -96,6 +96,12 @@ def test_mistakes_are_answered_with_what_to_do(client):
         client.similar("nothing")
     with pytest.raises(BadInput, match=r"items\[0\].id"):
         client.items([{"title": "without an id"}])
+    for odd in ({"a": {"b": 1}}, {"a": [[1]]}, {"a": [None]}, {"a": [True]}):
+        with pytest.raises(BadInput, match="is no value"):
+            client.items([{"id": "i1", **odd}])
+    with pytest.raises(BadInput, match="candidates is empty"):
+        client.recommend("u1", [])
+    assert len(client.recommend("u1").items) == 3, "the plainest call"
     assert client.merge("v1", "u1") == 1
 
 

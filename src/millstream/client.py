@@ -113,7 +113,7 @@ class Client:
     def recommend(
         self,
         user: str = "",
-        candidates: Sequence[str] = (),
+        candidates: Sequence[str] | None = None,
         id: str | None = None,
         event_time: float | None = None,
         **more: Unpack[Wish],
@@ -124,7 +124,7 @@ class Client:
             "id": id or uuid.uuid4().hex,
             "user": user,
             "event_time": self._clock.now() if event_time is None else event_time,
-            **({"candidates": list(candidates)} if candidates or not more else {}),
+            **({} if candidates is None else {"candidates": list(candidates)}),
             **more,
         }
         return self._listing("/v1/recommend", asked)

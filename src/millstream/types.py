@@ -244,11 +244,13 @@ class Ask(msgspec.Struct, kw_only=True):
 
 
 class Slot(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An item in a list. `reasons`: of each step that had a say; `why`: how it came there, where asked for."""
+    """An item in a list. `reasons`: of each step that had a say; `price`: of a click on an ad; `why`: how it came
+    there, where asked for."""
 
     item: str
     score: float
     reasons: list[str] = []
+    price: float = 0.0
     why: dict[str, Any] | None = None
 
 
@@ -302,6 +304,7 @@ class Served(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     `paths[i]` that found it; `late`: paths that were too late or failed; `recalled`: float32 LE a candidate, its score
     in recall; `slate`: all that re-ranking looked at (flows/rerank/slate.py), `rules`: the arm of rules it went by,
     `seed`: its chance; `ranker`: what answered for a ranker that could not; `history`: the user's, newest last;
+    `prices`: float32 LE, of a click on each item of the list, NaN where nobody pays, none where nothing is sold;
     `asked`: digest of the request, by which a retry is known.
     """
 
@@ -331,6 +334,7 @@ class Served(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     seed: int = 0
     ranker: str = ""
     history: list[str] = []
+    prices: bytes = b""
     asked: bytes = b""
 
 

@@ -25,17 +25,21 @@ from millstream.models.policy import Policy
 from millstream.models.traffic import Move, only_on
 from millstream.types import (
     DTYPES,
+    Ask,
     BatchStatistics,
     Candidate,
     Config,
     Description,
     Listed,
+    Listing,
+    Merge,
     Output,
     Principal,
     Ran,
     Rank,
     Ranked,
     Request,
+    Slot,
     Spent,
     Statistics,
     TensorSpec,
@@ -111,6 +115,9 @@ class House:
         if isinstance(request, Rank):
             scored = [Candidate(c, hashlib.blake2b(c.encode()).digest()[0] / 255) for c in request.candidates]
             return Ranked(request.id, request.model or "ranker", "1", sorted(scored, key=lambda c: -c.score))
+        if isinstance(request, Ask):
+            slots = [Slot(item, 0.5, ["score"], {"position": 1} if request.explain else None) for item in "abc"]
+            return Listing(request.id, "ranker", "1", slots[: request.n or 3], cursor="next")
         assert isinstance(request, Request)
         inputs = request.inputs
         if request.model == "affine":
@@ -174,6 +181,22 @@ class House:
             raise errors.NotFound(f"no source {source[:80]!r}; those that are written here: prices")
         self.outcomes += rows
         return self._done(len(rows))
+
+    def upsert(
+        self, topic: Literal["users", "items"], rows: list[dict[str, Any]], principal: Principal
+    ) -> asyncio.Future[int]:
+        self.admit(principal, topic, "upsert")
+        if not rows or not all(isinstance(row.get("id"), str) and row["id"] for row in rows):
+            raise errors.BadInput(f"{topic}[0].id: no id; send a text")
+        self.outcomes += rows
+        return self._done(len(rows))
+
+    def merge(self, merges: list[Merge], principal: Principal) -> asyncio.Future[int]:
+        self.admit(principal, "users", "upsert")
+        if not merges:
+            raise errors.BadInput("merges: the list is empty; send at least one")
+        self.outcomes += merges
+        return self._done(len(merges))
 
     def _done(self, result: Any) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()

@@ -80,10 +80,10 @@ def known(steps: list[tuple[str, dict[str, Any] | None]]) -> dict[str, dict[str,
     """item -> its attributes as they are in the end; None: it is gone. In the order of numbers."""
     items: dict[str, dict[str, Any] | None] = {}
     for item, attributes in steps:
-        if attributes is not None and attributes.get("deleted") in (1, "yes"):
-            attributes = None
-        if attributes is not None or item in items:
-            items[item] = attributes
+        if attributes is not None:
+            items[item] = None if attributes.get("deleted") in (1, "yes") else attributes
+        elif item in items:
+            items[item] = None
     return items
 
 

@@ -143,7 +143,28 @@ def test_a_ring_of_merges_crashes_nobody(traffic):
     traffic.merge("v2", "v1")
     liked = follow(traffic)
     drain(liked)
-    assert len(pairs(liked.gathered())) == 3
+    assert len(pairs(liked.gathered())) == 3 and liked.gathered().users == 2, "they are one, as in histories"
+
+
+def test_what_nobody_liked_is_of_no_person(traffic):
+    for user, item in (("", "a"), ("", "b"), ("ann", "c")):
+        traffic.like(user, item)
+    liked = follow(traffic)
+    drain(liked)
+    assert pairs(liked.gathered()) == [(0, "c")] and (liked.total, liked.lost) == (1, 2)
+
+
+def test_it_says_when_it_has_read_what_somebody_wants_forgotten(traffic, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "STEP", 7)
+    crowd(traffic)
+    one = builder(traffic, tmp_path / "recall")
+    cut = {"served": {0: 40}, "outcomes": {0: 40}, "users": {0: 9}}
+    assert one.reached({"users": {0: 9}}) and not one.reached(cut)
+    one.step()
+    assert not one.reached(cut)
+    settle(one)
+    assert one.reached(cut) and one.reached({"served": {0: 50, 2: 1}}), "more than there is cannot be read"
+    one.close()
 
 
 def test_the_forgotten_are_left_out(traffic):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import threading
 
 import numpy as np
@@ -134,8 +135,56 @@ def test_deleted_is_gone_and_can_come_back():
     catalogue.upsert("a", {"title": "A", "created": 7}, 10.0)
     assert catalogue.upsert("a", {"deleted": True}, 11.0) == 0 and not catalogue.alive[0]
     assert catalogue.title(0) == "A" and catalogue.number("a") == 0
-    assert catalogue.upsert("never", {"deleted": 1}, 11.0) == -1 and catalogue.count == 1
+    assert catalogue.remove("never") == -1 and catalogue.count == 1
     assert catalogue.upsert("a", {}, 12.0) == 0 and catalogue.alive[0] and catalogue.created[0] == 7.0
+
+
+def test_a_deletion_that_is_read_first_counts_all_the_same():
+    catalogue = Catalogue(CatalogueSettings(items_max=1))
+    assert catalogue.upsert("a", {"deleted": 1}, 11.0) == 0 and not catalogue.alive[0]
+    assert catalogue.upsert("a", {"title": "A"}, 10.0) == 0 and not catalogue.alive[0] and catalogue.title(0) == "A"
+    assert catalogue.created[0] == 10.0
+    assert catalogue.upsert("b", {"deleted": 1}, 12.0) == -1, "there is no room for what it deletes either"
+    assert catalogue.upsert("a", {}, 11.0) == 0 and catalogue.alive[0], "of one moment what comes last"
+
+
+def told_of(catalogue: Catalogue) -> dict[str, dict]:
+    """Everything that is known, by names: numbers and codes are by the order of telling."""
+    columns = ("alive", "blocked", "stock", "created", "bid", "quality", "min_age", "told", "gone", "dated")
+    vocabularies = {"category": catalogue.categories, "author": catalogue.authors}
+    return {
+        catalogue.name(number): {
+            **{name: repr(catalogue._columns[name][number]) for name in columns},
+            **{name: [*names, ""][int(getattr(catalogue, name)[number])] for name, names in vocabularies.items()},
+            "tags": [catalogue.tags[tag] for tag in catalogue.tags_of(number)],
+            "regions": [catalogue.regions.names[code] for code in catalogue.regions_of(number)],
+            "embedding": [repr(one) for one in catalogue.embedding[number] if not np.isnan(one)],
+            "title": catalogue.title(number),
+        }
+        for number in range(catalogue.count)
+    }
+
+
+@QUICK
+@given(STEPS, st.integers(0, 1 << 32))
+def test_whatever_partition_tells_of_an_item_the_latest_counts(steps, seed):
+    """Read in the order of time, or one partition after the other: the same is known."""
+    chance, one, other = random.Random(seed), Catalogue(), Catalogue()
+    vectors = ([1.0, 0.5], [-1.0, 0.2], None)  # the first one that is read gives all of them their width
+    told = [
+        (item, attributes | {"embedding": chance.choice(vectors)}, 100.0 + at)
+        for at, (item, attributes) in enumerate(steps)
+        if attributes is not None
+    ]
+    for event in told:
+        one.upsert(*event)
+    partitions = [chance.randrange(3) for _ in told]
+    for partition in range(3):
+        for event, of in zip(told, partitions, strict=True):
+            if of == partition:
+                other.upsert(*event)
+        other.restore(other.state())  # as a process that is started again in between
+    assert told_of(other) == told_of(one)
 
 
 def test_dates_are_numbers_or_iso_and_never_ahead():

@@ -14,6 +14,7 @@ from shelves import QUICK, scene
 from millstream.clock import FakeClock
 from millstream.guard.pii import Redacted
 from millstream.meter import Meter
+from millstream.recall import live as reading
 from millstream.recall.catalogue import Catalogue, CatalogueSettings
 from millstream.recall.filters import Filters, Rule
 from millstream.recall.live import Live, LiveSettings
@@ -198,6 +199,83 @@ def test_without_a_saved_state_the_last_of_what_was_done_is_read(shop):
     assert live.histories.of("u1").times.tolist() == [140.0 + number for number in range(10)]
 
 
+@settings(QUICK, max_examples=15)
+@given(seed=st.integers(0, 10**6))
+def test_the_latest_of_an_id_counts_whatever_partitions_it_is_in(tmp_path_factory, seed):
+    """Each process writes a partition of its own, and who starts reads one after the other."""
+    folder, chance, clock = tmp_path_factory.mktemp("shop"), random.Random(seed), FakeClock(1000.0)
+    with Log(folder / "one", clock) as one, Log(folder / "several", clock) as several:
+        follows, last = Shop(one, clock).live(), {}
+        for at in range(60):
+            clock.jump(1.0)
+            topic, name = chance.choice(["items", "users"]), f"n{chance.randrange(6)}"
+            last[topic, name] = at if topic == "users" or chance.random() < 0.7 else None
+            told = {"title": str(at)} if last[topic, name] is not None else {"deleted": 1}
+            for log, partition in ((one, 0), (several, chance.randrange(4))):
+                kept = next((w for w in log._writers if w.folder == log.root / topic / str(partition)), None)
+                writer = kept or log.writer(topic, partition)
+                writer.append(b"", encode(Entity(id=name, attributes=told)))
+            follows.poll()
+        starts = Shop(several, clock).live()
+        starts.catch_up()
+        for topic, name in last:
+            for live in (follows, starts):
+                number, at = live.catalogue.number(name), last[topic, name]
+                if topic == "users":
+                    assert live.attributes(name) == {"title": str(at)}
+                else:
+                    assert live.catalogue.alive[number] == (at is not None) == live.filters.there(np.array([number]))
+                    assert at is None or live.catalogue.title(number) == str(at)
+        starts.save(folder / "state")
+        again = Shop(several, clock).live()
+        assert again.restore(folder / "state")
+        assert [again._attributes[user] for user in starts._attributes] == list(starts._attributes.values())
+
+
+def test_a_start_without_a_saved_state_loses_nothing_of_its_backlog(shop, monkeypatch):
+    """However many more items there are than served requests, and of those than outcomes."""
+    monkeypatch.setattr(reading, "STEP", 7)
+    for number in range(60):
+        shop.item(f"i{number}")
+        shop.serve(f"r{number}", f"u{number % 5}", f"i{number}")
+    for number in range(40, 60):
+        shop.say(f"r{number}", f"i{number}", "click")
+    bounds = {"waiting_max": 2, "requests_max": 4, "backlog_max": 30}
+    live = shop.live(LiveSettings(kinds={"click": 1.0}, **bounds))
+    assert live.catch_up() == 60 + 30 + 20
+    assert live.catalogue.positives.tolist() == [0] * 40 + [1] * 20
+    assert sum(len(live.histories.of(f"u{number}").numbers) for number in range(5)) == 20
+    assert len(live._requests) == 4 and shop.meter.sum("millstream_recall_skipped_total") == 0
+
+
+def test_who_is_behind_reads_what_outcomes_speak_of_first(shop):
+    live = shop.live(LiveSettings(kinds={"click": 1.0}, waiting_max=1))
+    for number in range(9):
+        for _ in range(3):
+            shop.item(f"i{number}")
+        shop.serve(f"r{number}", "u1", f"i{number}")
+        shop.say(f"r{number}", f"i{number}", "click")
+    while live.poll(2):
+        pass
+    assert live.catalogue.positives.tolist() == [1] * 9
+    assert shop.meter.sum("millstream_recall_skipped_total") == 0
+
+
+def test_it_says_when_it_has_read_what_somebody_wants_forgotten(shop):
+    live = shop.live()
+    shop.item("a")
+    for number in range(5):
+        shop.serve(f"r{number}", "u1", "a")
+    cut = {"items": {0: 1}, "served": {0: 4}, "pages": {0: 100}}
+    assert live.reached({}) and live.reached({"pages": {0: 100}}) and not live.reached(cut)
+    live.poll(2)
+    assert not live.reached(cut)
+    live.poll(2)
+    assert live.reached(cut) and not live.reached(cut | {"served": {0: 5}})
+    live.poll(2)
+    assert live.reached(cut | {"served": {0: 99, 3: 7}}), "more than there is cannot be read"
+
+
 def play(shop: Shop, chance: random.Random, steps: int) -> None:
     for _ in range(steps):
         shop.clock.jump(1.0)
@@ -274,8 +352,10 @@ def test_a_state_that_is_damaged_or_of_other_settings_is_not_used(shop, tmp_path
     assert not fresh.restore(path) and fresh.catalogue.count == 0, "the catalogue was there, the rest was not"
     assert fresh.poll() and knows(fresh) == knows(live)
     path.write_bytes(whole)
-    other = shop.live(LiveSettings(kinds={"click": 2.0, "rating": 4.0}, blocks=("hide",), segment="country"))
-    assert not other.restore(path) and "of other settings" in caplog.text
+    for kinds, blocks in (({"click": 2.0, "rating": 4.0}, ("hide",)), (SETTINGS.kinds, ("hide", "block"))):
+        caplog.clear()
+        other = shop.live(LiveSettings(kinds=kinds, blocks=blocks, segment="country"))
+        assert not other.restore(path) and "of other settings" in caplog.text
     assert shop.live().restore(path)
 
 
@@ -294,6 +374,22 @@ def test_forgotten_users_are_gone_from_memory_and_the_next_state(shop, tmp_path)
     shop.say("r1", "a", "impression")
     live.poll()
     assert live.histories.count == 0, "their request is nobody's"
+
+
+def test_a_state_whose_half_is_taken_away_as_it_is_written_is_not_there(shop, tmp_path, monkeypatch):
+    live, path, real = shop.live(), tmp_path / "live.npz", np.savez
+
+    def taken_away(file, **arrays):
+        real(file, **arrays)
+        (part,) = tmp_path.glob(".*.npz.part")
+        part.unlink()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "savez", taken_away)
+        live.save(path)
+    assert not path.exists()
+    live.save(path)
+    assert shop.live().restore(path)
 
 
 def test_users_and_requests_remembered_are_bounded(shop):

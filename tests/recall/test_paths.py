@@ -252,6 +252,15 @@ def test_similar_is_by_tags_and_embedding_and_never_itself():
     assert named(bare, SimilarToLast(bare).recall(scene(Bits.all(3), (0,)), 9)) == ["b"]
 
 
+def test_that_embeddings_find_nothing_among_too_many_items_is_said_once(caplog):
+    catalogue, everything = films(), Bits.all(6)
+    for path in (SimilarToLast(catalogue, exact_max=6), Similar(catalogue), SimilarToLast(catalogue, exact_max=3)):
+        assert not caplog.text
+        for _ in range(3):
+            path.recall(scene(everything, (0,)), 9)
+    assert caplog.text.count("6 items, and embeddings find items among 3 at most") == 1
+
+
 def test_a_given_list_keeps_its_order_without_strangers():
     allowed = Bits.all(10)
     allowed.clear(np.array([3], np.int32))

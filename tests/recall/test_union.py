@@ -132,7 +132,7 @@ async def test_a_path_that_is_late_is_left_out_and_not_asked_again_while_it_runs
         assert union.numbers.tolist() == [1] and union.late == ("slow",) and union.failed == ()
     assert slow.calls == 1 and meter.sum("millstream_recall_late_total") == 20
     slow.go.set()
-    while asked._asked[0]._overdue:
+    while asked._asked[0].crew.overdue:
         await asyncio.sleep(0.001)
     union = await asked.gather(scene(EVERYTHING))
     assert union.late == () and set(union.numbers.tolist()) == {1, 8}
@@ -160,6 +160,25 @@ async def test_who_goes_away_leaves_no_path_to_be_asked_again(recall):
         await task
     assert (await asked.gather(scene(EVERYTHING))).late == ("slow",) and slow.calls == 1
     slow.go.set()
+
+
+@on_a_loop
+async def test_however_many_ask_a_path_it_has_one_set_of_threads(recall):
+    slow, fast = Held("slow", 8), Fixed("fast", 1)
+    first, second = (recall((slow, 5, SOON_S), (fast, 5, LONG_S), threads=1) for _ in range(2))
+    assert (await first.gather(scene(EVERYTHING))).late == ("slow",)
+    union = await second.gather(scene(EVERYTHING))
+    assert union.late == ("slow",) and slow.calls == 1, "a call that was late is nobody's to ask again"
+    slow.go.set()
+    assert first._asked[1].crew is second._asked[1].crew is not first._asked[0].crew
+    first.close()
+    first.close()
+    assert (await second.gather(scene(EVERYTHING))).sources.tolist()[:1] == [2], "the other one still asks"
+    second.close()
+    with pytest.raises(RuntimeError):
+        second._asked[1].crew.pool.submit(print)
+    third = recall((fast, 5, LONG_S))
+    assert (await third.gather(scene(EVERYTHING))).numbers.tolist() == [1], "who comes later has new ones"
 
 
 @on_a_loop

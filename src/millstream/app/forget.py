@@ -7,7 +7,8 @@ The order of things, so that whoever is killed anywhere does it again and ends w
 2. Those segments are searched; nothing is changed yet.
 3. `Forget` names digests and offsets. `learn` reads up to there, drops the people from the state of the join, from rows
    and snapshots, saves, puts a base, so that no restart needs the records again, and begins new segments once more.
-   `serve` drops attributes and answers. Where no `learn` runs this process is it, and holds its lock.
+   `serve` reads up to there, too, and drops attributes, what people did and answers. Where no `learn` runs this process
+   is it, and holds its lock.
 4. The segments are replaced (stream/forget.py), and the files of feature sets that nobody keeps (features/forget.py).
 5. `Forget` goes, too.
 
@@ -200,8 +201,9 @@ def _files(at: Installation, order: Forget, report: Report) -> None:
 
     from millstream.features.forget import forget as forget_files
 
-    for kept in at.live.glob("*.npz"):  # of servers that do not run: they read the log again
-        kept.unlink(missing_ok=True)
+    for pattern in ("*.npz", ".*.npz.part"):  # of servers that do not run, or were killed: they read the log again
+        for kept in at.live.glob(pattern):
+            kept.unlink(missing_ok=True)
     gone = forget_files(at.rows, order.kind, np.array(order.keys, np.uint64), Names.of(order))
     report.rows += gone.rows
     report.snapshots += gone.snapshots
@@ -280,6 +282,8 @@ def _stays(at: Installation) -> list[Stays]:
         Stays("rows of other entities that hold the name's hash (last_n, top_k ...)", "their window or n has passed"),
         Stays("ids of this person's events, as hashes, in snapshots", "the source's `again` (an hour) has passed"),
     ]
+    if any(at.indexes.glob("*/index.toml")):
+        found.append(Stays("likes without a name in indexes (state/recall)", "`learn` has built two newer ones"))
     if at.model in at.repository.models():
         until = "`millstream train offline`, and older versions removed"
         found.append(Stays(f"weights of {at.model} that were learnt", until))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ import msgspec
 from millstream import config
 from millstream.app.service import ServeSettings
 from millstream.clock import Clock, SystemClock
-from millstream.errors import BadInput, Conflict, Misconfigured
+from millstream.errors import BadInput, Conflict, Corrupt, Misconfigured
 from millstream.features import Definition, Entities
 from millstream.flows.collect import CollectLimits
 from millstream.flows.facts import FactLimits
@@ -36,7 +36,7 @@ from millstream.recall.live import LiveSettings
 from millstream.recall.settings import BuildSettings
 from millstream.store.blob import locked
 from millstream.stream import Join, JoinSettings, LenientReader, Log, LogLimits, Operation
-from millstream.stream.event import Event
+from millstream.stream.event import Event, decode
 from millstream.stream.log import open_log
 from millstream.types import Entity
 
@@ -44,6 +44,8 @@ if TYPE_CHECKING:  # it brings the compiler, which an installation that serves O
     from millstream.features.registry import Registry
     from millstream.features.sets import FeatureSet
 
+TOLD_MAX = 1_000_000
+"""Users, and items, of whom is remembered when they were told of; as many as `Entities` remembers."""
 logger = logging.getLogger("millstream")
 
 
@@ -229,13 +231,15 @@ class Installation:
 
 
 class Known:
-    """Users and items, followed from their topics. Those that cannot be read stay unknown."""
+    """Users and items, followed from their topics; of an id the attributes that arrived last count, whatever partition
+    they are in. Those that cannot be read stay unknown."""
 
     def __init__(self, entities: Entities, log: Log, meter: Meter) -> None:
         self.entities = entities
         users, items = (LenientReader(log.reader(topic), meter) for topic in ("users", "items"))
         self._topics = (("user", users), ("item", items))
         self._at: dict[tuple[str, int], int] = {}
+        self._told: dict[str, dict[str, float]] = {"user": {}, "item": {}}  # arrivals, of TOLD_MAX each
 
     def poll(self) -> None:
         """Take in what is new."""
@@ -243,15 +247,44 @@ class Known:
             for partition in topic.partitions():
                 self._follow(kind, topic, partition)
 
-    def _follow(self, kind: str, topic: LenientReader, partition: int) -> None:
-        for offset, event in topic.events(partition, self._at.get((kind, partition), 0)):
-            if isinstance(event, Entity):
-                self._upsert("user" if kind == "user" else "item", event)
-            self._at[kind, partition] = offset + 1
+    def reached(self, cut: Mapping[str, Mapping[int, int]]) -> bool:
+        """Whether everything that can be read before these offsets, by topic and partition, has been taken."""
+        return all(
+            (at := self._at.get((kind, partition), 0)) >= offset
+            or next(iter(topic.records(partition, at)), None) is None
+            for kind, topic in self._topics
+            for partition, offset in cut.get(f"{kind}s", {}).items()
+        )
 
-    def _upsert(self, kind: Literal["user", "item"], event: Entity) -> None:
+    def forget(self, mine: Callable[[str], bool]) -> int:
+        """Forget users by their names; how many were known."""
+        told = self._told["user"]
+        for user in [user for user in told if mine(user)]:
+            del told[user]
+        return self.entities.forget("user", mine)
+
+    def _follow(self, kind: str, topic: LenientReader, partition: int) -> None:
+        for record in topic.records(partition, self._at.get((kind, partition), 0)):
+            try:
+                event = decode(record.value)
+            except Corrupt as error:
+                topic.lose(error)
+            else:
+                if isinstance(event, Entity):
+                    self._upsert("user" if kind == "user" else "item", event, record.arrival)
+            self._at[kind, partition] = record.offset + 1
+
+    def _upsert(self, kind: Literal["user", "item"], event: Entity, arrival: float) -> None:
         """What the definition cannot take was appended all the same: it must not keep a role from starting."""
+        told = self._told[kind]
+        if arrival < told.get(event.id, arrival):
+            return
         try:
             self.entities.upsert(kind, event.id, event.attributes)
         except BadInput as error:
             logger.warning("%s stays unknown: %s", event.id, error)
+            return
+        told.pop(event.id, None)  # the one that was told of longest ago goes first
+        told[event.id] = arrival
+        if len(told) > TOLD_MAX:
+            del told[next(iter(told))]

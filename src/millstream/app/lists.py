@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from millstream.app.installation import Installation
 from millstream.clock import Clock
 from millstream.engine import Engine
-from millstream.errors import Error, Full
+from millstream.errors import Busy, Corrupt, Error, Full, NotFound
 from millstream.features import Entities
 from millstream.flows.predict import Submit
 from millstream.flows.recommend.lists import Lists
@@ -33,6 +34,7 @@ from millstream.stream import LenientReader
 from millstream.types import Served
 
 LOOK_S = 2.0  # between two looks for a newer index
+LATELY_MAX = 50_000
 INDEXED = ("item_cf", "user_cf", "factors")
 logger = logging.getLogger("millstream")
 
@@ -58,8 +60,9 @@ class Following:
     def __init__(self, indexes: Indexes, catalogue: Catalogue, clock: Clock, meter: Meter) -> None:
         self.paths = {name: Current(name) for name in INDEXED}
         self._indexes, self._catalogue, self._clock = indexes, catalogue, clock
-        self._number = meter.gauge("millstream_recall_index", "Number of the recall index that is used.")
+        self._number = meter.gauge("millstream_recall_index", "Number of the recall index that is used.", joined="max")
         self._since = Cooccurrence()
+        self._lately: deque[tuple[float, str, int]] = deque(maxlen=LATELY_MAX)  # likes: when, of whom, of what
         self._attached: Attached | None = None
         self._look_at = clock.monotonic()
         self._looking: asyncio.Task[None] | None = None
@@ -67,6 +70,7 @@ class Following:
     def on_positive(self, user: str, number: int, time: float, segment: str) -> None:
         """Somebody liked an item."""
         self._since.add(user, number)
+        self._lately.append((time, user, number))
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Nothing: the next index has it."""
@@ -78,9 +82,11 @@ class Following:
     def clear(self) -> None:
         """Count anew."""
         self._since = Cooccurrence()
+        self._lately.clear()
 
     def forget(self, mine: Callable[[str], bool]) -> int:
         """Forget what these people liked since the index was built."""
+        self._lately = deque((one for one in self._lately if not mine(one[1])), LATELY_MAX)
         return self._since.forget(mine)
 
     def poll(self) -> None:
@@ -99,10 +105,13 @@ class Following:
                     await asyncio.to_thread(self._attached.refresh)
                 return
             attached = await asyncio.to_thread(index.attach, self._catalogue)
-        except (Error, OSError) as error:
+        except (Error, OSError, MemoryError) as error:
             logger.error("the recall index stays as it is: %s", error)
             return
         self._since = Cooccurrence()
+        for time, user, number in self._lately:  # what the index has not seen: it was being built
+            if time > index.about.newest:
+                self._since.add(user, number)
         for way in attached.paths(self._since):
             self.paths[way.name].now = way
         self._attached = attached
@@ -139,10 +148,9 @@ class Lister:
 
     def start(self) -> None:
         """Know all that is in the log, before anybody asks."""
-        self.live.restore(self._kept)
+        kept = sorted(self._kept.parent.glob("*.npz"), key=lambda file: file.stat().st_mtime, reverse=True)
+        any(self.live.restore(file) for file in kept)  # all processes know the same
         self.live.catch_up()
-        for partition in self._served.partitions():
-            self._heard[partition] = max(0, self._end(partition) - self.lists.kept)
         self._hear()
 
     def poll(self) -> None:
@@ -150,10 +158,6 @@ class Lister:
         self.live.poll()
         self._hear()
         self.following.poll()
-
-    def history(self, user: str) -> list[str]:
-        """Items that a user liked, newest last."""
-        return self.world.catalogue.names(self.live.histories.of(user).numbers)
 
     def forget(self, mine: Callable[[str], bool]) -> int:
         """Drop people by their names, from memory and from what was kept; of how many."""
@@ -164,16 +168,26 @@ class Lister:
 
     def stop(self) -> None:
         """Keep what is known, so that the next start need not read it all again."""
+        self.world.close()
         with contextlib.suppress(Full):
             self.live.save(self._kept)
 
     def _hear(self) -> None:
         """Lists of other processes, for their next pages."""
         for partition in self._served.partitions():
-            for offset, event in self._served.events(partition, self._heard.get(partition, 0)):
+            if partition not in self._heard:
+                self._heard[partition] = self._start(partition)
+            for offset, event in self._served.events(partition, self._heard[partition]):
                 if isinstance(event, Served):
                     self.lists.take(event)
                 self._heard[partition] = offset + 1
+
+    def _start(self, partition: int) -> int:
+        """Where the lists begin that are still remembered."""
+        try:
+            return max(0, self._end(partition) - self.lists.kept)
+        except (Busy, Corrupt, NotFound):  # what can be read of it is found by who reads on
+            return 0
 
 
 def _others(engine: Engine, model: str) -> Sequence[str]:

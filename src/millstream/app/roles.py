@@ -92,7 +92,16 @@ class Serve:
         self.known = Known(Entities(at.definition), at.log, self.meter) if at.settings.features else None
         served, submit = ServedLog(at.log.writer("served", self._partition), self.meter), self.engine.submit
         self._recommend = (
-            Recommend(submit, self.known.entities, at.clock, served, at.settings.recommend, self._matrix(), self._more)
+            Recommend(
+                submit,
+                self.known.entities,
+                at.clock,
+                served,
+                at.settings.recommend,
+                self._matrix(),
+                self._more,
+                self._history,
+            )
             if self.known
             else None
         )
@@ -115,13 +124,17 @@ class Serve:
             return lambda user, items: None
         return RankRows(taken, at.rows, at.clock, self.meter, at.settings.feature_store.stale_s_max).matrix
 
-    def _more(self, model: str, version: str, user: str) -> dict[str, Array]:
+    def _history(self, user: str) -> list[str]:
+        """What a user liked, newest last; where lists are made, else nothing is known of it."""
+        return self.lister.world.history(user) if self.lister is not None else []
+
+    def _more(self, model: str, version: str, history: Sequence[str]) -> dict[str, Array]:
         """What a ranker takes beside rows: what the user liked lately, for one that attends to it."""
         described = self.engine.describe(model, version)
         width = next((spec.shape[1] for spec in described.inputs if spec.name == "history"), 0)
         if not width or self.known is None:
             return {}
-        return {"history": self.known.entities.history(self.lister.history(user) if self.lister else (), width)}
+        return {"history": self.known.entities.history(history, width)}
 
     def _furnish_features(self) -> None:
         """Let the Door read feature sets and write their sources, where any are defined."""
@@ -139,7 +152,11 @@ class Serve:
     def _furnish_lists(self, served: ServedLog) -> Lister | None:
         """Take items and users, and make lists where a placement is configured; None where none is."""
         at, limits = self.installation, self.installation.settings.recommend
-        writer = partial(at.log.writer, partition=1 + self._partition)  # 0 is for `log import`
+
+        def writer(topic: str) -> Writer:
+            at.log.commit("known", topic, {0: 0})  # state, not events: it never gets too old
+            return at.log.writer(topic, 1 + self._partition)  # 0 is for `log import`
+
         upserts = Upserts(writer, at.clock, self.meter, limits.upserts)
         lister = None
         if limits.placements:
@@ -179,11 +196,14 @@ class Serve:
         self._log_policies()
         self._orders.poll()
 
-    def _forget(self, order: Forget) -> dict[str, int]:
-        """What this process has in memory of people; see app/forget.py."""
+    def _forget(self, order: Forget) -> dict[str, int] | None:
+        """Drop what this process has in memory of people, once it has what the log had of them; see app/forget.py."""
+        known, lister = self.known, self.lister
+        if (known and not known.reached(order.cut)) or (lister and not lister.live.reached(order.cut)):
+            return None
         mine, attributes, answers = Names.of(order), 0, 0
         if order.kind == "user" and self.known is not None and self._recommend is not None:
-            attributes, answers = self.known.entities.forget("user", mine), self._recommend.forget(mine)
+            attributes, answers = self.known.forget(mine), self._recommend.forget(mine)
         if order.kind == "user" and self.lister is not None:
             attributes += self.lister.forget(mine)
         return {"attributes": attributes, "answers": answers}
@@ -353,8 +373,9 @@ class Learn:
     def _forget(self, order: Forget) -> dict[str, int] | None:
         """Drop people from all state, once it has what the log had of them; see app/forget.py."""
         features = all(one.reached(order.cut) for one in self.features)
+        recall = self._builder is None or self._builder.reached(order.cut)
         last = self._log.reader("examples").end(0) - 1 if order.served else -1
-        if not (features and self.join.reached(order.cut) and self.learning.reached(last)):
+        if not (features and recall and self.join.reached(order.cut) and self.learning.reached(last)):
             return None
         mine, keys = Names.of(order), np.array(order.keys, np.uint64)
         bases = self.learning.rebase(last)

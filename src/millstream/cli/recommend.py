@@ -39,10 +39,8 @@ def _recommend(args: argparse.Namespace) -> object:
         wish["context"] = dict(_pair(text) for text in args.context)
     key = args.key_file.read_text().strip() if args.key_file else ""
     with Client(args.url, key) as client:
-        wish.setdefault("explain", False)
-        if args.similar:
-            return client.similar(args.similar, args.user, **wish)
-        found = client.recommend(args.user, **wish)
+        alike = args.similar
+        found = client.similar(alike, args.user, **wish) if alike else client.recommend(args.user, **wish)
     if args.json:
         return found
     rows: list[dict[str, object]] = []

@@ -227,7 +227,7 @@ SCHEMAS: dict[str, Schema] = {
     "Anything": thing({}),
     "Control": thing({}, {"parameters": thing({}, {"unload_dependents": FLAG}, additionalProperties=False)}),
     "RecommendRequest": {
-        "oneOf": [
+        "anyOf": [
             thing(
                 {
                     "user": words(WORDS_CHARS_MAX, minLength=1),
@@ -256,12 +256,12 @@ SCHEMAS: dict[str, Schema] = {
             "model": TEXT,
             "version": TEXT,
             "items": array(
-                thing({"item": TEXT, "score": NUMBER}, {"reasons": array(TEXT), "why": thing({})}),
+                thing({"item": TEXT, "score": NUMBER}, {"reasons": array(TEXT), "price": NUMBER, "why": thing({})}),
             ),
         },
         {"arm": TEXT, "cursor": TEXT, "missed": array(TEXT), "relaxed": thing({}, additionalProperties=count())},
     ),
-    "Recommended": {"oneOf": [ref("Listing"), ref("Ranked")]},
+    "Recommended": {"anyOf": [ref("Listing"), ref("Ranked")]},
     "Items": thing({"items": array(ENTITY, minItems=1)}, additionalProperties=False),
     "Users": thing({"users": array(ENTITY, minItems=1)}, additionalProperties=False),
     "Merges": thing(

@@ -50,6 +50,14 @@ def redact(text: str) -> str:
 _REMEMBERED_MAX = 256  # characters of a name
 
 
+VISITOR = "visitor:"
+
+
+def visitor(name: str) -> str:
+    """How the log knows somebody without an account: no user has this name, whatever ids visitors have."""
+    return VISITOR + pseudonym(name)
+
+
 def pseudonym(identifier: str) -> str:
     """An identifier that is itself personal becomes a stable `[EMAIL#1a2b3c4d5e6f]`; any other comes back unchanged.
 

@@ -91,6 +91,10 @@ class Builder:
             self._begin()
         return read
 
+    def reached(self, cut: Mapping[str, Mapping[int, int]]) -> bool:
+        """Whether everything that can be read before these offsets, by topic and partition, has been taken."""
+        return self._liked.reached(cut)
+
     def forget(self, mine: Callable[[str], bool]) -> int:
         """Build without whoever `mine` says from now on, the next time at once; how many they were. What lies in
         indexes of them has no name, and goes with those."""

@@ -7,7 +7,9 @@ Rules of the room:
 - An item is never refused for one odd attribute (attributes.py). A bid of 0, NaN, less, or in words is no bid: the item
   stays. An embedding of another width than the first one is left out and counted.
 - The latest attributes of an item count, whole: one that is left out is gone. `deleted` alone leaves the others as they
-  were, for the histories that name the item.
+  were, for the histories that name the item. What is the latest, arrivals say, not the order of telling: several
+  partitions tell of one item, and who starts reads one after the other. So a deletion is kept for an item that is not
+  known yet.
 - `items_max` bounds it; one more is TooLarge. Numbers of deleted items are not given again.
 - Who keeps something that follows from the columns (filters, orders) watches: told of each change when it is done.
 """
@@ -36,7 +38,10 @@ _COLUMNS: Final[tuple[tuple[str, Any, Any], ...]] = (
     ("alive", np.bool_, False),
     ("blocked", np.bool_, False),
     ("stock", np.bool_, True),
-    ("created", np.float64, 0.0),
+    ("told", np.float64, -np.inf),  # arrival of the attributes that count
+    ("gone", np.float64, -np.inf),  # of the latest deletion
+    ("dated", np.float64, -np.inf),  # of the latest attributes that said when it was created
+    ("created", np.float64, np.inf),
     ("category", np.int32, -1),
     ("author", np.int32, -1),
     ("bid", np.float32, np.nan),
@@ -316,16 +321,24 @@ class Catalogue:
             )
 
     def upsert(self, item: str, attributes: Mapping[str, Any], arrival: float) -> int:
-        """Take in an item as it is now: its number, -1 for one that is deleted before it was known. `arrival`: unix
-        seconds when it was told of. Over `items_max`: TooLarge."""
-        number = self._places.get(item, -1)
-        if read.truth(attributes.get(self.settings.deleted)):
-            self.remove(item)
-            return number
+        """Take in an item as it was then: its number. `arrival`: unix seconds when it was told of; what was told later
+        counts, and of one moment what comes last. Over `items_max`: TooLarge; -1 for a deletion that would be."""
+        number, gone = self._places.get(item, -1), read.truth(attributes.get(self.settings.deleted))
         new = number < 0
         if new:
+            if gone and self._count >= self.settings.items_max:
+                return -1  # what it deletes has no room either
             number = self._room()
-        self._write(number, attributes, arrival, new)
+            self._titles.append("")
+        columns = self._columns
+        if gone:
+            columns["alive"][number] &= arrival < columns["told"][number]
+            columns["gone"][number] = max(columns["gone"][number], arrival)
+        elif arrival >= columns["told"][number]:
+            self._write(number, attributes)
+            columns["told"][number] = arrival
+            columns["alive"][number] |= arrival >= columns["gone"][number]
+        self._date(number, None if gone else attributes.get(self.settings.created), arrival)
         if new:
             self._names.append(item)
             self._count = number + 1
@@ -334,10 +347,12 @@ class Catalogue:
         return number
 
     def remove(self, item: str) -> int:
-        """It is recommended no more: its number, which it keeps; -1 when it is not known."""
-        number = self._places.get(item, -1)
-        if number >= 0 and self._columns["alive"][number]:
-            self._columns["alive"][number] = False
+        """It is recommended no more, until it is told of later than it was: its number, which it keeps; -1 when it is
+        not known."""
+        number, columns = self._places.get(item, -1), self._columns
+        if number >= 0 and columns["alive"][number]:
+            columns["alive"][number] = False
+            columns["gone"][number] = max(columns["gone"][number], columns["told"][number])
             self._tell(number)
         return number
 
@@ -349,10 +364,17 @@ class Catalogue:
             else:
                 watcher.changed(number)
 
-    def _write(self, number: int, attributes: Mapping[str, Any], arrival: float, new: bool) -> None:
+    def _date(self, number: int, created: object, arrival: float) -> None:
+        """When it was created: as was said last, else when it was first told of."""
+        columns = self._columns
+        if created is not None:
+            if arrival >= columns["dated"][number]:
+                columns["created"][number], columns["dated"][number] = read.when(created, arrival), arrival
+        elif columns["dated"][number] == -np.inf:
+            columns["created"][number] = min(columns["created"][number], arrival)
+
+    def _write(self, number: int, attributes: Mapping[str, Any]) -> None:
         columns, said, settings = self._columns, attributes.get, self.settings
-        if (created := said(settings.created)) is not None or new:
-            columns["created"][number] = read.when(created, arrival)
         bid = read.number(said(settings.bid))
         columns["bid"][number] = bid if bid > 0 else np.nan
         columns["quality"][number] = read.number(said(settings.quality))
@@ -361,7 +383,7 @@ class Catalogue:
         columns["stock"][number] = read.truth(said(settings.stock), unsaid=True)
         columns["blocked"][number] = read.truth(said(settings.blocked))
         columns["author"][number] = self._code(self._authors, said(settings.author), "author")
-        self._put_category(number, self._code(self._categories, said(settings.category), "category"), new)
+        self._put_category(number, self._code(self._categories, said(settings.category), "category"))
         self._put_tags(number, self._codes(self._tags, said(settings.tags), "tags"))
         # A region over the bound stays, as -1: without it the item would be shown everywhere.
         regions = [self._regions.made(text) for text in read.texts(said(settings.regions), TEXTS_MAX)]
@@ -369,15 +391,10 @@ class Catalogue:
         self._region_lists.put(number, np.array(regions, np.int32))
         self._put_embedding(number, said(settings.embedding))
         title = said(settings.title)
-        title = title if isinstance(title, str) else ""
-        if new:
-            self._titles.append(title)
-        else:
-            self._titles[number] = title
-        columns["alive"][number] = True
+        self._titles[number] = title if isinstance(title, str) else ""
 
-    def _put_category(self, number: int, code: int, new: bool) -> None:
-        old = -1 if new else int(self._columns["category"][number])
+    def _put_category(self, number: int, code: int) -> None:
+        old = int(self._columns["category"][number])
         if code != old:
             if old >= 0:
                 self._in_category.remove([old], number)
@@ -471,8 +488,8 @@ class Catalogue:
             Vocabulary(CODES_MAX, texts[name]) for name in ("categories", "authors", "tags")
         )
         self._regions = Vocabulary(settings.regions_max, texts["regions"])
-        for name, old in self._columns.items():
-            column = np.zeros((max(_LEAST, count), *given[name].shape[1:]), old.dtype)
+        for name, kind, none in (*_COLUMNS, ("embedding", np.float32, np.nan)):
+            column = np.full((max(_LEAST, count), *given[name].shape[1:]), none, kind)
             column[:count] = given[name]
             self._columns[name] = column
         self._tag_lists, self._region_lists = Lists.made(*tags), Lists.made(*regions)

@@ -3,8 +3,8 @@
 Rules of the room:
 - Topics `served` (who asked), `outcomes` (what they did) and `identities` (who is who) are followed together: an
   outcome waits until its request has been read, or until `served` has been read past its time.
-- What counts is a kind with its threshold, as in the join's tasks. One person liking one item twice stays two rows; a
-  build takes the later.
+- What counts is a kind with its threshold, as in the join's tasks. Requests of nobody do not: all of them together are
+  no person. One person liking one item twice stays two rows; a build takes the later.
 - Bounded: `positives_max` rows, the oldest go first, and with them the names that nothing else needs; `requests_max`
   requests. An outcome whose request is not there any more is counted and passed over.
 - All of it can be read anew, so nothing is kept on disk.
@@ -62,7 +62,8 @@ class Gathered(NamedTuple):
 
 
 class Liked:
-    """The positives so far. One thread uses it. `total`: read since the start; `lost`: outcomes without a request."""
+    """The positives so far. One thread uses it. `total`: read since the start; `lost`: outcomes without a request of
+    somebody."""
 
     def __init__(
         self, log: Log, meter: Meter, kinds: Mapping[str, float], positives_max: int, requests_max: int
@@ -85,6 +86,11 @@ class Liked:
         """Read on by a bounded number of events; how many they were, 0 at the end."""
         ends = self._topics["outcomes"].ends()  # requests of what comes after these may not have been read
         return self._merges() + self._served() + self._outcomes(ends)
+
+    def reached(self, cut: Mapping[str, Mapping[int, int]]) -> bool:
+        """Whether everything that can be read before these offsets, by topic and partition, has been taken; topics that
+        are not read here are nobody's."""
+        return all(topic.past(cut.get(name, {})) for name, topic in self._topics.items())
 
     def gathered(self) -> Gathered:
         """The latest positives, in copies: rows are those of people and items that have any."""
@@ -110,18 +116,24 @@ class Liked:
         read = 0
         for event in self._topics["identities"].read():
             read += 1
-            if isinstance(event, Merge) and event.visitor != event.user:
-                self._same[event.visitor] = event.user
+            if isinstance(event, Merge) and (user := self._name(event.user)) != event.visitor:
+                self._same[event.visitor] = user
                 self._same.move_to_end(event.visitor)
                 if len(self._same) > _MERGES:
                     self._same.popitem(last=False)
         return read
 
+    def _name(self, user: str) -> str:
+        """Who this is, as Histories.name says it. Merges make no ring: nobody is merged into who they are already."""
+        while (other := self._same.get(user)) is not None:
+            user = other
+        return user
+
     def _served(self) -> int:
         read = 0
         for event in self._topics["served"].read():
             read += 1
-            if isinstance(event, _Served) and event.candidates != _NOBODY:
+            if isinstance(event, _Served) and event.user and event.candidates != _NOBODY:
                 self._requests[event.request] = event.user
                 if len(self._requests) > self._requests_max:
                     self._requests.popitem(last=False)
@@ -182,11 +194,7 @@ class Liked:
         for visitor in self._same:
             row = self._users.get(visitor, -1)
             if row >= 0:
-                user, seen = visitor, {visitor}
-                while (other := self._same.get(user)) is not None and other not in seen:
-                    user = other
-                    seen.add(user)
-                same[row] = self._users.get(user, row)
+                same[row] = self._users.get(self._name(visitor), row)
         return same
 
 
@@ -202,6 +210,14 @@ class _Topic:
     def ends(self) -> dict[int, int]:
         """Partition -> the offset after its last record; 0 where that cannot be told."""
         return {partition: self._end(partition) for partition in self._lenient.partitions()}
+
+    def past(self, cut: Mapping[int, int]) -> bool:
+        """Whether everything that can be read before these offsets has been read."""
+        return all(
+            (at := self.at.get(partition, 0)) >= offset
+            or next(iter(self._lenient.records(partition, at)), None) is None
+            for partition, offset in cut.items()
+        )
 
     def read(
         self, ends: dict[int, int] | None = None, waits: Callable[[object], bool] = lambda _: False

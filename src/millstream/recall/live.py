@@ -2,7 +2,9 @@
 
 Rules of the room:
 - It reads topics items, users and identities from their beginning, served and outcomes from `backlog_max` records
-  before their end, or all from where a saved state left.
+  before their end, or all from where a saved state left. What comes later in this order speaks of what comes before,
+  and waits until that has been read to its end.
+- The latest attributes of an item or a user count, by their arrival: each process writes a partition of its own.
 - An outcome counts for the user of its request. One that comes before its request waits, `waiting_max` of them; told
   twice it counts once, within the last `outcomes_max`.
 - Time is event time, and never later than its arrival: a client's clock that runs ahead moves nothing.
@@ -12,6 +14,7 @@ Rules of the room:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -32,8 +35,9 @@ from millstream.store.blob import writing
 from millstream.stream import LenientReader, Log, Reader, Record
 from millstream.types import Entity, Forgotten, Merge, Outcome
 
-VERSION: Final = 1
-TOPICS: Final = ("items", "users", "identities", "served", "outcomes")
+VERSION: Final = 2
+TOPICS: Final = (("items", "users", "identities"), ("served",), ("outcomes",))
+STEP: Final = 100_000  # records of a partition at a time, at a start
 _LATELY: Final = ("served", "outcomes")
 _CAUSES: Final = ("items_max", "attribute", "unknown_request", "unknown_item", "duplicate")
 logger = logging.getLogger(__name__)
@@ -127,7 +131,7 @@ class Live:
         self.catalogue, self.histories, self.settings = catalogue, histories, settings or LiveSettings()
         if missing := [kind for kind in self.settings.kinds if kind not in histories.kinds]:
             raise ValueError(f"histories keep {histories.kinds}, not {missing}; make them by settings.histories()")
-        self._readers: dict[str, Reader] = {topic: log.reader(topic) for topic in TOPICS}
+        self._readers: dict[str, Reader] = {topic: log.reader(topic) for topics in TOPICS for topic in topics}
         self._topics = {topic: LenientReader(reader, meter) for topic, reader in self._readers.items()}
         self._listeners: list[Listener] = []
         help_ = "Records that recall could not use."
@@ -135,11 +139,12 @@ class Live:
             cause: meter.counter("millstream_recall_skipped_total", help_, {"cause": cause}) for cause in _CAUSES
         }
         self._items = meter.gauge("millstream_recall_items", "Items that recall knows.", joined="max")
+        self._requests_max = self.settings.requests_max
         self._begin()
 
     def _begin(self) -> None:
-        self._at: dict[str, dict[int, int]] = {topic: {} for topic in TOPICS}
-        self._attributes: OrderedDict[str, bytes] = OrderedDict()
+        self._at: dict[str, dict[int, int]] = {topic: {} for topic in self._readers}
+        self._attributes: OrderedDict[str, tuple[float, bytes]] = OrderedDict()  # with their arrival
         self._requests: OrderedDict[str, str] = OrderedDict()
         self._waiting: OrderedDict[str, list[tuple[float, Outcome]]] = OrderedDict()
         self._waiting_count = 0
@@ -152,7 +157,7 @@ class Live:
     def attributes(self, user: str) -> Mapping[str, Any]:
         """The attributes of a user as they are now; none of one who is not known."""
         found = self._attributes.get(self.histories.name(user))
-        return _decode_attributes(found) if found is not None else {}
+        return _decode_attributes(found[1]) if found is not None else {}
 
     def segment(self, user: str) -> str:
         """The segment of a user; "" without one."""
@@ -163,19 +168,41 @@ class Live:
     def poll(self, most: int = 2000) -> int:
         """Take in what is new, up to `most` records of each partition: how many. 0: there is nothing new."""
         count = 0
-        for topic, reader in self._topics.items():
-            for partition in reader.partitions():
-                count += self._follow(topic, reader, partition, most)
+        for topics in TOPICS:
+            taken = [
+                self._follow(topic, self._topics[topic], partition, most)
+                for topic in topics
+                for partition in self._topics[topic].partitions()
+            ]
+            count += sum(taken)
+            if max(taken, default=0) >= most:
+                break  # there may be more, of which the next topics speak
         self._items.set(self.catalogue.count)
         return count
 
     def catch_up(self) -> int:
-        """Take in all there is, before anybody asks: how many records."""
-        count = 0
-        with self.catalogue.together():
-            while taken := self.poll(100_000):
-                count += taken
+        """Take in all there is, before anybody asks: how many records. Meanwhile it remembers the requests of a whole
+        backlog, as their outcomes are read after all of them."""
+        count, self._requests_max = 0, max(self.settings.requests_max, self.settings.backlog_max)
+        try:
+            with self.catalogue.together():
+                while taken := self.poll(STEP):
+                    count += taken
+        finally:
+            self._requests_max = self.settings.requests_max
+        while len(self._requests) > self._requests_max:
+            self._requests.popitem(last=False)
         return count
+
+    def reached(self, cut: Mapping[str, Mapping[int, int]]) -> bool:
+        """Whether everything that can be read before these offsets, by topic and partition, has been taken; topics that
+        are not read here are nobody's. To be called by the thread that polls."""
+        return all(
+            (at := self._at[topic].get(partition, 0)) >= offset
+            or next(iter(reader.records(partition, at)), None) is None
+            for topic, reader in self._topics.items()
+            for partition, offset in cut.get(topic, {}).items()
+        )
 
     def forget(self, mine: Callable[[str], bool]) -> int:
         """Forget users by their names: attributes, histories, whose request it was. How many were known. A state that
@@ -188,10 +215,11 @@ class Live:
         return max(len(known), self.histories.forget(mine))
 
     def save(self, path: Path) -> None:
-        """Write all that is known to `path`, in one step. Disk full: Full. To be called by the thread that polls."""
+        """Write all that is known to `path`, in one step; nothing where somebody takes away what is half written, as
+        `millstream forget` does. Disk full: Full. To be called by the thread that polls."""
         about = {
             "version": VERSION, "settings": self._stamp(), "at": self._at, "requests": list(self._requests.items()),
-            "attributes": list(self._attributes.items()),
+            "attributes": [(user, *one) for user, one in self._attributes.items()],
             "waiting": [one for several in self._waiting.values() for one in several],
         }  # fmt: skip
         arrays: dict[str, NDArray[Any]] = {
@@ -201,7 +229,7 @@ class Live:
         for name, part in self._parts().items():
             arrays |= {f"{name}.{key}": array for key, array in part.state().items()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        with writing(path) as file:
+        with contextlib.suppress(FileNotFoundError), writing(path) as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
 
     def restore(self, path: Path) -> bool:
@@ -231,7 +259,7 @@ class Live:
         self._begin()
         self._at |= about.at
         self._requests.update(about.requests)
-        self._attributes.update(about.attributes)
+        self._attributes.update((user, (told, one)) for user, told, one in about.attributes)
         self._lately.update(dict.fromkeys(arrays["lately"].tolist()))
         for arrival, outcome in about.waiting:
             self._wait(arrival, outcome)
@@ -241,7 +269,8 @@ class Live:
 
     def _stamp(self) -> bytes:
         """What a state depends on: with other attributes, or kinds, the log says something else."""
-        return msgspec.msgpack.encode((self.catalogue.settings, self.settings.kinds, self.settings.segment))
+        settings = self.settings
+        return msgspec.msgpack.encode((self.catalogue.settings, settings.kinds, settings.blocks, settings.segment))
 
     def _follow(self, topic: str, reader: LenientReader, partition: int, most: int) -> int:
         positions = self._at[topic]
@@ -282,7 +311,9 @@ class Live:
             self._skipped["attribute"].add(more)
 
     def _on_users(self, record: Record, user: _User) -> None:
-        self._attributes[user.id] = bytes(user.attributes)
+        if user.id in self._attributes and record.arrival < self._attributes[user.id][0]:
+            return
+        self._attributes[user.id] = record.arrival, bytes(user.attributes)
         self._attributes.move_to_end(user.id)
         if len(self._attributes) > self.settings.users_max:
             self._attributes.popitem(last=False)
@@ -294,7 +325,7 @@ class Live:
         if not served.user:
             return
         self._requests[served.request] = served.user
-        if len(self._requests) > self.settings.requests_max:
+        if len(self._requests) > self._requests_max:
             self._requests.popitem(last=False)
         waiting = self._waiting.pop(served.request, ())
         self._waiting_count -= len(waiting)
@@ -353,5 +384,5 @@ class _About(msgspec.Struct):
     settings: bytes
     at: dict[str, dict[int, int]]
     requests: list[tuple[str, str]]
-    attributes: list[tuple[str, bytes]]
+    attributes: list[tuple[str, float, bytes]]
     waiting: list[tuple[float, Outcome]]

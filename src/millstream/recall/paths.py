@@ -9,6 +9,7 @@ Rules of the room:
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from millstream.recall.scene import Bits, Found, Numbers, Scene, best
 
 _EXPONENT_MAX: Final = 64.0
 _REVIEWED: Final = 2000  # candidates by tags whose embeddings are compared
+logger = logging.getLogger(__name__)
 
 
 class Near(Protocol):
@@ -210,7 +212,7 @@ class SimilarToLast:
     have one. Those themselves are not among them.
 
     Up to `exact_max` items, all embeddings are compared; beyond, those of `near` (an index), and those of what tags and
-    categories bring.
+    categories bring. Without `near` they bring nothing of themselves then, which is said once.
     """
 
     name = "similar"
@@ -221,6 +223,7 @@ class SimilarToLast:
     ) -> None:  # fmt: skip
         self._catalogue, self._sums, self._near = catalogue, _Sums(), near
         self._last, self._items_max, self._exact_max = last, items_max, exact_max
+        self._said = False
 
     def recall(self, scene: Scene, k: int) -> Found:
         """Scores: the part of the most shared tags and categories, and the cosine of embeddings, added."""
@@ -274,6 +277,13 @@ class SimilarToLast:
         if self._near is not None:
             return np.unique(np.concatenate([self._near.search(vector, k, allowed).numbers for vector in vectors]))
         if self._catalogue.count > self._exact_max:
+            if not self._said:
+                self._said = True
+                logger.warning(
+                    "recall path %s: %d items, and embeddings find items among %d at most. From here on they only "
+                    "order what tags and categories find; an item with neither is not found by this path. Said once",
+                    self.name, self._catalogue.count, self._exact_max,
+                )  # fmt: skip
             return np.empty(0, np.int32)
         may = allowed.numbers()
         return best(may, self._cosine(may, vectors), k).numbers

@@ -1,8 +1,9 @@
 """All paths at once, and one list of candidates that says which path found each.
 
 Rules of the room:
-- A path has a deadline and threads of its own. Late, it is left out of this answer and counted; while a call of it that
-  was late still runs it is not asked again, so a path that is stuck costs nobody else anything.
+- A path has a deadline and threads of its own, one set of them however many ask it. Late, it is left out of this answer
+  and counted; while a call of it that was late still runs nobody asks it again, so a path that is stuck costs no other
+  path anything.
 - A path that raises is counted, and said once; it never becomes an error of the request.
 - Whatever a path says, nothing leaves that `scene.allowed` does not have, and no item twice.
 - Scores of two paths do not compare: an item's score is that of its place, 1 for a path's best down to almost 0 for the
@@ -13,10 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from time import perf_counter
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +48,8 @@ class Union(NamedTuple):
 
 
 class Recall:
-    """Asks paths; each is given as (path, quota, deadline in seconds). Close it at the end."""
+    """Asks paths; each is given as (path, quota, deadline in seconds). Close it at the end. `threads`: of each path;
+    who asks a path that others ask already shares theirs."""
 
     def __init__(self, paths: Sequence[tuple[Path, int, float]], meter: Meter, threads: int = THREADS) -> None:
         names = [path.name for path, _, _ in paths]
@@ -53,6 +57,7 @@ class Recall:
             raise Misconfigured(f"recall: at most {PATHS_MAX} paths, none twice; got {', '.join(names)}")
         self.names = tuple(names)
         self._asked = [_Asked(path, quota, deadline_s, meter, threads) for path, quota, deadline_s in paths]
+        self._closed = False
 
     async def gather(self, scene: Scene) -> Union:
         """What all paths know for a scene: within the longest deadline, whatever happens."""
@@ -64,8 +69,41 @@ class Recall:
 
     def close(self) -> None:
         """Ask nothing more. Does not wait for what is late."""
-        for one in self._asked:
-            one.pool.shutdown(wait=False, cancel_futures=True)
+        if not self._closed:
+            for one in self._asked:
+                one.crew.leave()
+        self._closed = True
+
+
+class _Crew:
+    """The threads of a path, for all in this process who ask it: as long as one of them is open, or until nobody has
+    them any more. `overdue`: calls that nobody waits for any more."""
+
+    _by_path: ClassVar[WeakValueDictionary[int, _Crew]] = WeakValueDictionary()
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self._path = path  # while it is held its id is nobody else's
+        self._open = 0
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix=f"recall-{path.name}")
+        self.overdue: set[Future[tuple[Found, float]]] = set()
+
+    @classmethod
+    def join(cls, path: Path, threads: int) -> _Crew:
+        """Those of a path, for one more who asks it."""
+        with cls._lock:
+            crew = cls._by_path.get(id(path))
+            if crew is None or not crew._open:
+                crew = cls._by_path[id(path)] = cls(path, threads)
+            crew._open += 1
+            return crew
+
+    def leave(self) -> None:
+        """One of those who ask is closed; the last one sends the threads home."""
+        with self._lock:
+            self._open -= 1
+            if not self._open:
+                self.pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _Asked:
@@ -75,8 +113,7 @@ class _Asked:
         if quota < 1 or deadline_s <= 0:
             raise Misconfigured(f"recall path {path.name}: quota {quota}, deadline {deadline_s} s; both are above 0")
         self.path, self.quota, self.deadline_s = path, quota, deadline_s
-        self.pool = ThreadPoolExecutor(threads, thread_name_prefix=f"recall-{path.name}")
-        self._overdue: set[Future[tuple[Found, float]]] = set()
+        self.crew = _Crew.join(path, threads)
         self._said = False
         labels = {"path": path.name}
         self._seconds = meter.histogram("millstream_recall_seconds", "From a call of a path to its answer.", labels)
@@ -86,10 +123,10 @@ class _Asked:
 
     async def ask(self, scene: Scene) -> Found | str:
         """What the path found; "late" or "failed"."""
-        if self._overdue:
+        if self.crew.overdue:
             self._late.add()
             return "late"
-        call = self.pool.submit(self._call, scene)
+        call = self.crew.pool.submit(self._call, scene)
         try:
             found, seconds = await asyncio.wait_for(asyncio.wrap_future(call), self.deadline_s)
         except TimeoutError:
@@ -112,8 +149,8 @@ class _Asked:
     def _leave(self, call: Future[tuple[Found, float]]) -> None:
         """Nobody waits for it any more."""
         if not call.done():
-            self._overdue.add(call)
-            call.add_done_callback(self._overdue.discard)  # at once, if it has ended meanwhile
+            self.crew.overdue.add(call)
+            call.add_done_callback(self.crew.overdue.discard)  # at once, if it has ended meanwhile
 
     def _call(self, scene: Scene) -> tuple[Found, float]:
         begun = perf_counter()

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 _TRY_S, _AGAIN_S, _PROBE_S = 3.0, 0.05, 0.25
 _LOOK_S, _LIST_S, _WATCH_S, _COMMIT_S = 0.02, 1.0, 1.0, 3.0
-KEPT = ("users", "items")
+KEPT = ("users", "items", "identities")
 """Topics of state, not of events: they are made with a retention of their own, which is none."""
 _OURS = frozenset(
     ("acks", "enable.idempotence", "enable.auto.commit", "isolation.level", "transactional.id", "group.id",

@@ -10,7 +10,7 @@ import msgspec
 
 from millstream.errors import BadInput, NotFound, TooLarge
 from millstream.flows.recommend.placement import Placement
-from millstream.guard.pii import pseudonym
+from millstream.guard.pii import pseudonym, visitor
 from millstream.types import Ask
 
 
@@ -66,7 +66,7 @@ def checked(ask: Ask, limits: AskLimits, now: float, placements: Mapping[str, Pl
         )
     return msgspec.structs.replace(
         ask, placement=placement, user=pseudonym(ask.user) if ask.user else "",
-        visitor=pseudonym(ask.visitor) if ask.visitor else "",
+        visitor=visitor(ask.visitor) if ask.visitor else "",
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,6 +47,7 @@ from millstream.recall.union import Union
 from millstream.types import Ask, Listing, Output, Request, Served, Slot
 
 Floats = NDArray[np.float32]
+LOOK_S = 0.01
 logger = logging.getLogger("millstream.flows")
 
 
@@ -61,7 +63,7 @@ class Ranked(msgspec.Struct):
 
 class Made(msgspec.Struct):
     """A list as it is remembered, best place first, m items. `found` uint32 [m], `recalled` float32 [m]: as recall gave
-    them; `heads`: of the ranker, [m] each."""
+    them; `heads`: of the ranker, [m] each; `prices` [m]: of a click on an ad, NaN where nobody pays."""
 
     numbers: Numbers
     scores: Floats
@@ -69,6 +71,7 @@ class Made(msgspec.Struct):
     found: NDArray[np.uint32]
     recalled: Floats
     heads: dict[str, Floats]
+    prices: Floats
     model: str
     version: str
     arm: str
@@ -76,6 +79,7 @@ class Made(msgspec.Struct):
     relaxed: dict[str, int]
     paths: list[str]
     page: int
+    user: str
 
 
 class Lists:
@@ -87,12 +91,13 @@ class Lists:
         self, world: World, submit: Submit, others: Callable[[str], Sequence[str]], clock: Clock, served: ServedLog,
         meter: Meter, model: str, placements: dict[str, Placement], limits: AskLimits, explore: float,
         entities: Entities | None = None, matrix: Matrix = lambda user, items: None,
-        more: More = lambda model, version, user: {},
+        more: More = lambda model, version, history: {},
     ) -> None:  # fmt: skip
         self._world, self._submit, self._others, self._clock, self._served = world, submit, others, clock, served
         self.model, self._placements, self._limits, self._explore = model, placements, limits, explore
         self._entities, self._matrix, self._more = entities, matrix, more
         self._recalls = {name: world.recall(name, of.paths) for name, of in placements.items()}
+        self._alike = {name: world.likeness(of.paths) for name, of in placements.items()}
         self._formulas = {name: Formula(of.score) for name, of in placements.items()}
         self._rules: dict[tuple[str, str], Rules] = {
             (name, arm): of.rules(arm) for name, of in placements.items() for arm in (of.arms or ("",))
@@ -134,15 +139,23 @@ class Lists:
             return
         places = np.frombuffer(event.order, np.uint32)
         names = [event.candidates[place] for place in places.tolist()]
-        scores = (
-            np.frombuffer(event.scores, np.float32) if event.scores else np.zeros(len(event.candidates), np.float32)
+        relaxed = Counter(
+            word.removeprefix("relaxed:")
+            for reason in event.reasons
+            for word in reason.split()
+            if word.startswith("relaxed:")
         )
+        probability = np.frombuffer(event.scores, np.float32)
         made = Made(
-            numbers=self._world.catalogue.numbers(names), scores=scores[places], reasons=list(event.reasons),
+            numbers=self._world.catalogue.numbers(names),
+            scores=Slate.unpack(event.slate, event.candidates).scores[places], reasons=list(event.reasons),
             found=np.frombuffer(event.sources, np.uint32)[places],
-            recalled=np.frombuffer(event.recalled, np.float32)[places], heads={}, model=event.model,
-            version=event.version, arm=event.rules, missed=list(event.late), relaxed={}, paths=list(event.paths),
-            page=self._placements[event.placement].n,
+            recalled=np.frombuffer(event.recalled, np.float32)[places],
+            heads={"probability": probability[places]} if len(probability) else {},
+            prices=np.frombuffer(event.prices or np.full(len(places), np.nan, np.float32).tobytes(), np.float32),
+            model=event.model if event.version else "", version=event.version, arm=event.rules,
+            missed=[*event.late, *(["rank"] if event.ranker else [])], relaxed=dict(relaxed), paths=list(event.paths),
+            page=self._placements[event.placement].n, user=event.user,
         )  # fmt: skip
         self._once.remember(event.request, event.asked, made, event.user)
 
@@ -151,9 +164,9 @@ class Lists:
 
     async def _next(self, ask: Ask) -> Listing:
         ident, at = cursor.read(ask.cursor)
-        if (made := self._once.get(ident)) is None:
-            await self._clock.sleep(self._limits.cursor_wait_s)  # another process may have made it just now
-            made = self._once.get(ident)
+        until = self._clock.monotonic() + self._limits.cursor_wait_s  # another process may have made it just now
+        while (made := self._once.get(ident)) is None and self._clock.monotonic() < until:
+            await self._clock.sleep(LOOK_S)
         if made is None:
             raise NotFound("cursor: that list is not remembered any more; ask for a new one, without a cursor")
         if not 0 <= ask.n <= self._limits.n_max:
@@ -161,15 +174,18 @@ class Lists:
         return self._page(ident, made, at, ask.n, ask.explain)
 
     def _page(self, ident: str, made: Made, at: int, n: int, explain: bool) -> Listing:
-        """Part of a list; what was deleted since is left out."""
+        """Part of a list; what was deleted since, or blocked by the user, is left out."""
         until = min(at + (n or made.page), len(made.numbers))
         catalogue = self._world.catalogue
-        alive = self._world.filters.there(made.numbers[at:until]).tolist()
+        numbers = made.numbers[at:until]
+        blocked = self._world.live.histories.blocks(made.user)
+        alive = (self._world.filters.there(numbers) & ~np.isin(numbers, blocked)).tolist()
         slots = [
             Slot(
                 item=catalogue.name(int(made.numbers[place])),
                 score=float(made.scores[place]),
                 reasons=made.reasons[place].split(),
+                price=_price(made.prices[place]),
                 why=_why(made, place) if explain else None,
             )
             for place, there in zip(range(at, until), alive, strict=True)
@@ -182,17 +198,19 @@ class Lists:
         )  # fmt: skip
 
     async def _make(self, ask: Ask, asked: bytes) -> Made:
-        placement, who = self._placements[ask.placement], ask.user or ask.visitor
+        placement = self._placements[ask.placement]
+        who = self._world.live.histories.name(ask.user or ask.visitor)  # of a visitor who is known by now: the user
         arm = placement.arm_of(ask.placement, who or ask.id)
         rules = self._rules[ask.placement, arm]
         now = self._clock.now()
         scene = self._world.scene(ask, who, now, placement.filters, seed(ask.id))
-        recall = self._recalls[ask.placement]
+        recall = (self._alike if ask.similar else self._recalls)[ask.placement]
         pinned = self._world.catalogue.numbers(rules.items)
         union = _cut(await recall.gather(scene), pinned[scene.allowed.test(pinned)], placement.candidates)
         items = self._world.catalogue.names(union.numbers)
         tokens = self._tokens(who, items)
-        ranked = await self._rank(ask, who, tokens, union, placement)
+        history = self._world.history(who)
+        ranked = await self._rank(ask, who, tokens, union, placement, history)
         slate = self._world.slate(scene, union.numbers, items, ranked.scores, ranked.heads, rules)
         order = rules.order(slate, placement.list_max)
         chance = None
@@ -203,9 +221,9 @@ class Lists:
             if shown.first > 0:
                 slate = msgspec.structs.replace(slate, first=int(order.places[shown.first]))
                 order = rules.order(slate, placement.list_max)
-        made = self._made(union, ranked, order, arm, placement, list(recall.names))
+        made = self._made(union, ranked, order, arm, placement, list(recall.names), who)
         await self._served.append(
-            self._event(ask, asked, scene, union, items, tokens, ranked, slate, order, made, chance)
+            self._event(ask, asked, scene, union, items, tokens, ranked, slate, order, made, chance, history)
         )
         self._once.remember(ask.id, asked, made, who)
         return made
@@ -216,16 +234,16 @@ class Lists:
         return self._entities.rows(who, items, self._matrix(who, items))
 
     async def _rank(
-        self, ask: Ask, who: str, tokens: NDArray[np.uint32] | None, union: Union, placement: Placement
-    ) -> Ranked:
+        self, ask: Ask, who: str, tokens: NDArray[np.uint32] | None, union: Union, placement: Placement,
+        history: list[str],
+    ) -> Ranked:  # fmt: skip
         """Scores of the live version; of one that was live before; of recall."""
         if tokens is None:
-            return Ranked(union.scores, {}, instead="" if self._entities is None else "recall")
-        request = Request(model=self.model, inputs={"tokens": tokens}, rows=len(tokens), id=ask.id, key=who)
+            return Ranked(union.scores, {})  # nothing to rank, or nothing that ranks
         for version in ("", *self._others(self.model)[:1]):
             try:
-                request.version = version
-                request.inputs = {"tokens": tokens, **self._more(self.model, version, who)}
+                inputs = {"tokens": tokens, **self._more(self.model, version, history)}
+                request = Request(self.model, inputs, len(tokens), id=ask.id, key=who, version=version)
                 output = await asyncio.wait_for(self._submit(request), placement.rank_ms / 1e3)
                 heads = _heads(output, len(tokens))
                 scores = self._formulas[ask.placement].of(heads)
@@ -243,7 +261,7 @@ class Lists:
         return Ranked(union.scores, {}, instead="recall")
 
     def _made(
-        self, union: Union, ranked: Ranked, order: Order, arm: str, placement: Placement, paths: list[str]
+        self, union: Union, ranked: Ranked, order: Order, arm: str, placement: Placement, paths: list[str], who: str
     ) -> Made:
         places, output = order.places, ranked.output
         missed = [*union.late, *union.failed, *(["rank"] if ranked.instead else [])]
@@ -254,13 +272,14 @@ class Lists:
             numbers=union.numbers[places], scores=ranked.scores[places], reasons=order.reasons,
             found=union.sources[places], recalled=union.scores[places],
             heads={name: values[places] for name, values in ranked.heads.items()},
+            prices=np.array([order.charges.get(place, np.nan) for place in places.tolist()], np.float32),
             model=output.model if output else "", version=output.version if output else "", arm=arm, missed=missed,
-            relaxed=order.relaxed, paths=paths, page=placement.n,
+            relaxed=order.relaxed, paths=paths, page=placement.n, user=who,
         )  # fmt: skip
 
     def _event(
         self, ask: Ask, asked: bytes, scene: Scene, union: Union, items: list[str], tokens: NDArray[np.uint32] | None,
-        ranked: Ranked, slate: Slate, order: Order, made: Made, chance: Floats | None,
+        ranked: Ranked, slate: Slate, order: Order, made: Made, chance: Floats | None, history: list[str],
     ) -> Served:  # fmt: skip
         output, probability = ranked.output, ranked.heads.get("probability")
         return Served(
@@ -289,7 +308,8 @@ class Lists:
             context=ask.context,
             seed=scene.seed,
             ranker=ranked.instead,
-            history=self._world.catalogue.names(scene.history.numbers),
+            history=history,
+            prices=made.prices.tobytes() if order.charges else b"",
             asked=asked,
         )
 
@@ -314,6 +334,11 @@ def seed(ident: str) -> int:
 def _descending(count: int) -> Floats:
     """Scores of a list's items: the first is the best."""
     return -np.arange(count, dtype=np.float32)
+
+
+def _price(price: np.float32) -> float:
+    """Of a click; 0 where nobody pays."""
+    return 0.0 if price != price else float(price)
 
 
 def _heads(output: Output, rows: int) -> dict[str, Floats]:

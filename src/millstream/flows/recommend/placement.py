@@ -15,12 +15,13 @@ from millstream.errors import Misconfigured
 from millstream.flows.rerank.rules import Rules, Steps
 
 Meta = msgspec.Meta
+QUOTA_MAX = 10_000
 
 
 class PathSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A path of recall in a placement."""
 
-    quota: Annotated[int, Meta(ge=1, le=10_000, description="items that the path may bring")] = 100
+    quota: Annotated[int, Meta(ge=1, le=QUOTA_MAX, description="items that the path may bring")] = 100
     deadline_ms: Annotated[
         float, Meta(gt=0, le=10_000, description="a path that takes longer is skipped and counted, milliseconds")
     ] = 20.0

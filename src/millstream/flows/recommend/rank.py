@@ -31,8 +31,8 @@ from millstream.stream.event import decode
 from millstream.stream.log import Reader
 from millstream.types import Array, Candidate, Output, Rank, Ranked, Request, Served
 
-More = Callable[[str, str, str], dict[str, Array]]
-"""What a model (its name, and version or "") takes beside rows, of a user: their history, for those that attend to it.
+More = Callable[[str, str, Sequence[str]], dict[str, Array]]
+"""What a model (its name, and version or "") takes beside rows, of a user with this history: that, if it attends to it.
 NotFound: it is not served."""
 Matrix = Callable[[str, Sequence[str]], NDArray[Any] | None]
 """A user's and the candidates' features, float [candidates, columns], or None; at once."""
@@ -67,9 +67,10 @@ class Recommend:
 
     def __init__(
         self, submit: Submit, entities: Entities, clock: Clock, served: ServedLog, limits: RecommendLimits,
-        matrix: Matrix = lambda user, items: None, more: More = lambda model, version, user: {},
+        matrix: Matrix = lambda user, items: None, more: More = lambda model, version, history: {},
+        history: Callable[[str], list[str]] = lambda user: [],
     ) -> None:  # fmt: skip
-        self._matrix, self._more = matrix, more
+        self._matrix, self._more, self._history = matrix, more, history
         self._submit, self._entities, self._clock = submit, entities, clock
         self._served, self._limits = served, limits
         self._once = Once[Ranked](limits.answers_kept)
@@ -91,10 +92,10 @@ class Recommend:
 
     async def _answer(self, rank: Rank, asked: bytes) -> Ranked:
         tokens = self._entities.rows(rank.user, rank.candidates, self._matrix(rank.user, rank.candidates))
-        model = rank.model or self._limits.model
+        model, history = rank.model or self._limits.model, self._history(rank.user)
         request = Request(
             model=model,
-            inputs={"tokens": tokens, **self._more(model, "", rank.user)},
+            inputs={"tokens": tokens, **self._more(model, "", history)},
             rows=len(tokens),
             id=rank.id,
             key=rank.user,
@@ -116,6 +117,7 @@ class Recommend:
             scores=scores.tobytes(),
             propensities=chance.propensities.tobytes() if chance else b"",
             explored=chance.first if chance else -1,
+            history=history,
         )
         await self._served.append(event)
         ranked = _ranked(rank.id, output.model, output.version, rank.candidates, scores, event.explored)

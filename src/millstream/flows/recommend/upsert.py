@@ -15,7 +15,7 @@ import msgspec
 
 from millstream.clock import Clock
 from millstream.errors import BadInput, TooLarge
-from millstream.guard.pii import Redacted, pseudonym
+from millstream.guard.pii import Redacted, pseudonym, visitor
 from millstream.meter import Meter
 from millstream.stream.event import encode
 from millstream.stream.log import Writer
@@ -69,7 +69,7 @@ class Upserts:
             self._text(f"merges[{number}].visitor", one.visitor)
             self._text(f"merges[{number}].user", one.user)
             when = one.event_time if math.isfinite(one.event_time) and one.event_time > 0 else self._clock.now()
-            event = Merge(visitor=one.visitor, user=one.user, event_time=when)
+            event = Merge(visitor=visitor(one.visitor), user=one.user, event_time=when)
             ready.append((pseudonym(one.user).encode(), encode(event)))
         return self._append("identities", ready)
 
@@ -104,10 +104,13 @@ class Upserts:
         return name.encode(), encode(Entity(id=name, attributes=attributes))
 
     def _value(self, where: str, value: Value) -> None:
+        several = isinstance(value, list)
         values = value if isinstance(value, list) else [value]
         if len(values) > self._limits.values_max:
             raise BadInput(f"{where}: {len(values)} values, at most {self._limits.values_max}")
         for one in values:
+            if type(one) not in (str, int, float) and (several or not (one is None or type(one) is bool)):
+                raise BadInput(f"{where}: {str(one)[:40]} is no value; send a text, a number, or one list of them")
             if isinstance(one, str):
                 self._text(where, one)
             elif isinstance(one, float) and not math.isfinite(one):

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millstream.errors import Misconfigured, NotFound
-from millstream.flows.recommend.placement import Filtering, PathSettings
+from millstream.flows.recommend.placement import QUOTA_MAX, Filtering, PathSettings
 from millstream.flows.rerank import Rules, Slate, narrow
 from millstream.meter import Meter
+from millstream.recall.attributes import texts
 from millstream.recall.catalogue import Catalogue
 from millstream.recall.filters import Filters
 from millstream.recall.filters import Rule as Filter
@@ -26,6 +27,8 @@ from millstream.recall.scene import History, Numbers, Path, Scene
 from millstream.recall.union import Recall
 from millstream.types import Ask
 
+LIKENESS = ("similar", "tags", "item_cf", "user_cf", "factors")
+"""Paths that go by what was liked; the others know what is popular, new, or asked for."""
 COLUMNS = ("category", "author", "created", "bid", "quality", "impressions", "embedding")
 """Columns of a slate that the catalogue has under the same name."""
 
@@ -38,21 +41,39 @@ class World:
     ) -> None:
         self.catalogue, self.filters, self.live, self.paths = catalogue, filters, live, paths
         self._meter = meter
+        self._recalls: list[Recall] = []
 
     def recall(self, placement: str, wanted: Mapping[str, PathSettings]) -> Recall:
         """The paths of a placement; all there are where it names none. Misconfigured for one that is not here."""
         if unknown := [name for name in wanted if name not in self.paths]:
             where, there = f"recommend.placements.{placement}.paths", ", ".join(self.paths)
             raise Misconfigured(f"{where}: there is no path {unknown[0]!r}; there are: {there}")
-        chosen = wanted or dict.fromkeys(self.paths, PathSettings())
-        return Recall([(self.paths[name], of.quota, of.deadline_ms / 1e3) for name, of in chosen.items()], self._meter)
+        chosen = (
+            {"given": PathSettings(quota=QUOTA_MAX), **wanted} if wanted else dict.fromkeys(self.paths, PathSettings())
+        )
+        return self._asking({name: of for name, of in chosen.items() if name in self.paths})
+
+    def likeness(self, wanted: Mapping[str, PathSettings]) -> Recall:
+        """Of the paths of a placement, those that go by what was liked: for items like one."""
+        chosen = {name: wanted.get(name, PathSettings()) for name in self.paths if name in LIKENESS}
+        return self._asking(chosen)
+
+    def _asking(self, chosen: Mapping[str, PathSettings]) -> Recall:
+        made = Recall([(self.paths[name], of.quota, of.deadline_ms / 1e3) for name, of in chosen.items()], self._meter)
+        self._recalls.append(made)
+        return made
+
+    def close(self) -> None:
+        """Ask no path any more."""
+        for recall in self._recalls:
+            recall.close()
 
     def scene(self, ask: Ask, who: str, now: float, filtering: Filtering, seed: int) -> Scene:
         """The request as recall sees it. NotFound: it wants items like one that is not known."""
         catalogue, histories = self.catalogue, self.live.histories
-        history, attributes = histories.of(who), self.live.attributes(who)
-        exclude = catalogue.numbers(ask.exclude)
-        if ask.similar:
+        done, attributes = histories.of(who), self.live.attributes(who)
+        history, exclude = done, catalogue.numbers(ask.exclude)
+        if ask.similar:  # paths go by the item; what the user must not get stays what it is
             history = self._like(ask.similar, now)
             exclude = np.append(exclude, history.numbers)
         rule = Filter(
@@ -63,13 +84,17 @@ class World:
             done=tuple(histories.kinds.index(kind) for kind in filtering.done if kind in histories.kinds),
         )
         shown = histories.shown(who) if filtering.seen_s else None
-        allowed = self.filters.allowed(rule, history, histories.blocks(who), exclude, shown, now)
+        allowed = self.filters.allowed(rule, done, histories.blocks(who), exclude, shown, now)
         given = catalogue.numbers(ask.candidates)
         segment = _text(self.live.settings.segment, ask.context) or self.live.segment(who)
         return Scene(
             user=who, now=now, history=history, attributes=attributes, context=ask.context, allowed=allowed,
             given=given[given >= 0], seed=seed, segment=segment,
         )  # fmt: skip
+
+    def history(self, who: str) -> list[str]:
+        """Items that a user liked, newest last."""
+        return self.catalogue.names(self.live.histories.of(who).numbers)
 
     def slate(
         self, scene: Scene, numbers: Numbers, items: Sequence[str], scores: NDArray[np.float32],
@@ -87,12 +112,18 @@ class World:
         if "seen" in reads:
             columns["seen"] = np.isin(numbers, self.live.histories.shown(scene.user).numbers)
         if "clicked_at" in reads:
-            columns["clicked_at"] = _latest(numbers, scene.history)
+            columns["clicked_at"] = _latest(numbers, self.live.histories.of(scene.user))
+        facts = {}
+        if "bid" in reads:  # how many ads the user was shown of late
+            shown = self.live.histories.shown(scene.user).numbers
+            facts["ads_shown"] = float((catalogue.bid[shown[shown >= 0]] > 0).sum())
         codes = {
             column: {name: code for name in names if (code := self._code(column, name)) >= 0}
             for column, names in rules.named.items()
         }
-        return Slate(items=list(items), scores=scores, columns=columns, now=scene.now, seed=scene.seed, codes=codes)
+        return Slate(
+            items=list(items), scores=scores, columns=columns, now=scene.now, seed=scene.seed, facts=facts, codes=codes
+        )
 
     def _like(self, item: str, now: float) -> History:
         number = self.catalogue.number(item)
@@ -114,7 +145,7 @@ def _latest(numbers: Numbers, history: History) -> NDArray[np.float64]:
 def _text(name: str, *places: Mapping[str, Any]) -> str:
     """What the first place that has it says; "" for none."""
     found = next((place[name] for place in places if place.get(name) is not None), "") if name else ""
-    return str(found)
+    return next(iter(texts(found, 1)), "")
 
 
 def _number(name: str, *places: Mapping[str, Any]) -> float:
