@@ -116,7 +116,7 @@ class House:
             scored = [Candidate(c, hashlib.blake2b(c.encode()).digest()[0] / 255) for c in request.candidates]
             return Ranked(request.id, request.model or "ranker", "1", sorted(scored, key=lambda c: -c.score))
         if isinstance(request, Ask):
-            slots = [Slot(item, 0.5, ["score"], {"position": 1} if request.explain else None) for item in "abc"]
+            slots = [Slot(item, 0.5, ["score"], why={"position": 1} if request.explain else None) for item in "abc"]
             return Listing(request.id, "ranker", "1", slots[: request.n or 3], cursor="next")
         assert isinstance(request, Request)
         inputs = request.inputs
