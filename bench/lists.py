@@ -10,7 +10,6 @@ random moments (a Poisson process), shows the page, likes by taste, and measures
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import platform
@@ -19,21 +18,17 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-import orjson
 import uvloop
 
 from millstream import config
 from millstream.app.installation import Installation, Settings
 from millstream.app.training import train
 from millstream.clock import SystemClock
-from millstream.demo.replay import Pipe
 from millstream.learn.history import Field, import_entities
 from millstream.meter import Meter
-from pressure import quantiles, up
+from pressure import Client, quantiles, up
 
 USERS, TAGS, CATEGORIES = 5000, 200, 40
-PIPES = 4
 TOML = """
 http_port = {port}
 [recommend]
@@ -93,38 +88,17 @@ def prepare(folder: Path, port: int, items: int) -> Path:
     return file
 
 
-class Client:
+class Readers(Client):
     """Asks for pages and likes what suits. `asked`: (when due, seconds) of each call."""
 
-    def __init__(self, port: int) -> None:
-        self._pipes = [Pipe("127.0.0.1", port, SystemClock()) for _ in range(PIPES)]
-        self._random = np.random.default_rng(2)
-        self.asked: list[tuple[float, float]] = []
-        self.failed = self.empty = self.missed = 0
-
-    async def run(self, rate: float, seconds: float) -> None:
-        begun, due, number = time.monotonic(), 0.0, 0
-        tasks: set[asyncio.Task[None]] = set()
-        while due < seconds:
-            due += self._random.exponential(1 / rate)
-            if (wait := begun + due - time.monotonic()) > 0:
-                await asyncio.sleep(wait)
-            number += 1
-            task = asyncio.ensure_future(self._moment(number, begun + due))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-        await asyncio.gather(*tasks)
-        for pipe in self._pipes:
-            pipe.close()
+    empty = missed = 0
 
     async def _moment(self, number: int, due: float) -> None:
-        user, pipe = int(self._random.integers(USERS)), self._pipes[number % PIPES]
-        answer = await (await pipe.post("/v1/recommend", orjson.dumps({"id": f"q{number}", "user": f"u{user}"})))
-        self.asked.append((due, time.monotonic() - due))
-        if answer.status != 200:
-            self.failed += 1
+        user, pipe = int(self._random.integers(USERS)), self._pipes[number % len(self._pipes)]
+        ask = {"id": f"{self._name}{number}", "user": f"u{user}"}
+        page = await self._call(pipe, "/v1/recommend", ask, due, self.asked)
+        if page is None:
             return
-        page = orjson.loads(answer.body)
         self.empty += not page["items"]
         self.missed += bool(page.get("missed"))
         told = []
@@ -134,12 +108,12 @@ class Client:
             if self._random.random() < (0.3 if taste else 0.03):
                 told.append({"request": page["id"], "item": slot["item"], "kind": "like"})
         if told:
-            await (await pipe.post("/v1/outcomes", orjson.dumps(told)))
+            await self._call(pipe, "/v1/outcomes", told, time.monotonic(), self.told)
 
 
 async def measure(file: Path, port: int, rate: float, seconds: float) -> dict[str, float]:
     """The first half warms it up: histories, a first index. What is told is of the second."""
-    client, meter = Client(port), Meter.reading(file.parent / "state" / "meters")
+    client, meter = Readers(port, "q"), Meter.reading(file.parent / "state" / "meters")
     begun = time.monotonic()
     await client.run(rate, 2 * seconds)
     p50, p99 = quantiles(client.asked, begun + seconds, begun + 2 * seconds)

@@ -92,7 +92,7 @@ def test_a_disk_that_is_full_changes_nothing(tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(indexes, "_sync", full)
+    monkeypatch.setattr(indexes, "fsync_path", full)
     with pytest.raises(errors.Full, match="free some space"):
         write(tmp_path, contents(), About())
     assert [path.name for path in tmp_path.iterdir()] == ["1"]

@@ -16,7 +16,7 @@ import msgspec
 from millstream import config
 from millstream.app.service import ServeSettings
 from millstream.clock import Clock, SystemClock
-from millstream.errors import BadInput, Conflict, Corrupt, Misconfigured
+from millstream.errors import BadInput, Conflict, Misconfigured
 from millstream.features import Definition, Entities
 from millstream.flows.collect import CollectLimits
 from millstream.flows.facts import FactLimits
@@ -250,8 +250,7 @@ class Known:
     def reached(self, cut: Mapping[str, Mapping[int, int]]) -> bool:
         """Whether everything that can be read before these offsets, by topic and partition, has been taken."""
         return all(
-            (at := self._at.get((kind, partition), 0)) >= offset
-            or next(iter(topic.records(partition, at)), None) is None
+            topic.past(partition, self._at.get((kind, partition), 0), offset)
             for kind, topic in self._topics
             for partition, offset in cut.get(f"{kind}s", {}).items()
         )
@@ -264,14 +263,9 @@ class Known:
         return self.entities.forget("user", mine)
 
     def _follow(self, kind: str, topic: LenientReader, partition: int) -> None:
-        for record in topic.records(partition, self._at.get((kind, partition), 0)):
-            try:
-                event = decode(record.value)
-            except Corrupt as error:
-                topic.lose(error)
-            else:
-                if isinstance(event, Entity):
-                    self._upsert("user" if kind == "user" else "item", event, record.arrival)
+        for record, event in topic.decoded(partition, self._at.get((kind, partition), 0), decode):
+            if isinstance(event, Entity):
+                self._upsert("user" if kind == "user" else "item", event, record.arrival)
             self._at[kind, partition] = record.offset + 1
 
     def _upsert(self, kind: Literal["user", "item"], event: Entity, arrival: float) -> None:

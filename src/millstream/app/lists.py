@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from millstream.app.installation import Installation
 from millstream.clock import Clock
 from millstream.engine import Engine
-from millstream.errors import Busy, Corrupt, Error, Full, NotFound
+from millstream.errors import Error, Full
 from millstream.features import Entities
 from millstream.flows.predict import Submit
 from millstream.flows.recommend.lists import Lists
@@ -120,11 +120,12 @@ class Following:
 
 
 class Lister:
-    """Everything of lists in one process: `lists` answers, `poll` keeps it current."""
+    """Everything of lists in one process: `lists` answers, `poll` keeps it current. `own`: the partition of `served`
+    that this process writes."""
 
     def __init__(
         self, at: Installation, meter: Meter, engine: Engine, submit: Submit, served: ServedLog,
-        entities: Entities | None, matrix: Matrix, more: More,
+        entities: Entities | None, matrix: Matrix, more: More, own: int,
     ) -> None:  # fmt: skip
         settings = at.settings
         catalogue = Catalogue(settings.catalogue)
@@ -141,8 +142,7 @@ class Lister:
             self.world, submit, lambda model: _others(engine, model), at.clock, served, meter, limits.model,
             limits.placements, limits.asks, limits.explore, entities, matrix, more,
         )  # fmt: skip
-        reader = at.log.reader("served")
-        self._served, self._end = LenientReader(reader, meter), reader.end
+        self._served, self._own = LenientReader(at.log.reader("served"), meter), own
         self._heard: dict[int, int] = {}
         self._kept = at.live / f"{meter.name}.npz"
 
@@ -151,12 +151,12 @@ class Lister:
         kept = sorted(self._kept.parent.glob("*.npz"), key=lambda file: file.stat().st_mtime, reverse=True)
         any(self.live.restore(file) for file in kept)  # all processes know the same
         self.live.catch_up()
-        self._hear()
+        self._hear(self._served.partitions())
 
     def poll(self) -> None:
         """What is new. To be called on the event loop."""
         self.live.poll()
-        self._hear()
+        self._hear([one for one in self._served.partitions() if one != self._own])  # its own lists it remembers
         self.following.poll()
 
     def forget(self, mine: Callable[[str], bool]) -> int:
@@ -172,22 +172,15 @@ class Lister:
         with contextlib.suppress(Full):
             self.live.save(self._kept)
 
-    def _hear(self) -> None:
-        """Lists of other processes, for their next pages."""
-        for partition in self._served.partitions():
+    def _hear(self, partitions: Sequence[int]) -> None:
+        """Lists of other processes and of earlier ones, for their next pages."""
+        for partition in partitions:
             if partition not in self._heard:
-                self._heard[partition] = self._start(partition)
+                self._heard[partition] = max(0, self._served.end(partition) - self.lists.kept)
             for offset, event in self._served.events(partition, self._heard[partition]):
                 if isinstance(event, Served):
                     self.lists.take(event)
                 self._heard[partition] = offset + 1
-
-    def _start(self, partition: int) -> int:
-        """Where the lists begin that are still remembered."""
-        try:
-            return max(0, self._end(partition) - self.lists.kept)
-        except (Busy, Corrupt, NotFound):  # what can be read of it is found by who reads on
-            return 0
 
 
 def _others(engine: Engine, model: str) -> Sequence[str]:

@@ -164,8 +164,9 @@ class Serve:
 
             entities = self.known.entities if self.known is not None else None
             lister = Lister(
-                at, self.meter, self.engine, self.engine.submit, served, entities, self._matrix(), self._more
-            )
+                at, self.meter, self.engine, self.engine.submit, served, entities, self._matrix(), self._more,
+                self._partition,
+            )  # fmt: skip
         self.door.furnish_lists(upserts, lister.lists if lister is not None else None)
         return lister
 

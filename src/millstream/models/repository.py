@@ -34,7 +34,7 @@ from millstream.models import policy as policies
 from millstream.models.manifest import Manifest
 from millstream.models.policy import Policy
 from millstream.models.runtimes import SUFFIXES
-from millstream.store.blob import digest, fsync_folder, full, link, locked, write_atomic
+from millstream.store.blob import digest, fsync_path, full, link, locked, write_atomic
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
@@ -183,7 +183,7 @@ class Repository:
                 os.pwrite(lock, version.encode(), 0)
                 os.fsync(lock)
                 aside.rename(folder / version)
-                fsync_folder(folder)
+                fsync_path(folder)
             except OSError as error:
                 raise full(error, aside) from error
             finally:

@@ -24,7 +24,7 @@ from millstream import errors
 from millstream.clock import Clock
 from millstream.models.repository import Repository
 from millstream.ops.backup import DIGESTS, FORMAT, HEADER, File, Hashed, Header
-from millstream.store.blob import fsync_folder, full
+from millstream.store.blob import fsync_path, full
 from millstream.stream import Log
 
 _JSON_BYTES_MAX = 256 << 20
@@ -97,9 +97,9 @@ def _extract(source: Path, tar: tarfile.TarFile, folder: Path) -> Header:
         if told.get(name) != got.get(name):
             raise errors.Corrupt(f"{source}: {name} is not what was taken; copy the file again, or take an older one")
     for path in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
-        fsync_folder(path)
+        fsync_path(path)
     _sync_new(folder / header.settings, BytesIO(settings), 0o644)
-    fsync_folder(folder)
+    fsync_path(folder)
     return header
 
 

@@ -32,7 +32,7 @@ from millstream.recall.ann import Ann, Base, Places, mapped
 from millstream.recall.catalogue import Catalogue
 from millstream.recall.cooccur import Cooccurrence, Csr, ItemCf, Near, Neighbours, UserCf
 from millstream.recall.factors import Factors, Model
-from millstream.store.blob import digest, fsync_folder, full
+from millstream.store.blob import digest, fsync_path, full
 
 FORMAT: Final = 1
 KEPT: Final = 2
@@ -206,10 +206,10 @@ def write(root: Path, contents: Contents, about: About) -> Path:
         )
         (part / "index.toml").write_bytes(tomli_w.dumps(msgspec.to_builtins(about)).encode())
         for path in (*files, part / "index.toml"):
-            _sync(path)
-        fsync_folder(part)
+            fsync_path(path)
+        fsync_path(part)
         part.rename(folder)
-        fsync_folder(root)
+        fsync_path(root)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         raise full(error, folder) from error
@@ -246,11 +246,3 @@ def _read(folder: Path, about: About) -> Contents:
         Model(base.vectors, mapped(folder / "gram.npy"), about.unseen, about.penalty, about.power),
         base,
     )
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -21,12 +21,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from millstream.errors import Busy, Corrupt
 from millstream.meter import Meter
 from millstream.recall.cooccur import Positives
 from millstream.stream.lenient import LenientReader
 from millstream.stream.log import Log
-from millstream.stream.reader import Reader, Record
+from millstream.stream.reader import Reader
 from millstream.types import Forgotten, Merge, Outcome
 
 STEP: Final = 2_000  # events of a topic at a time
@@ -202,21 +201,19 @@ class _Topic:
     """Where a follower stands. `reached`: the time up to which every partition has been read; infinite at the end."""
 
     def __init__(self, reader: Reader, meter: Meter) -> None:
-        self._reader, self._lenient, self._decode = reader, LenientReader(reader, meter), _DECODE[reader.topic]
+        self._lenient, self._decode = LenientReader(reader, meter), _DECODE[reader.topic]
         self.at: dict[int, int] = {}
         self._times: dict[int, float] = {}
         self.reached = float("-inf")
 
     def ends(self) -> dict[int, int]:
         """Partition -> the offset after its last record; 0 where that cannot be told."""
-        return {partition: self._end(partition) for partition in self._lenient.partitions()}
+        return {partition: self._lenient.end(partition) for partition in self._lenient.partitions()}
 
     def past(self, cut: Mapping[int, int]) -> bool:
         """Whether everything that can be read before these offsets has been read."""
         return all(
-            (at := self.at.get(partition, 0)) >= offset
-            or next(iter(self._lenient.records(partition, at)), None) is None
-            for partition, offset in cut.items()
+            self._lenient.past(partition, self.at.get(partition, 0), offset) for partition, offset in cut.items()
         )
 
     def read(
@@ -231,8 +228,7 @@ class _Topic:
                 behind.append(self._times[partition])
                 continue
             begin = at = self.at.get(partition, 0)
-            for record in self._lenient.records(partition, at):
-                event = self._decoded(record)
+            for record, event in self._lenient.decoded(partition, at, self._decode):
                 bound = ends is not None and record.offset >= ends[partition]
                 if bound or record.offset - begin >= STEP or waits(event):
                     behind.append(self._times.get(partition, float("-inf")))
@@ -242,19 +238,6 @@ class _Topic:
                     self._times[partition] = max(self._times.get(partition, float("-inf")), event.event_time)
                 yield event
         self.reached = min(behind, default=float("inf"))
-
-    def _decoded(self, record: Record) -> object:
-        try:
-            return self._decode(record.value)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            self._lenient.lose(Corrupt(f"partition {record.partition}, offset {record.offset}: {error}"))
-            return None
-
-    def _end(self, partition: int) -> int:
-        try:
-            return self._reader.end(partition)
-        except (Busy, Corrupt):  # the lenient reader says so
-            return 0
 
 
 def _gathered(columns: Positives, same: NDArray[np.int32], names: list[str]) -> Gathered:

@@ -26,13 +26,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from millstream.errors import Busy, Corrupt, TooLarge
+from millstream.errors import TooLarge
 from millstream.meter import Meter
 from millstream.recall.attributes import texts
 from millstream.recall.catalogue import Catalogue
 from millstream.recall.histories import Histories
 from millstream.store.blob import writing
-from millstream.stream import LenientReader, Log, Reader, Record
+from millstream.stream import LenientReader, Log, Record
 from millstream.types import Entity, Forgotten, Merge, Outcome
 
 VERSION: Final = 2
@@ -131,8 +131,7 @@ class Live:
         self.catalogue, self.histories, self.settings = catalogue, histories, settings or LiveSettings()
         if missing := [kind for kind in self.settings.kinds if kind not in histories.kinds]:
             raise ValueError(f"histories keep {histories.kinds}, not {missing}; make them by settings.histories()")
-        self._readers: dict[str, Reader] = {topic: log.reader(topic) for topics in TOPICS for topic in topics}
-        self._topics = {topic: LenientReader(reader, meter) for topic, reader in self._readers.items()}
+        self._topics = {topic: LenientReader(log.reader(topic), meter) for topics in TOPICS for topic in topics}
         self._listeners: list[Listener] = []
         help_ = "Records that recall could not use."
         self._skipped = {
@@ -143,7 +142,7 @@ class Live:
         self._begin()
 
     def _begin(self) -> None:
-        self._at: dict[str, dict[int, int]] = {topic: {} for topic in self._readers}
+        self._at: dict[str, dict[int, int]] = {topic: {} for topic in self._topics}
         self._attributes: OrderedDict[str, tuple[float, bytes]] = OrderedDict()  # with their arrival
         self._requests: OrderedDict[str, str] = OrderedDict()
         self._waiting: OrderedDict[str, list[tuple[float, Outcome]]] = OrderedDict()
@@ -198,8 +197,7 @@ class Live:
         """Whether everything that can be read before these offsets, by topic and partition, has been taken; topics that
         are not read here are nobody's. To be called by the thread that polls."""
         return all(
-            (at := self._at[topic].get(partition, 0)) >= offset
-            or next(iter(reader.records(partition, at)), None) is None
+            reader.past(partition, self._at[topic].get(partition, 0), offset)
             for topic, reader in self._topics.items()
             for partition, offset in cut.get(topic, {}).items()
         )
@@ -276,28 +274,18 @@ class Live:
         positions = self._at[topic]
         if partition not in positions:
             positions[partition] = self._start(topic, partition)
-        count, decode, take = 0, _DECODE[topic], getattr(self, f"_on_{topic}")
-        for record in reader.records(partition, positions[partition]):
+        count, take = 0, getattr(self, f"_on_{topic}")
+        for record, event in reader.decoded(partition, positions[partition], _DECODE[topic]):
             positions[partition] = record.offset + 1
-            try:
-                event = decode(record.value)
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                reader.lose(Corrupt(f"partition {partition}, offset {record.offset}: {error}"))
-            else:
-                if type(event) is not Forgotten:
-                    take(record, event)
+            if event is not None and type(event) is not Forgotten:
+                take(record, event)
             count += 1
             if count >= most:
                 break
         return count
 
     def _start(self, topic: str, partition: int) -> int:
-        if topic not in _LATELY:
-            return 0
-        try:
-            return max(0, self._readers[topic].end(partition) - self.settings.backlog_max)
-        except (Busy, Corrupt):  # what can be read of it is found by who reads on
-            return 0
+        return max(0, self._topics[topic].end(partition) - self.settings.backlog_max) if topic in _LATELY else 0
 
     def _on_items(self, record: Record, item: Entity) -> None:
         odd = sum(self.catalogue.odd.values())

@@ -151,7 +151,8 @@ class History(NamedTuple):
 class Scene(msgspec.Struct):
     """One request, as every path sees it. `now`: unix seconds; `attributes` of the user and `context` of the request as
     they were given; `allowed`: what may be recommended; `given`: items of the caller's own; `seed`: this request's
-    chance; `segment`: of the user, for what is popular in it."""
+    chance; `segment`: of the user, for what is popular in it. `done`: what the user did, also where paths
+    go by another history."""
 
     user: str
     now: float
@@ -162,6 +163,7 @@ class Scene(msgspec.Struct):
     given: Numbers
     seed: int
     segment: str = ""
+    done: History = msgspec.field(default_factory=History.nothing)
 
 
 class Path(Protocol):

@@ -1,5 +1,5 @@
 """What outlives a process: files written whole or not at all."""
 
-from millstream.store.blob import digest, fsync_folder, write_atomic
+from millstream.store.blob import digest, fsync_path, write_atomic
 
-__all__ = ["digest", "fsync_folder", "write_atomic"]
+__all__ = ["digest", "fsync_path", "write_atomic"]

@@ -36,7 +36,7 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
         part = ""
-        fsync_folder(path.parent)
+        fsync_path(path.parent)
     except OSError as error:
         raise full(error, path) from error
     finally:
@@ -56,7 +56,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-        fsync_folder(path.parent)
+        fsync_path(path.parent)
     except OSError as error:
         raise full(error, path) from error
     finally:
@@ -75,9 +75,9 @@ def link(path: Path, to: Path) -> None:
         shutil.copyfile(path, to)
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable: a rename is only that after its folder is synced."""
-    fd = os.open(folder, os.O_RDONLY)
+def fsync_path(path: Path) -> None:
+    """Make a file, or the names in a folder, durable: a rename is only that after its folder is synced."""
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

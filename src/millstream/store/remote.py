@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from millstream import errors
-from millstream.store.blob import fsync_folder, full
+from millstream.store.blob import fsync_path, full
 
 TRIES = 3
 KEPT = 2
@@ -200,7 +200,7 @@ def _kept(uri: str, into: Path, stamp: Callable[[], str], get: Callable[[Path], 
             _sync(aside)
             if not (home / wanted).exists():  # else another process was quicker, with the same bytes
                 aside.rename(home / wanted)
-                fsync_folder(home)
+                fsync_path(home)
             _drop_old(home, wanted)
             return home / wanted / name
         finally:

@@ -11,7 +11,10 @@ Rules of the room:
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import msgspec
 
 from millstream.errors import Busy, Corrupt, NotFound
 from millstream.meter import Meter
@@ -20,6 +23,7 @@ from millstream.stream.reader import Reader, Record
 
 SOON_S = 0.25  # nobody here waits longer for a log that is on other machines
 _RECORDS = 1000
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -43,13 +47,31 @@ class LenientReader:
 
     def events(self, partition: int, offset: int) -> Iterator[tuple[int, Event | None]]:
         """(offset, event) from `offset`, or from the first that retention left, to the end, stepping over damage."""
+        for record, event in self.decoded(partition, offset, decode):
+            yield record.offset, event
+
+    def decoded(self, partition: int, offset: int, read: Callable[[bytes], T]) -> Iterator[tuple[Record, T | None]]:
+        """As `events`, each with its record, for who needs an arrival, and as `read` decodes it, for who needs part."""
         for record in self.records(partition, offset):
-            yield record.offset, self._decoded(record.value)
+            try:
+                event = read(record.value)
+            except Corrupt as error:
+                self.lose(error)
+                yield record, None
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                self.lose(Corrupt(f"partition {partition}, offset {record.offset}: {error}"))
+                yield record, None
+            else:
+                yield record, event
+
+    def past(self, partition: int, at: int, offset: int) -> bool:
+        """Whether somebody who stands at `at` has read everything before `offset` that can be read."""
+        return at >= offset or next(iter(self.records(partition, at)), None) is None
 
     def records(self, partition: int, offset: int) -> Iterator[Record]:
-        """As `events`, not decoded: for who needs an arrival, or a part of an event."""
+        """As `events`, not decoded."""
         at, bound = offset, _RECORDS
-        while at < self._end(partition):
+        while at < self.end(partition):
             try:
                 at = max(at, self._reader.start(partition))
                 if (partition, at) in self._lost:
@@ -78,7 +100,8 @@ class LenientReader:
         self._unreadable.add()
         logger.error("topic %s: %s; going on without it", self._reader.topic, error)
 
-    def _end(self, partition: int) -> int:
+    def end(self, partition: int) -> int:
+        """The offset after the last record; 0 where that cannot be told."""
         try:
             return self._reader.end(partition)
         except Busy:
@@ -88,10 +111,3 @@ class LenientReader:
                 self._lost.add((partition, -1))
                 self.lose(error)
             return 0
-
-    def _decoded(self, value: bytes) -> Event | None:
-        try:
-            return decode(value)
-        except Corrupt as error:
-            self.lose(error)
-            return None

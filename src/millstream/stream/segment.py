@@ -45,6 +45,7 @@ from pathlib import Path
 import msgspec
 
 from millstream import errors
+from millstream.store.blob import fsync_path
 
 SEGMENT = struct.Struct("<4sHHQ")
 FRAME = struct.Struct("<IIQdII")
@@ -183,7 +184,7 @@ class Mark:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-        sync_folder(path.parent)
+        fsync_path(path.parent)
         return cls(path, write=True)
 
     @staticmethod
@@ -267,7 +268,7 @@ def recover(folder: Path, mark: Mark | None, booted: bytes) -> Tail:
         path = segment_path(folder, max(tail.base, 0))
         raise BadFrame(path, tail.position, f"the data ends at offset {tail.next}, but ran to {whole}")
     if crashed and bases:
-        sync_folder(folder)
+        fsync_path(folder)
     return tail
 
 
@@ -315,7 +316,7 @@ def _cut(folder: Path, bases: list[int], bad: BadFrame) -> None:
                 file.write(header(bases[0]))
                 file.flush()
             sync(file.fileno())
-    sync_folder(folder)
+    fsync_path(folder)
     logger.warning(
         "%s: cut %d bytes that no sync had covered from byte %d on: %s", torn, dropped, bad.position, bad.why
     )
@@ -338,15 +339,6 @@ def sync(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
     else:
         os.fdatasync(fd)
-
-
-def sync_folder(folder: Path) -> None:
-    """New and removed names in the folder are on the disk when this returns."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def write_all(fd: int, data: bytes, position: int) -> None:

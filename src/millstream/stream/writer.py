@@ -30,7 +30,7 @@ import msgspec
 from millstream import errors
 from millstream.clock import Clock
 from millstream.machine import boot
-from millstream.store.blob import locked
+from millstream.store.blob import fsync_path, locked
 from millstream.stream import segment
 from millstream.stream.segment import RECORD, SEGMENT, Mark
 
@@ -162,7 +162,7 @@ class Writer:
             self._base = self._next
             self._fd, self._position = self._create(self._base)
             segment.sync(self._fd)
-            segment.sync_folder(self.folder)
+            fsync_path(self.folder)
         else:
             self._fd = os.open(segment.segment_path(self.folder, tail.base), os.O_RDWR)
             self._base, self._position = tail.base, tail.position
@@ -389,7 +389,7 @@ class Writer:
         for old in stale:
             segment.sync(old)
         if stale:
-            segment.sync_folder(self.folder)
+            fsync_path(self.folder)
         segment.sync(fd)
 
     def _fail(self, why: str) -> None:

@@ -44,8 +44,7 @@ def checked(ask: Ask, limits: AskLimits, now: float, placements: Mapping[str, Pl
         raise BadInput("id must not be empty: it names this request (yours, used again on a retry)")
     if ask.user and ask.visitor:
         raise BadInput("send user or visitor, not both; POST /v1/users/merge says that they are one")
-    if not 0 <= ask.n <= limits.n_max:
-        raise BadInput(f"n is {ask.n}; a page has 1 to {limits.n_max} items")
+    check_n(ask.n, limits)
     if len(ask.candidates) > limits.candidates_max:
         raise TooLarge(f"{len(ask.candidates)} candidates, at most {limits.candidates_max} of a caller's own")
     if len(ask.exclude) > limits.exclude_max:
@@ -55,22 +54,33 @@ def checked(ask: Ask, limits: AskLimits, now: float, placements: Mapping[str, Pl
         raise TooLarge(f"context has {size} bytes, at most {limits.context_bytes_max}: send what a list depends on")
     if odd := [name for name, value in ask.context.items() if isinstance(value, float) and not math.isfinite(value)]:
         raise BadInput(f"context.{odd[0][:80]}: no finite number; send one, or leave it out")
-    _names(limits.name_bytes_max, [ask.id, ask.user or "-", ask.visitor or "-", ask.similar or "-"])
-    _names(limits.name_bytes_max, ask.candidates)
-    _names(limits.name_bytes_max, ask.exclude)
-    ahead = ask.event_time - now
-    if not math.isfinite(ahead) or (ask.event_time and ahead > limits.ahead_s_max):
-        raise BadInput(
-            f"event_time {ask.event_time:.0f} is {ahead:.0f} s ahead of this server's clock, "
-            f"{limits.ahead_s_max:.0f} s are allowed; send unix seconds"
-        )
+    said = [ask.id, ask.user or "-", ask.visitor or "-", ask.similar or "-"]
+    check_names(limits.name_bytes_max, (*said, *ask.candidates, *ask.exclude))
+    check_time(ask.event_time, now, limits.ahead_s_max)
     return msgspec.structs.replace(
         ask, placement=placement, user=pseudonym(ask.user) if ask.user else "",
         visitor=visitor(ask.visitor) if ask.visitor else "",
     )  # fmt: skip
 
 
-def _names(bytes_max: int, names: Iterable[str]) -> None:
+def check_n(n: int, limits: AskLimits) -> None:
+    """BadInput where a page cannot have so many items; 0 is left to the placement."""
+    if not 0 <= n <= limits.n_max:
+        raise BadInput(f"n is {n}; a page has 1 to {limits.n_max} items")
+
+
+def check_time(event_time: float, now: float, ahead_s_max: float) -> None:
+    """BadInput for an event time that is none, or too far ahead; 0 is left to the service."""
+    ahead = event_time - now
+    if not math.isfinite(ahead) or (event_time and ahead > ahead_s_max):
+        raise BadInput(
+            f"event_time {event_time:.0f} is {ahead:.0f} s ahead of this server's clock, "
+            f"{ahead_s_max:.0f} s are allowed; send unix seconds"
+        )
+
+
+def check_names(bytes_max: int, names: Iterable[str]) -> None:
+    """BadInput for an id that is empty or too long."""
     for name in names:
         size = len(name) if name.isascii() else len(name.encode(errors="surrogatepass"))
         if not 1 <= size <= bytes_max:

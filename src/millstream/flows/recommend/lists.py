@@ -28,12 +28,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millstream.clock import Clock
-from millstream.errors import BadInput, Error, NotFound
+from millstream.errors import Error, NotFound
 from millstream.features import Entities
 from millstream.flows.formula import Formula
 from millstream.flows.predict import Submit
 from millstream.flows.recommend import cursor
-from millstream.flows.recommend.ask import AskLimits, checked
+from millstream.flows.recommend.ask import AskLimits, check_n, checked
 from millstream.flows.recommend.explore import explored
 from millstream.flows.recommend.once import Once, digest
 from millstream.flows.recommend.placement import Placement
@@ -63,7 +63,8 @@ class Ranked(msgspec.Struct):
 
 class Made(msgspec.Struct):
     """A list as it is remembered, best place first, m items. `found` uint32 [m], `recalled` float32 [m]: as recall gave
-    them; `heads`: of the ranker, [m] each; `prices` [m]: of a click on an ad, NaN where nobody pays."""
+    them; `heads`: of the ranker, [m] each; `prices` [m]: of a click on an ad, NaN where nobody pays, or [0] where
+    nothing is sold."""
 
     numbers: Numbers
     scores: Floats
@@ -152,7 +153,7 @@ class Lists:
             found=np.frombuffer(event.sources, np.uint32)[places],
             recalled=np.frombuffer(event.recalled, np.float32)[places],
             heads={"probability": probability[places]} if len(probability) else {},
-            prices=np.frombuffer(event.prices or np.full(len(places), np.nan, np.float32).tobytes(), np.float32),
+            prices=np.frombuffer(event.prices, np.float32),
             model=event.model if event.version else "", version=event.version, arm=event.rules,
             missed=[*event.late, *(["rank"] if event.ranker else [])], relaxed=dict(relaxed), paths=list(event.paths),
             page=self._placements[event.placement].n, user=event.user,
@@ -169,8 +170,7 @@ class Lists:
             await self._clock.sleep(LOOK_S)
         if made is None:
             raise NotFound("cursor: that list is not remembered any more; ask for a new one, without a cursor")
-        if not 0 <= ask.n <= self._limits.n_max:
-            raise BadInput(f"n is {ask.n}; a page has 1 to {self._limits.n_max} items")
+        check_n(ask.n, self._limits)
         return self._page(ident, made, at, ask.n, ask.explain)
 
     def _page(self, ident: str, made: Made, at: int, n: int, explain: bool) -> Listing:
@@ -185,7 +185,7 @@ class Lists:
                 item=catalogue.name(int(made.numbers[place])),
                 score=float(made.scores[place]),
                 reasons=made.reasons[place].split(),
-                price=_price(made.prices[place]),
+                price=_price(made, place),
                 why=_why(made, place) if explain else None,
             )
             for place, there in zip(range(at, until), alive, strict=True)
@@ -209,7 +209,7 @@ class Lists:
         union = _cut(await recall.gather(scene), pinned[scene.allowed.test(pinned)], placement.candidates)
         items = self._world.catalogue.names(union.numbers)
         tokens = self._tokens(who, items)
-        history = self._world.history(who)
+        history = self._world.liked(scene.done)
         ranked = await self._rank(ask, who, tokens, union, placement, history)
         slate = self._world.slate(scene, union.numbers, items, ranked.scores, ranked.heads, rules)
         order = rules.order(slate, placement.list_max)
@@ -263,7 +263,7 @@ class Lists:
     def _made(
         self, union: Union, ranked: Ranked, order: Order, arm: str, placement: Placement, paths: list[str], who: str
     ) -> Made:
-        places, output = order.places, ranked.output
+        places, output, sold = order.places, ranked.output, order.charges
         missed = [*union.late, *union.failed, *(["rank"] if ranked.instead else [])]
         self._relaxed.add(sum(order.relaxed.values()))
         if not len(places):
@@ -272,7 +272,7 @@ class Lists:
             numbers=union.numbers[places], scores=ranked.scores[places], reasons=order.reasons,
             found=union.sources[places], recalled=union.scores[places],
             heads={name: values[places] for name, values in ranked.heads.items()},
-            prices=np.array([order.charges.get(place, np.nan) for place in places.tolist()], np.float32),
+            prices=np.array([sold.get(place, np.nan) for place in places.tolist()] if sold else [], np.float32),
             model=output.model if output else "", version=output.version if output else "", arm=arm, missed=missed,
             relaxed=order.relaxed, paths=paths, page=placement.n, user=who,
         )  # fmt: skip
@@ -309,7 +309,7 @@ class Lists:
             seed=scene.seed,
             ranker=ranked.instead,
             history=history,
-            prices=made.prices.tobytes() if order.charges else b"",
+            prices=made.prices.tobytes(),
             asked=asked,
         )
 
@@ -336,13 +336,13 @@ def _descending(count: int) -> Floats:
     return -np.arange(count, dtype=np.float32)
 
 
-def _price(price: np.float32) -> float:
+def _price(made: Made, place: int) -> float:
     """Of a click; 0 where nobody pays."""
-    return 0.0 if price != price else float(price)
+    return float(np.nan_to_num(made.prices[place])) if len(made.prices) else 0.0
 
 
 def _heads(output: Output, rows: int) -> dict[str, Floats]:
-    """A ranker's outputs that are one number a row; NaN becomes the lowest, so that it is last."""
+    """A ranker's outputs that are one number a row; NaN becomes 0."""
     found = {
         name: np.ascontiguousarray(np.nan_to_num(values.reshape(-1), nan=0.0), np.float32)
         for name, values in output.outputs.items()

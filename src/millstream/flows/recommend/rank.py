@@ -8,7 +8,6 @@ another user, model or candidates is refused: it must never give one person's ra
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -20,7 +19,7 @@ from millstream.clock import Clock
 from millstream.errors import BadInput, NotFound, TooLarge
 from millstream.features import Entities
 from millstream.flows.predict import Submit
-from millstream.flows.recommend.ask import AskLimits
+from millstream.flows.recommend.ask import AskLimits, check_names, check_time
 from millstream.flows.recommend.explore import explored
 from millstream.flows.recommend.once import Once, digest
 from millstream.flows.recommend.placement import Placement
@@ -149,16 +148,8 @@ class Recommend:
             raise TooLarge(f"{len(rank.candidates)} candidates, at most {limits.candidates_max} are ranked at once")
         if len(set(rank.candidates)) != len(rank.candidates):
             raise BadInput("candidates holds an item twice: outcomes could not be told apart")
-        for name in (rank.id, rank.user, *rank.candidates):
-            size = len(name.encode(errors="surrogatepass"))
-            if not 1 <= size <= limits.name_bytes_max:
-                raise BadInput(f"ids have 1 to {limits.name_bytes_max} bytes of UTF-8, got {name[:40]!r} of {size}")
-        ahead = rank.event_time - self._clock.now()
-        if not math.isfinite(ahead) or (rank.event_time and ahead > limits.ahead_s_max):
-            raise BadInput(
-                f"event_time {rank.event_time:.0f} is {ahead:.0f} s ahead of this server's clock, "
-                f"{limits.ahead_s_max:.0f} s are allowed; send unix seconds"
-            )
+        check_names(limits.name_bytes_max, (rank.id, rank.user, *rank.candidates))
+        check_time(rank.event_time, self._clock.now(), limits.ahead_s_max)
 
 
 def _scores(output: Output) -> NDArray[np.float32]:

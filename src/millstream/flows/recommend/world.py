@@ -89,12 +89,16 @@ class World:
         segment = _text(self.live.settings.segment, ask.context) or self.live.segment(who)
         return Scene(
             user=who, now=now, history=history, attributes=attributes, context=ask.context, allowed=allowed,
-            given=given[given >= 0], seed=seed, segment=segment,
+            given=given[given >= 0], seed=seed, segment=segment, done=done,
         )  # fmt: skip
 
     def history(self, who: str) -> list[str]:
         """Items that a user liked, newest last."""
-        return self.catalogue.names(self.live.histories.of(who).numbers)
+        return self.liked(self.live.histories.of(who))
+
+    def liked(self, done: History) -> list[str]:
+        """The items of a history by name."""
+        return self.catalogue.names(done.numbers)
 
     def slate(
         self, scene: Scene, numbers: Numbers, items: Sequence[str], scores: NDArray[np.float32],
@@ -112,7 +116,7 @@ class World:
         if "seen" in reads:
             columns["seen"] = np.isin(numbers, self.live.histories.shown(scene.user).numbers)
         if "clicked_at" in reads:
-            columns["clicked_at"] = _latest(numbers, self.live.histories.of(scene.user))
+            columns["clicked_at"] = _latest(numbers, scene.done)
         facts = {}
         if "bid" in reads:  # how many ads the user was shown of late
             shown = self.live.histories.shown(scene.user).numbers
