@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from millstream.recall.catalogue import Catalogue
 from millstream.recall.ranking import Ranking
 from millstream.recall.scene import Bits, Found, Numbers, Scene, best
+from millstream.recall.sums import Sums
 
 _EXPONENT_MAX: Final = 64.0
 _REVIEWED: Final = 2000  # candidates by tags whose embeddings are compared
@@ -185,7 +185,7 @@ class Tags:
         self, catalogue: Catalogue, history_max: int = 50, half_after: float = 10.0, tags_max: int = 16,
         items_max: int = 5000,
     ) -> None:  # fmt: skip
-        self._catalogue, self._sums = catalogue, _Sums()
+        self._catalogue, self._sums = catalogue, Sums()
         self._history_max, self._half_after = history_max, half_after
         self._tags_max, self._items_max = tags_max, items_max
 
@@ -221,7 +221,7 @@ class SimilarToLast:
         self, catalogue: Catalogue, last: int = 5, items_max: int = 4000, exact_max: int = 30_000,
         near: Near | None = None,
     ) -> None:  # fmt: skip
-        self._catalogue, self._sums, self._near = catalogue, _Sums(), near
+        self._catalogue, self._sums, self._near = catalogue, Sums(), near
         self._last, self._items_max, self._exact_max = last, items_max, exact_max
         self._said = False
 
@@ -293,40 +293,6 @@ class SimilarToLast:
         rows = self._catalogue.embedding[numbers]
         found: NDArray[np.float32] = np.nan_to_num(_unit(rows) @ vectors.T, nan=0.0).max(axis=1, initial=-1.0)
         return found
-
-
-class _Sums:
-    """Adds weights by item number, one user of it at a time in each thread, without clearing what nobody touched."""
-
-    def __init__(self) -> None:
-        self._mine = threading.local()
-
-    def over(self, count: int) -> _Sums:
-        """For so many items."""
-        kept: NDArray[np.float32] | None = getattr(self._mine, "sums", None)
-        if kept is None or len(kept) < count:
-            self._mine.sums = np.zeros(max(1024, count + count // 8), np.float32)
-        self._mine.touched = []
-        return self
-
-    def __enter__(self) -> _Sums:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for numbers in self._mine.touched:
-            self._mine.sums[numbers] = 0
-
-    def add(self, numbers: Numbers, weight: float, allowed: Bits) -> None:
-        """Add `weight`, above 0, to those of `numbers`, none twice, that are allowed."""
-        sums = self._mine.sums
-        numbers = numbers[allowed.test(numbers)]
-        self._mine.touched.append(numbers[sums[numbers] == 0])
-        sums[numbers] += np.float32(weight)
-
-    def found(self) -> tuple[Numbers, NDArray[np.float32]]:
-        """Every number that got something, once, and its sum."""
-        numbers = np.concatenate([np.empty(0, np.int32), *self._mine.touched])
-        return numbers, self._mine.sums[numbers]
 
 
 def _parts(numbers: Numbers, keys: NDArray[np.float64]) -> Found:

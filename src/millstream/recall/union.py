@@ -13,12 +13,13 @@ Rules of the room:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from time import perf_counter
-from typing import ClassVar, Final, NamedTuple
+from typing import ClassVar, Final, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -31,6 +32,10 @@ from millstream.recall.scene import Found, Numbers, Path, Scene
 PATHS_MAX: Final = 32
 """As many as a mask of sources has bits."""
 THREADS: Final = 2
+Answer = Found | Literal["late", "failed"]
+"""Of a path."""
+Call = Future[tuple[Found, float]]
+"""What a path found, and how long it took, seconds."""
 logger = logging.getLogger(__name__)
 
 
@@ -61,11 +66,18 @@ class Recall:
 
     async def gather(self, scene: Scene) -> Union:
         """What all paths know for a scene: within the longest deadline, whatever happens."""
-        answers = await asyncio.gather(*(one.ask(scene) for one in self._asked))
-        late = tuple(name for name, answer in zip(self.names, answers, strict=True) if answer == "late")
-        failed = tuple(name for name, answer in zip(self.names, answers, strict=True) if answer == "failed")
-        found = [answer if isinstance(answer, Found) else Found.nothing() for answer in answers]
-        return _joined(found, [one.quota for one in self._asked], late, failed)
+        return joined(self.names, [one.quota for one in self._asked], await self.answers(scene))
+
+    async def answers(self, scene: Scene) -> list[Answer]:
+        """What each path knows, in the order of `names`: as `gather`, each by itself."""
+        asking = _Asking([(one.deadline_s, one.begin(scene)) for one in self._asked])
+        try:
+            await asking.over()
+        except asyncio.CancelledError:
+            for one, (_, call) in zip(self._asked, asking.calls, strict=True):
+                one.leave(call)
+            raise
+        return [one.end(call) for one, (_, call) in zip(self._asked, asking.calls, strict=True)]
 
     def close(self) -> None:
         """Ask nothing more. Does not wait for what is late."""
@@ -86,7 +98,7 @@ class _Crew:
         self._path = path  # while it is held its id is nobody else's
         self._open = 0
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix=f"recall-{path.name}")
-        self.overdue: set[Future[tuple[Found, float]]] = set()
+        self.overdue: set[Call] = set()
 
     @classmethod
     def join(cls, path: Path, threads: int) -> _Crew:
@@ -106,6 +118,53 @@ class _Crew:
                 self.pool.shutdown(wait=False, cancel_futures=True)
 
 
+class _Asking:
+    """Calls of one request, each with its deadline in seconds. They end in threads; the event loop is woken once, by
+    the last of them, and not by each."""
+
+    def __init__(self, calls: Sequence[tuple[float, Call | None]]) -> None:
+        self.calls = calls
+        self._loop = asyncio.get_running_loop()
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._lock = threading.Lock()
+        self._open = {call for _, call in calls if call is not None}
+
+    async def over(self) -> None:
+        """Until each is done, or its deadline has passed."""
+        if not self._open:
+            return
+        timers = [
+            self._loop.call_later(deadline_s, self._give_up, deadline_s)
+            for deadline_s in {deadline_s for deadline_s, call in self.calls if call is not None}
+        ]
+        for call in list(self._open):
+            call.add_done_callback(self._ended)
+        try:
+            await self._over
+        finally:
+            for timer in timers:
+                timer.cancel()
+
+    def _ended(self, call: Call) -> None:
+        with self._lock:
+            last = call in self._open and len(self._open) == 1
+            self._open.discard(call)
+        if last:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                self._loop.call_soon_threadsafe(self._wake)
+
+    def _give_up(self, deadline_s: float) -> None:
+        with self._lock:
+            self._open -= {call for own_s, call in self.calls if own_s == deadline_s}
+            last = not self._open
+        if last:
+            self._wake()
+
+    def _wake(self) -> None:
+        if not self._over.done():
+            self._over.set_result(None)
+
+
 class _Asked:
     """A path with its threads and counters. Its counters are written by the event loop's thread alone."""
 
@@ -121,34 +180,32 @@ class _Asked:
         self._late = meter.counter("millstream_recall_late_total", "Requests without a path that was late.", labels)
         self._failed = meter.counter("millstream_recall_failed_total", "Requests without a path that failed.", labels)
 
-    async def ask(self, scene: Scene) -> Found | str:
+    def begin(self, scene: Scene) -> Call | None:
+        """Let the path look; None while one that was late still runs."""
+        return self.crew.pool.submit(self._call, scene) if not self.crew.overdue else None
+
+    def end(self, call: Call | None) -> Answer:
         """What the path found; "late" or "failed"."""
-        if self.crew.overdue:
+        if call is None or not call.done():
+            self.leave(call)
             self._late.add()
             return "late"
-        call = self.crew.pool.submit(self._call, scene)
-        try:
-            found, seconds = await asyncio.wait_for(asyncio.wrap_future(call), self.deadline_s)
-        except TimeoutError:
-            self._leave(call)
-            self._late.add()
-            return "late"
-        except asyncio.CancelledError:
-            self._leave(call)
-            raise
-        except Exception as error:
+        if (error := call.exception()) is not None:
             self._failed.add()
             if not self._said:
                 self._said = True
-                logger.exception("recall path %s failed: %s; going on without it, said once", self.path.name, error)
+                logger.error(
+                    "recall path %s failed: %s; going on without it, said once", self.path.name, error, exc_info=error
+                )
             return "failed"
+        found, seconds = call.result()
         self._seconds.observe(seconds)
         self._found.add(len(found.numbers))
         return found
 
-    def _leave(self, call: Future[tuple[Found, float]]) -> None:
+    def leave(self, call: Call | None) -> None:
         """Nobody waits for it any more."""
-        if not call.done():
+        if call is not None and not call.done():
             self.crew.overdue.add(call)
             call.add_done_callback(self.crew.overdue.discard)  # at once, if it has ended meanwhile
 
@@ -169,9 +226,11 @@ class _Asked:
         return Found(numbers, scores), perf_counter() - begun
 
 
-def _joined(
-    found: Sequence[Found], quotas: Sequence[int], late: tuple[str, ...], failed: tuple[str, ...]
-) -> Union:  # fmt: skip
+def joined(names: Sequence[str], quotas: Sequence[int], answers: Sequence[Answer]) -> Union:
+    """One list of what paths with these names and quotas answered."""
+    late = tuple(name for name, answer in zip(names, answers, strict=True) if answer == "late")
+    failed = tuple(name for name, answer in zip(names, answers, strict=True) if answer == "failed")
+    found = [answer if isinstance(answer, Found) else Found.nothing() for answer in answers]
     all_of = np.concatenate([np.empty(0, np.int32), *(one.numbers for one in found)])
     numbers, place = np.unique(all_of, return_inverse=True)
     ranks = np.full((len(found), len(numbers)), -1, np.int32)
