@@ -38,18 +38,15 @@ def stand_ready() -> None:
     """What a process that answers does first. All threads share two arenas of the C library's allocator, where it has
     them: an arena a thread, each with what its largest batch once took, costs memory and gains nothing where threads
     mostly compute. And a thread that computes in Python gives way to the event loop after half a millisecond, not five.
+    What is loaded by now stays, so the collector looks through it no more: that takes a tenth of a second each time, in
+    which nobody is answered. Models come later, as they also go.
     """
+    gc.collect()
+    gc.freeze()
     sys.setswitchinterval(5e-4)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None and LINUX:
         mallopt(ctypes.c_int(_ARENA_MAX), ctypes.c_int(2))
-
-
-def settle() -> None:
-    """What is loaded by now stays: the collector looks through it no more, which takes a tenth of a second each time
-    and stops every answer. Before models are loaded, which come and go."""
-    gc.collect()
-    gc.freeze()
 
 
 def stand_back() -> None:
