@@ -155,7 +155,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=fast) as name:
         folder = Path(name) / "installation"
         data = movielens()
-        demo = Demo(folder, data, 0)
+        demo = Demo(folder, data, 0, lists=False)
         demo.prepare()
         future = list(demo.replay.shown)[: args.limit]
         began = time.perf_counter()

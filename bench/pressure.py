@@ -37,7 +37,7 @@ from millstream import config
 from millstream.app.installation import Installation, Settings
 from millstream.app.training import change, train
 from millstream.clock import SystemClock
-from millstream.demo.replay import Pipe
+from millstream.demo.pipe import Pipe
 from millstream.learn.history import Field, import_entities
 from millstream.learn.push import Push
 from millstream.meter import Meter

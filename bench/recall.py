@@ -2,7 +2,8 @@
 
 1. MovieLens-100K (the demo's), liked = rating >= 4, split at a moment in time: what was liked before trains, what each
    person with a past liked after it is to be found among all items that they had not liked before. Recall@20 and
-   NDCG@20, a mean over people, beside `implicit` 0.7.3's ALS and cosine item-kNN and what is popular. A second split
+   NDCG@20, a mean over people, beside `implicit` 0.7.3's ALS and cosine item-kNN and what is popular. Towers know of
+   people and films, too, and need torch; they are left out without it. A second split
    takes each person's last fifth instead, so that more people count; it lets a model see others' future.
    Everyone's settings are chosen from a grid of the same size on the last fifth of the training part.
 2. A million items with known structure (clusters of tastes and of vectors): seconds and memory of a build, recall@100
@@ -22,6 +23,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,9 @@ from numpy.typing import NDArray
 
 from millstream import config
 from millstream.demo.data import movielens
+from millstream.features import Column, Definition, Entities
+from millstream.learn.towers.rows import Known, Likes
+from millstream.learn.towers.settings import TowerSettings
 from millstream.recall.ann import Ann, Base, Places, nearest
 from millstream.recall.build import build
 from millstream.recall.cooccur import ItemCf, Positives, UserCf, windows
@@ -43,6 +48,7 @@ from millstream.recall.settings import BuildSettings, FactorSettings
 TOP = 20
 TASTES = 50
 ASKED = 100  # candidates of a path in a request
+CHUNK = 1 << 18  # vectors made at a time
 Lists = dict[int, Numbers]  # of each user, best first
 Make = Callable[["Split"], Lists]
 
@@ -182,6 +188,39 @@ def knn(split: Split, neighbours: int) -> Lists:
     return peer(split, CosineRecommender(K=neighbours, num_threads=1))
 
 
+def towers(known: Known, split: Split, passes: int, decay: float) -> Lists:
+    """Two towers over what MovieLens says of people (age, gender, occupation) and films (year, genres), by torch."""
+    from millstream.learn.towers.fit import fit
+
+    likes = Likes(split.train, known)
+    settings = TowerSettings(decay=decay)
+    learnt = fit(likes, len(likes), settings, passes, 0, lambda line: None)
+    users = np.array(list(split.wanted))
+    asked = learnt.users(known.people[users], likes.pasts(users, len(likes), settings.history))
+    ann = Ann(Base.build(learnt.items(known.items)))
+    return {
+        user: ann.search(vector, ASKED, split.scene(user).allowed).numbers
+        for user, vector in zip(users.tolist(), asked, strict=True)
+    }
+
+
+def known_films(folder: Path | None) -> Known:
+    """Tokens of people and of films, in the order of `liked_films`."""
+    data = movielens(folder or config.cache_folder())
+    about = Entities(
+        Definition(
+            user=(Column("id"), Column("age", bucket=10.0), Column("gender"), Column("occupation")),
+            item=(Column("id"), Column("year", bucket=5.0), Column("genres", places=6)),
+        )
+    )
+    for kind, rows in (("user", data.users), ("item", data.items)):
+        for row in rows:
+            about.upsert(kind, row["id"], row)
+    liked = [one for one in data.shown if one.like]
+    films = about.tokens("item", list(dict.fromkeys(one.item for one in liked)))
+    return Known(about.tokens("user", list(dict.fromkeys(one.user for one in liked))), films, films[:, 0])
+
+
 CHEAP = FactorSettings(width=2, turns=1)
 METHODS: dict[str, tuple[Callable[..., Lists], list[tuple[Any, ...]]]] = {
     "popular": (popular, [()]),
@@ -193,19 +232,22 @@ METHODS: dict[str, tuple[Callable[..., Lists], list[tuple[Any, ...]]]] = {
 }
 
 
-def quality(positives: Positives, users: int, items: int) -> Iterator[dict[str, Any]]:
+def quality(positives: Positives, users: int, items: int, known: Known) -> Iterator[dict[str, Any]]:
     """A row a method and split."""
+    methods = dict(METHODS)
+    if find_spec("torch") is not None:
+        methods["Millstream towers"] = partial(towers, known), list(product((4, 6, 8), (0.1, 0.5)))
     splits = {"a moment": Split.at_a_moment, "each one's last": Split.of_each}
     for name, cut in splits.items():
         split = cut(positives, users, items)
         inner = cut(split.train, users, items)
         lists: dict[str, Lists] = {}
-        for method, (make, grid) in METHODS.items():
+        for method, (make, grid) in methods.items():
             chosen = max(grid, key=lambda one: judged(make(inner, *one), inner)[1]) if len(grid) > 1 else grid[0]
             lists[method] = make(split, *chosen)
             yield told(name, method, split, lists[method], chosen)
-        paths = [lists[method] for method in METHODS if method.startswith("Millstream")]
-        yield told(name, "Millstream, three paths", split, blend(*paths), ())
+        paths = [lists[method] for method in methods if method.startswith("Millstream")]
+        yield told(name, "Millstream, all paths", split, blend(*paths), ())
 
 
 def told(split_name: str, method: str, split: Split, lists: Lists, chosen: tuple[Any, ...]) -> dict[str, Any]:
@@ -233,22 +275,30 @@ def world(items: int, seed: int = 0) -> tuple[Gathered, Numbers]:
     return gathered, known
 
 
-def vectors(count: int, width: int, seed: int, lengths: bool) -> NDArray[np.float32]:
-    """Vectors about 300 directions; with `lengths`, of lengths that differ as popularity does."""
+def vectors(
+    count: int, width: int, seed: int, lengths: bool, out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Vectors about 300 directions, put into `out` where it is given; with `lengths`, of lengths that differ as
+    popularity does."""
     random, directions = np.random.default_rng(seed), np.random.default_rng(1).normal(size=(300, width))
-    rows = directions[random.integers(0, 300, count)] + 0.8 * random.normal(size=(count, width))
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    return (rows * (random.lognormal(0, 0.5, (count, 1)) if lengths else 1)).astype(np.float32)
+    rows = np.empty((count, width), np.float32) if out is None else out
+    for at in range(0, count, CHUNK):
+        size = min(CHUNK, count - at)
+        some = directions[random.integers(0, 300, size)] + 0.8 * random.normal(size=(size, width))
+        some /= np.linalg.norm(some, axis=1, keepdims=True)
+        rows[at : at + size] = some * (random.lognormal(0, 0.5, (size, 1)) if lengths else 1)
+    return rows
 
 
 def spent(calls: Iterable[Callable[[], Any]]) -> tuple[list[Any], dict[str, float]]:
-    """What calls answer, and the milliseconds one takes."""
-    answers, times = [], []
+    """What calls answer, and the milliseconds one takes: by the clock, and of this thread's processor."""
+    answers, times, busy = [], [], time.thread_time()
     for call in calls:
         began = time.perf_counter()
         answers.append(call())
         times.append(1e3 * (time.perf_counter() - began))
-    return answers, {f"p{q}_ms": round(float(np.percentile(times, q)), 3) for q in (50, 99)}
+    took = {f"p{q}_ms": round(float(np.percentile(times, q)), 3) for q in (50, 99)}
+    return answers, took | {"cpu_ms": round(1e3 * (time.thread_time() - busy) / max(len(times), 1), 3)}
 
 
 def searched(items: int, width: int = 64, asked: int = 300) -> Iterator[dict[str, Any]]:
@@ -257,18 +307,24 @@ def searched(items: int, width: int = 64, asked: int = 300) -> Iterator[dict[str
     began = time.perf_counter()
     base = Base.build(rows, queries=vectors(1000, width, 4, False))
     built = round(time.perf_counter() - began, 1)
-    ann, random = Ann(base), np.random.default_rng(5)
-    for share in (1.0, 0.5, 0.1, 0.01):
-        mask = random.random(items) < share
-        allowed, inside = Bits.of(mask), np.flatnonzero(mask)
-        exact = inside[nearest(rows[inside], queries[:100], ASKED)]
+    for row in inside(Ann(base), queries, (1.0, 0.5, 0.1, 0.01)):
+        yield {
+            "part": f"index of {items} x {width}", "build_s": built, "lists": base.measured.lists,
+            "probes": base.measured.probes, **row,
+        }  # fmt: skip
+
+
+def inside(ann: Ann, queries: NDArray[np.float32], shares: Iterable[float]) -> Iterator[dict[str, Any]]:
+    """Of a share of all items that is allowed, by chance: what is found of the exact 100, and how fast."""
+    rows, random = ann.base.vectors, np.random.default_rng(5)
+    for share in shares:
+        mask = random.random(len(rows)) < share
+        allowed, numbers = Bits.of(mask), np.flatnonzero(mask)
+        exact = numbers[nearest(rows if mask.all() else rows[numbers], queries[:100], ASKED)]
         ann.search(queries[0], ASKED, allowed)
         found, times = spent([partial(ann.search, query, ASKED, allowed) for query in queries])
         hits = [len(np.intersect1d(one.numbers, other)) for one, other in zip(found, exact, strict=False)]
-        yield {
-            "part": f"index of {items} x {width}", "allowed": share, "build_s": built, "lists": base.measured.lists,
-            "probes": base.measured.probes, "recall@100": round(float(np.mean(hits)) / ASKED, 4), **times,
-        }  # fmt: skip
+        yield {"allowed": share, "recall@100": round(float(np.mean(hits)) / ASKED, 4), **times}
 
 
 def requests(items: int, asked: int = 300) -> Iterator[dict[str, Any]]:
@@ -342,7 +398,7 @@ def main() -> None:
     warnings.simplefilter("ignore")  # implicit's, of conversions it does itself
     tables: list[list[dict[str, Any]]] = []
     if options.only != "scale":
-        tables.append(list(quality(*liked_films(options.data))))
+        tables.append(list(quality(*liked_films(options.data), known_films(options.data))))
     if options.only != "movielens":
         made = list(requests(options.items))
         tables += [made[:1], made[1:], list(searched(options.items))]

@@ -42,6 +42,10 @@ PARTS: dict[str, tuple[str, list[str]]] = {
     "formats": ("A model in a process of its own", [sys.executable, "bench/formats.py"]),
     "features": ("The feature store beside Feast", [sys.executable, "bench/features"]),
     "recall": ("Recall beside implicit, and a million items", [sys.executable, "bench/recall.py"]),
+    "scale": ("A million items and ten million", [sys.executable, "bench/scale.py"]),
+    "ranking": ("Ranking beside pure ONNX Runtime", [sys.executable, "bench/ranking.py"]),
+    "arms": ("Whether a report finds the better rules", [sys.executable, "bench/arms.py"]),
+    "report": ("A report of a large log", [sys.executable, "bench/report.py"]),
     "lists": ("Whole lists under load", [sys.executable, "bench/lists.py", "--items", "200000"]),
     "demo": ("The live demo, real time", [MILLSTREAM, "demo", "--seconds", "125", "--json", "--http-port", "0"]),
 }

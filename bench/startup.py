@@ -41,10 +41,10 @@ def compile_s() -> float:
 
 
 async def ready_s(folder: Path) -> float:
-    demo = Demo(folder, simulated(2000), free_port(0))
+    demo = Demo(folder, simulated(2000), free_port(0), lists=False)
     demo.prepare()
     seconds = await demo.start()
-    await demo.supervisor.stop()
+    await demo.stop()
     return seconds
 
 

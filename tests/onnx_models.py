@@ -176,6 +176,49 @@ def pooled(path: Path, masked: bool = True) -> Path:
     )
 
 
+def attending(
+    path: Path, width: int, history: int = 0, weight: float = 0.5, click=False, broken=False, once=False
+) -> Path:
+    """A ranker: `probability` float32 [rows] of `tokens` UINT32 [rows, width] and, of a `history` so wide, what stands
+    in it, the last places counting most. Sums are of whole numbers, so rows are independent to the last bit. `click`:
+    gives that too; `broken`: the graph refuses all but zeros; `once`: one row of history may stand for all rows."""
+    sums = lambda name, last: [  # noqa: E731
+        helper.make_node("Mod", [name, f"{name}_prime"], [f"{name}_left"]),
+        helper.make_node("Cast", [f"{name}_left"], [f"{name}_float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", [f"{name}_float", f"{name}_counts"], [f"{name}_counted"]),
+        helper.make_node("ReduceSum", [f"{name}_counted", "axis"], [last], keepdims=0),
+    ]
+    widest = max(width, history)
+    counts = np.arange(widest, dtype=np.float32) + 1
+    nodes = [*sums("tokens", "of_rows"), helper.make_node("Mul", ["of_rows", "weight"], ["weighed"])]
+    inputs = [("tokens", TensorProto.UINT32, ["rows", width])]
+    constants = [
+        ("axis", np.array([1], np.int64)),
+        ("weight", np.array(weight, np.float32)),
+        ("share", np.array(0.5 / (97 * widest * widest), np.float32)),
+        ("tokens_prime", np.array(97, np.uint32)),
+        ("tokens_counts", counts[-width:]),
+    ]
+    last = "weighed"
+    if history:
+        nodes += [*sums("history", "of_history"), helper.make_node("Add", [last, "of_history"], ["both"])]
+        inputs.append(("history", TensorProto.UINT32, ["histories" if once else "rows", history]))
+        constants += [("history_prime", np.array(89, np.uint32)), ("history_counts", counts[-history:])]
+        last = "both"
+    if broken:
+        nodes += [
+            helper.make_node("Cast", ["tokens_left"], ["places"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["nothing", "places"], ["nothings"]),
+            helper.make_node("ReduceSum", ["nothings", "axis"], ["none"], keepdims=0),
+            helper.make_node("Add", [last, "none"], ["sum"]),
+        ]
+        constants.append(("nothing", np.zeros(1, np.float32)))
+        last = "sum"
+    named = ["probability", *(["click"] if click else [])]
+    nodes += [helper.make_node("Mul", [last, "share"], [name]) for name in named]
+    return graph(path, nodes, inputs, [(name, TensorProto.FLOAT, ["rows"]) for name in named], constants)
+
+
 def logarithm(path: Path, width: int = 2) -> Path:
     """y = log(x), element by element: NaN for what is below 0, minus infinity for 0."""
     return graph(

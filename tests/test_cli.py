@@ -28,7 +28,7 @@ from millstream.types import Outcome
 from millstream.watch.guard import Guards
 
 VERBS = [
-    [], ["capacity"], ["demo"], ["serve"], ["up"], ["models"], ["recommend"],
+    [], ["capacity"], ["report"], ["demo"], ["serve"], ["up"], ["init"], ["models"], ["recommend"],
     ["train"], *(["train", one] for one in ("offline", "status", "pause", "resume", "rollback")),
     *(["models", one] for one in ("list", "verify", "add", "show", "remove", "pack")),
     ["traffic"],

@@ -1,29 +1,41 @@
-"""The demo as a stranger runs it: one line of figures, balanced books, nothing left running, no silent stand-in."""
+"""The demo as a stranger runs it: one line of figures, balanced books, lists that change with a rating and two policies
+beside each other, nothing left running, no silent stand-in."""
 
 import asyncio
 import json
 import os
+import pty
+import signal
 import subprocess
 import sys
+import termios
 import time
 import zipfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from millstream import config, errors
 from millstream.clock import SystemClock
 from millstream.demo import data as demo_data
 from millstream.demo.data import INSIDE, PARTS, simulated, wheel
-from millstream.demo.replay import Answer, Replay
+from millstream.demo.keys import Keys
+from millstream.demo.pipe import Answer, Books
+from millstream.demo.replay import Replay
 from millstream.demo.run import Demo
+from millstream.demo.visits import Visit, Visits, apart
 from millstream.front import Http
 from millstream.meter import Meter
+from millstream.stream import Log, decode
+from millstream.types import Listing, Served, Slot
 
 KEYS = {
     "requests", "requests_per_s", "errors", "latency_ms_p50", "latency_ms_p99", "outcomes", "examples", "set_aside",
     "lost", "duplicated", "pushes", "staleness_s_p50", "staleness_s_p99", "log_seconds_per_second", "auc_live",
-    "auc_frozen", "versions", "seconds", "ledger", "log",
+    "auc_frozen", "versions", "seconds", "ledger", "log", "lists", "list_ms_p50", "list_ms_p99", "policies", "changes",
 }  # fmt: skip
+OWN = {"similar", "tags", "item_cf", "user_cf", "factors"}
 
 
 def millstream(*argv, **environment) -> subprocess.CompletedProcess[str]:
@@ -52,6 +64,11 @@ def figures(played):
     return json.loads(done.stdout)
 
 
+def events(figures, topic):
+    reader = Log(Path(figures["log"]), SystemClock()).reader(topic)
+    return [decode(record.value) for partition in reader.partitions() for record in reader.records(partition)]
+
+
 def test_its_result_is_one_line_with_exactly_these_figures(played, figures):
     _, done = played
     assert done.stdout.count("\n") == 1 and done.stdout.endswith("\n")
@@ -62,14 +79,122 @@ def test_its_result_is_one_line_with_exactly_these_figures(played, figures):
 def test_no_answer_failed_and_the_books_balance(figures):
     assert (figures["errors"], figures["lost"], figures["duplicated"]) == (0, 0, 0)
     assert figures["requests"] > 50
-    assert figures["outcomes"] == 2 * figures["requests"], "an impression and a like for each request"
-    assert figures["examples"] == figures["requests"], "every shown item is learnt once"
+    looked_at = figures["outcomes"] / 2 - figures["requests"]  # in lists; a ranking shows one item
+    taken = sum(arm["lists"] * arm["taken"] for arm in figures["policies"]["arms"].values())
+    assert looked_at == pytest.approx(taken + len(figures["changes"]), abs=0.5), "an impression and a like each"
+    assert figures["examples"] == figures["outcomes"] / 2, "every shown item is learnt once"
     assert 0 <= figures["set_aside"] < figures["requests"] * 0.1, "likes that come after their window"
     assert figures["pushes"] >= 1 and figures["versions"][0] == "1" and len(figures["versions"]) >= 2
     assert 0 < figures["latency_ms_p50"] <= figures["latency_ms_p99"]
     assert 0 <= figures["staleness_s_p50"] <= figures["staleness_s_p99"]
     assert figures["log_seconds_per_second"] > 0
     assert all(0 <= figures[name] <= 1 for name in ("auc_live", "auc_frozen"))
+
+
+def test_a_rating_changes_the_list_of_who_rated_and_says_why(figures):
+    first = figures["changes"][0]
+    assert first["seconds"] is not None and first["seconds"] > 0
+    assert any(OWN & set(one["found"]) for one in first["came"]) and all(one["reasons"] for one in first["came"])
+    assert first["rated"] not in {one["title"] for one in first["came"]} | set(first["went"])
+    liked = {e.request for e in events(figures, "outcomes") if e.kind == "like" and e.request.startswith("you-")}
+    served = [event for event in events(figures, "served") if event.request.startswith("you-")]
+    before = next(at for at, event in enumerate(served) if event.request in liked)
+    assert not any(event.history for event in served[: before + 1]) and served[-1].history, "of somebody new"
+    strangers = [event for event in events(figures, "served") if event.request.startswith("somebody-")]
+    assert strangers and not any(event.history for event in strangers)
+
+
+def test_two_policies_stand_beside_each_other_and_each_keeps_its_rules(figures):
+    arms = figures["policies"]["arms"]
+    assert set(arms) == {"calm", "plain"} and sum(arm["lists"] for arm in arms.values()) == figures["lists"] > 20
+    category = {item["id"]: item["category"] for item in simulated(1).items}
+    checked = {"calm": 0, "plain": 0}
+    for event in events(figures, "served"):
+        if not event.placement or not event.request.startswith("visit-"):
+            continue
+        places = np.frombuffer(event.order, np.uint32).tolist()
+        scores = np.frombuffer(event.scores, np.float32)[places]
+        kinds = [category[event.candidates[place]] for place in places]
+        windows = [kinds[at : at + 5] for at in range(len(kinds) - 4)]
+        if event.rules == "plain":
+            assert scores.tolist() == sorted(scores.tolist(), reverse=True)
+        elif not any("relaxed" in reason for reason in event.reasons):
+            assert all(window.count(kind) <= 2 for window in windows for kind in window)
+        checked[event.rules] += 1
+    assert min(checked.values()) > 10
+
+
+def test_visitors_of_lists_take_what_they_have_a_rating_of_and_nothing_of_it_is_told_twice(figures):
+    data = simulated()
+    visitors = {user["id"] for user in data.users[::5]}
+    truth = {(one.user, one.item): one.like for one in data.shown if one.user in visitors}
+    visits = {e.request: e for e in events(figures, "served") if isinstance(e, Served) and e.request[:6] == "visit-"}
+    outcomes = [event for event in events(figures, "outcomes") if event.kind == "like" and event.request in visits]
+    assert visits and outcomes and {event.user for event in visits.values()} <= visitors
+    for outcome in outcomes:
+        assert truth[visits[outcome.request].user, outcome.item] == (outcome.value == 1.0)
+    ranked = {e.user for e in events(figures, "served") if e.request.startswith(("demo-", "history-"))}
+    assert ranked and not ranked & visitors, "no rating is told twice"
+
+
+class Shop:
+    """Lists of the first items that are not to be left out, and what was told of them."""
+
+    def __init__(self, items):
+        self.items, self.told = items, []
+
+    async def list(self, id, user, n, exclude):
+        left = [item for item in self.items if item not in exclude]
+        return Listing(id, "m", "1@0", [Slot(item, 0.5) for item in left[:n]], arm="plain")
+
+    async def tell(self, listing, did):
+        self.told += [(listing.id, slot.item, liked) for slot, liked in did]
+
+
+def test_a_visitor_who_comes_again_sees_other_items_until_there_are_none():
+    shop, tastes = Shop([f"i{n}" for n in range(25)]), {"u": {"i3": True, "i12": False, "i24": True}}
+    visits = Visits(tastes, simulated(1).items, shop, SystemClock(), 1000.0)
+
+    async def run():
+        running = asyncio.create_task(visits.run())
+        while len(visits.visits) < 3:
+            await asyncio.sleep(0.001)
+        visits.stopping.set()
+        await running
+
+    asyncio.run(run())
+    assert [len(visit.items) for visit in visits.visits] == [10, 10, 5]
+    assert [(visit.taken, visit.liked) for visit in visits.visits] == [(1, 1), (1, 0), (1, 1)]
+    assert shop.told == [("visit-0", "i3", True), ("visit-1", "i12", False), ("visit-2", "i24", True)]
+
+
+def test_setting_visitors_apart_loses_no_moment():
+    data = simulated(3000)
+    replayed, tastes = apart(data.users, data.shown)
+    assert set(tastes) <= {user["id"] for user in data.users[::5]} and not {one.user for one in replayed} & set(tastes)
+    theirs = [one for one in data.shown if one.user in tastes]
+    assert len(replayed) + len(theirs) == 3000 and replayed == [one for one in data.shown if one.user not in tastes]
+    assert {(user, item) for user, taste in tastes.items() for item in taste} == {
+        (one.user, one.item) for one in theirs
+    }
+
+
+def test_the_difference_of_two_policies_is_of_visitors_with_its_interval():
+    """By hand: visitors who like 0, 2 and 3, 5 films a list; means 1 and 4, variances 2 and 2."""
+    visits = Visits({}, simulated(1).items, None, SystemClock(), 1.0)
+    for user, arm, liked in (
+        ("a", "calm", 0),
+        ("b", "calm", 2),
+        ("c", "plain", 3),
+        ("d", "plain", 5),
+        ("d", "plain", 5),
+    ):
+        visits.visits.append(Visit(user, arm, ["i1", "i2"], 5, liked))
+    found = visits.compared()
+    assert found.difference == 3.0 and (found.low, found.high) == (0.228, 5.772)  # 1.96 times the root of 2/2 + 2/2
+    assert (found.arms["plain"].lists, found.arms["plain"].visitors, found.arms["plain"].films) == (3, 2, 0.002)
+    del visits.visits[0]
+    assert visits.compared().difference is None, "one visitor has no variance"
 
 
 def test_the_audit_of_what_it_left_agrees(figures):
@@ -108,25 +233,55 @@ def test_data_that_cannot_be_fetched_is_said_and_nothing_else_is_played(tmp_path
     assert not (tmp_path / "run").exists() and running(tmp_path) == []
 
 
-def test_sigterm_ends_it_with_its_figures_and_its_roles(tmp_path):
+def test_a_key_rates_a_film_at_a_terminal_and_sigterm_ends_it_with_its_figures_and_its_roles(tmp_path):
+    """In a terminal of its own: when the list is drawn, a key rates its third item."""
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "millstream", "demo", "--data", "simulator", "--json", "--rate", "50"]
-    demo = subprocess.Popen(
-        [*command, "--dir", str(folder), "--http-port", "0"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    end = time.monotonic() + 60
-    while not (folder / "ledger.jsonl").exists() and time.monotonic() < end:
-        time.sleep(0.05)
-    time.sleep(1.0)
-    demo.terminate()
-    out, _ = demo.communicate(timeout=60)
-    assert demo.returncode == 0
-    figures = json.loads(out)
+    child, terminal = pty.fork()
+    if child == 0:
+        argv = ["-m", "millstream", "demo", "--data", "simulator", "--json", "--rate", "50", "--dir", str(folder)]
+        size = {"COLUMNS": "200", "LINES": "60", "TERM": "xterm"}
+        os.execve(sys.executable, [sys.executable, *argv, "--http-port", "0"], os.environ | size)
+    seen, waiting, end = b"", [(b"Item ", b"3"), (b"(position 3)", b"")], time.monotonic() + 60
+    try:
+        while time.monotonic() < end:
+            try:
+                seen += os.read(terminal, 65536)
+            except OSError:  # hung up
+                break
+            if waiting and waiting[0][0] in seen:
+                if key := waiting.pop(0)[1]:
+                    os.write(terminal, key)
+                else:
+                    os.kill(child, signal.SIGTERM)
+    finally:
+        if time.monotonic() >= end:
+            os.kill(child, signal.SIGKILL)
+        os.close(terminal)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    figures = json.loads(seen.decode().strip().splitlines()[-1])
     assert set(figures) == KEYS and (figures["errors"], figures["lost"]) == (0, 0)
-    assert running(folder) == []
+    assert 3 in {change["position"] for change in figures["changes"]}
+    assert b"Traceback" not in seen and running(folder) == []
+
+
+def test_keys_are_heard_one_by_one_without_echo_and_the_terminal_is_left_as_it_was():
+    ours, theirs = pty.openpty()
+    heard, before = [], termios.tcgetattr(theirs)
+
+    async def run():
+        with Keys(theirs, heard.append):
+            assert not termios.tcgetattr(theirs)[3] & (termios.ECHO | termios.ICANON)
+            os.write(ours, b"3x")
+            await asyncio.sleep(0.05)
+            os.write(ours, b"0")
+            await asyncio.sleep(0.05)
+        os.write(ours, b"7\n")
+        await asyncio.sleep(0.05)
+
+    asyncio.run(run())
+    assert heard == ["3", "x", "0"] and termios.tcgetattr(theirs) == before
+    os.close(ours)
+    os.close(theirs)
 
 
 class Stranger:
@@ -153,7 +308,7 @@ def test_a_port_where_another_demo_was_quicker_is_noticed(tmp_path):
             ):
                 await demo.start()
         finally:
-            await demo.supervisor.stop()
+            await demo.stop()
             await http.stop()
 
     asyncio.run(run())
@@ -161,11 +316,12 @@ def test_a_port_where_another_demo_was_quicker_is_noticed(tmp_path):
 
 
 def test_an_answer_without_the_item_that_was_shown_is_an_error_not_the_end(tmp_path):
-    replay = Replay(simulated(10).shown, tmp_path / "ledger", "127.0.0.1", 1, SystemClock(), 1.0)
+    books = Books(tmp_path / "ledger")
+    replay = Replay(simulated(10).shown, books, "127.0.0.1", 1, SystemClock(), 1.0)
     body = b'{"id":"r","model":"m","version":"1@0","items":[{"item":"a","score":0.5}]}'
     assert replay._score(Answer(200, body, 0.0), "a") == 0.5
     assert str(replay._score(Answer(200, body, 0.0), "b")) == "nan"
-    assert replay.errors == 1 and "200" in replay.first_error
+    assert books.errors == 1 and "200" in books.first_error
 
 
 def archive(folder, broken=False):

@@ -23,6 +23,7 @@ from millstream import config
 from millstream.app.installation import Installation, Settings
 from millstream.app.roles import Learn, Serve
 from millstream.app.training import train
+from millstream.app.whatif import Candidate
 from millstream.cli import parser
 from millstream.clock import SystemClock
 from millstream.features import Column, Definition
@@ -121,6 +122,7 @@ def test_make_verbs_exist(page):
 
 
 READERS = {
+    "calmer.toml": lambda text: config.parse(text, Candidate, "the page"),
     "millstream.toml": lambda text: config.parse(text, Settings, "the page"),
     "keys.toml": lambda text: msgspec.convert(tomllib.loads(text), auth._File),
     "policy.toml": lambda text: policy.parse(text, "the page", ("12", "13", "14")),
@@ -273,6 +275,7 @@ def test_every_metric_is_listed_and_every_listed_one_is_there(service):
     }
     with_a_setting = (
         "millstream_access",
+        "millstream_beside_missed_total",
         "millstream_certificate",
         "millstream_fact",
         "millstream_feature",
@@ -281,6 +284,7 @@ def test_every_metric_is_listed_and_every_listed_one_is_there(service):
         "millstream_rank_instead_total",
         "millstream_recall_",
         "millstream_relaxed_total",
+        "millstream_tenant_asks_total",
         "millstream_traces",
     )
     assert {one for one in listed - rendered if not one.startswith(with_a_setting)} == at_first_use

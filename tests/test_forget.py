@@ -500,7 +500,7 @@ def test_lists_forget_nobody_before_they_have_read_what_there_is_of_them(tmp_pat
             assert report.sound and report.attributes == 2, "as one who has attributes, and as one of lists"
             assert not len(live_.histories.of(mine).numbers) and len(live_.histories.of("bob").numbers) == 1
             assert mine not in {*live_._requests.values(), *live_._attributes, *serve.known._told["user"]}
-            people = learn._builder._liked
+            people = learn._builders[0]._liked
             assert mine not in {*people._users, *people._requests.values()} and "bob" in people._users
             await end(serve, learn)
         for kept in ("serve-1.npz", ".serve-1.npz.part"):  # of a worker that was killed

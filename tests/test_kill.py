@@ -56,7 +56,7 @@ async def play(demo: Demo, victims: list[tuple[str, ...]], seed: int) -> None:
     await replaying
     await demo.settle()
     await asyncio.sleep(1.0)  # one more push interval
-    await demo.supervisor.stop()
+    await demo.stop()
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_killing_processes_loses_and_doubles_nothing(tmp_path, victims):
     asyncio.run(play(demo, victims, seed=len(victims[0]) + len(victims)))
 
     figures = demo.figures()
-    assert figures.errors == 0, demo.replay.first_error
+    assert figures.errors == 0, demo.books.first_error
     assert sum(demo.supervisor.restarts.values()) == sum(map(len, victims))
     assert (figures.lost, figures.duplicated) == (0, 0)
     assert figures.outcomes == 2 * figures.requests == 2 * len(demo.replay.shown)

@@ -267,9 +267,9 @@ def test_a_ranker_that_cannot_answer_makes_a_worse_list_and_no_error(tmp_path, m
             assert (await at.list(user="u")).missed == ["rank"], "there is no model yet"
             await ranked(at)
             whole = await at.list(user="u", n=40)
-            real = at.serve.lister.lists._submit
+            real = at.serve.lister.lists._scoring._submit
             monkeypatch.setattr(
-                at.serve.lister.lists, "_submit", lambda request: asyncio.get_running_loop().create_future()
+                at.serve.lister.lists._scoring, "_submit", lambda request: asyncio.get_running_loop().create_future()
             )
             fast = msgspec.structs.replace(at.at.settings.recommend.placements["home"], rank_ms=5.0)
             monkeypatch.setitem(at.serve.lister.lists._placements, "home", fast)
@@ -277,7 +277,7 @@ def test_a_ranker_that_cannot_answer_makes_a_worse_list_and_no_error(tmp_path, m
             assert late.missed == ["rank"] and set(names(late)) == set(names(whole))
             event = at.logged(late.id)
             assert event.ranker == "recall" and event.version == "" and event.scores == b""
-            monkeypatch.setattr(at.serve.lister.lists, "_submit", real)
+            monkeypatch.setattr(at.serve.lister.lists._scoring, "_submit", real)
             assert (await at.list(user="u")).missed == []
 
     run(scene)

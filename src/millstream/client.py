@@ -40,7 +40,7 @@ from numpy.typing import ArrayLike
 
 from millstream import errors
 from millstream.clock import Clock, SystemClock
-from millstream.types import Array, Listing, Outcome
+from millstream.types import Array, Listing, Outcome, TenantOutcome
 
 ANSWER_BYTES_MAX = 256 * 2**20
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 5.0
@@ -77,6 +77,9 @@ class Client:
     Over https, `ca` (PEM) is whom to trust in place of the system's authorities, and `certificate` with its
     `private_key` is what this client shows.
 
+    `tenant`: whose items, people and requests all calls are about, where the service has tenants and the key is not
+    bound to one alone.
+
     `buffer`: outcomes that may wait at most; `batch`: outcomes a message; `retry_s`: how long an outcome is tried for.
     `on_drop(outcomes, why)` hears of losses, also from the background thread; without it they are logged.
     """
@@ -89,6 +92,7 @@ class Client:
         ca: str | Path = "",
         certificate: str | Path = "",
         private_key: str | Path = "",
+        tenant: str = "",
         timeout_s: float = 5.0,
         connections: int = 8,
         buffer: int = 10_000,
@@ -97,7 +101,7 @@ class Client:
         on_drop: OnDrop | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self._clock = clock or SystemClock()
+        self._clock, self._tenant = clock or SystemClock(), tenant
         self._wire = _Wire(url, key, timeout_s, connections, _tls(url, ca, certificate, private_key))
         self._outbox = _Outbox(self._wire.post, self._clock, buffer, batch, retry_s, on_drop)
 
@@ -146,14 +150,17 @@ class Client:
         return self._told("/v1/users/merge", {"merges": [{"visitor": visitor, "user": user}]})
 
     def _listing(self, path: str, asked: Mapping[str, object]) -> Listing:
-        body = self._wire.post(path, _json(asked, path), _JSON)[1]
+        body = self._wire.post(path, _json(self._whose(asked), path), _JSON)[1]
         try:
             return msgspec.json.decode(body, type=Listing)
         except msgspec.MsgspecError as error:
             raise errors.Error(f"{path}: the answer cannot be read: {error}") from None
 
     def _told(self, path: str, told: Mapping[str, object]) -> int:
-        return int(_object(path, self._wire.post(path, _json(told, path), _JSON)[1])["accepted"])
+        return int(_object(path, self._wire.post(path, _json(self._whose(told), path), _JSON)[1])["accepted"])
+
+    def _whose(self, said: Mapping[str, object]) -> Mapping[str, object]:
+        return {**said, "tenant": self._tenant} if self._tenant else said
 
     def traffic(self, model: str) -> dict[str, Any]:
         """Who gets which version of a model, and how that came about. Wants the right to `control`, as all below do."""
@@ -216,17 +223,18 @@ class Client:
         text: str = "",
     ) -> None:
         """Tell what a person did with `item` of the answer `request`. Returns at once; `flush` says when it is safe."""
-        self._outbox.put(
-            Outcome(
-                request=request,
-                item=item,
-                kind=kind,
-                value=value,
-                event_time=self._clock.now() if event_time is None else event_time,
-                id=id or uuid.uuid4().hex,
-                text=text,
-            )
+        told = Outcome(
+            request=request,
+            item=item,
+            kind=kind,
+            value=value,
+            event_time=self._clock.now() if event_time is None else event_time,
+            id=id or uuid.uuid4().hex,
+            text=text,
         )
+        if self._tenant:
+            told = TenantOutcome(**msgspec.structs.asdict(told), tenant=self._tenant)
+        self._outbox.put(told)
 
     @property
     def dropped(self) -> int:

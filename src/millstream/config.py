@@ -57,7 +57,7 @@ def settings(
     of: type[msgspec.Struct], prefix: str = "", told: set[type[msgspec.Struct]] | None = None
 ) -> Iterator[tuple[str, object, str]]:
     """(name, default, help) of every setting below a struct, for docs and `--help`; a default of None: there is none.
-    What a table of several kinds may hold is told once; `told`: those that were."""
+    What a table of several kinds, or tables by free names, may hold is told once; `told`: those that were."""
     told = set() if told is None else told
     for field in msgspec.structs.fields(of):
         name = f"{prefix}{field.encode_name}"
@@ -73,7 +73,9 @@ def settings(
                 yield name, default, help
             else:
                 yield name, {key: _changed(one) for key, one in (default or {}).items()}, help
-                yield from settings(named, f"{name}.NAME.", told)
+                if named not in told:
+                    told.add(named)
+                    yield from settings(named, f"{name}.NAME.", told)
             for kind in _kinds(field.type):
                 if kind not in told:
                     told.add(kind)

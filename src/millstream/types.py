@@ -61,10 +61,12 @@ class Description(msgspec.Struct, frozen=True):
 
 
 class Principal(msgspec.Struct, frozen=True):
-    """Who asks. `verbs` holds "model:verb" patterns ("*:infer", "ranker:*"); see guard/auth.py."""
+    """Who asks. `verbs` holds "model:verb" patterns ("*:infer", "ranker:*"); see guard/auth.py. `tenants`: those that
+    it speaks for; none said: all there are."""
 
     name: str
     verbs: tuple[str, ...] = ("*:*",)
+    tenants: tuple[str, ...] = ()
 
 
 class Turn(msgspec.Struct):
@@ -83,12 +85,22 @@ class Turn(msgspec.Struct):
     owner: str = ""
 
 
+class Leeway(msgspec.Struct, frozen=True):
+    """What a caller leaves to the version that answers. `spare`: inputs that a version is given only where it takes
+    them, of two dimensions the last columns where it takes fewer; `reads`: outputs that it must have, beside whatever
+    others."""
+
+    spare: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+
+
 class Request(msgspec.Struct):
     """One call of one model: named arrays whose first dimension is the row, the unit of batching. An input of one row
     beside others of many belongs to all of those.
 
     `version` empty means: by policy. `key` makes a split sticky (a user id); empty means the request id. `priority`: a
     lower number goes first; 0 is what nobody asked for. `timeout_s`: seconds it may take; 0: what the model says.
+    `leeway`: None where versions that take or give other tensors than the live one must not answer.
     """
 
     model: str
@@ -101,6 +113,7 @@ class Request(msgspec.Struct):
     priority: int = 0
     timeout_s: float = 0.0
     turn: Turn | None = None
+    leeway: Leeway | None = None
 
 
 class Ran(msgspec.Struct):
@@ -202,13 +215,15 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 class Rank(msgspec.Struct, kw_only=True):
-    """Ask for candidates in rank order for a user. `id` is the client's and idempotent: asked twice, logged once."""
+    """Ask for candidates in rank order for a user. `id` is the client's and idempotent: asked twice, logged once.
+    `tenant`: whose all these names are, where there are tenants."""
 
     id: str
     user: str
     candidates: tuple[str, ...]
     model: str = ""
     event_time: float = 0.0
+    tenant: str = ""
 
 
 class Ranked(msgspec.Struct):
@@ -226,7 +241,7 @@ class Ask(msgspec.Struct, kw_only=True):
     `user` or `visitor` (somebody without an account) is named; `placement`: where the list will stand, of those that
     are configured; `candidates`: items of the caller's own, beside what is recalled; `exclude`: items that must not
     come; `context`: what the caller knows of the moment; `similar`: the list is to be like this item. `cursor`: of the
-    page before; then nothing else counts. `n`: items on a page.
+    page before; then nothing else counts. `n`: items on a page. `tenant`: as in `Rank`.
     """
 
     id: str
@@ -241,6 +256,7 @@ class Ask(msgspec.Struct, kw_only=True):
     cursor: str = ""
     explain: bool = False
     event_time: float = 0.0
+    tenant: str = ""
 
 
 class Slot(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -291,6 +307,20 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
         return self.id or f"{self.request}/{self.item}/{self.kind}"
 
 
+class TenantOutcome(Outcome, frozen=True, kw_only=True, tag="outcome"):
+    """An outcome as a caller tells it who says whose it is. The log has a plain one, its names being of the tenant."""
+
+    tenant: str = ""
+
+
+class Beside(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a model beside the ranker said of the candidates: its `version@delta`, "" where it was too late or failed,
+    and the outputs that were read, float32 LE, one a candidate."""
+
+    version: str = ""
+    outputs: dict[str, bytes] = {}
+
+
 class Served(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="served"):
     """One answered request, written before the answer leaves.
 
@@ -303,9 +333,11 @@ class Served(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     in the order of the list; `reasons`: one text an item of the list; `sources`: uint32 LE a candidate, bit i for
     `paths[i]` that found it; `late`: paths that were too late or failed; `recalled`: float32 LE a candidate, its score
     in recall; `slate`: all that re-ranking looked at (flows/rerank/slate.py), `rules`: the arm of rules it went by,
-    `seed`: its chance; `ranker`: what answered for a ranker that could not; `history`: the user's, newest last;
-    `prices`: float32 LE, of a click on each item of the list, NaN where nobody pays, none where nothing is sold;
-    `asked`: digest of the request, by which a retry is known.
+    `rules_hash`: what these were (`Rules.hash`), `seed`: its chance; `ranker`: what answered for a ranker that could
+    not; `history`: the user's, newest last; `prices`: float32 LE, of a click on each item of the list, NaN where nobody
+    pays, none where nothing is sold;
+    `asked`: digest of the request, by which a retry is known; `beside`: by name, the models beside the ranker that were
+    asked.
     """
 
     request: str
@@ -336,6 +368,8 @@ class Served(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     history: list[str] = []
     prices: bytes = b""
     asked: bytes = b""
+    beside: dict[str, Beside] = {}
+    rules_hash: str = ""
 
 
 class Merge(msgspec.Struct, frozen=True, kw_only=True, tag="merge"):

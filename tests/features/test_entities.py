@@ -54,6 +54,27 @@ def test_entities_and_raw_columns_give_the_same_rows(
     assert got.dtype == np.uint32 and got.tobytes() == expected.tobytes()
 
 
+ODD = st.one_of(st.none(), VALUES, st.integers(0, 99), st.just([]), st.lists(VALUES, max_size=3), st.just(math.nan))
+
+
+@settings(max_examples=100, deadline=None)
+@given(told=st.lists(st.tuples(st.sampled_from("abcd"), ODD, ODD), max_size=12))
+def test_many_at_once_are_as_one_after_the_other(told: list[tuple[str, Any, Any]]) -> None:
+    """With all that is refused or forgotten."""
+    several = [(id, {"age": age, "sex": sex, "genres": sex}) for id, age, sex in told]
+    for kind in ("user", "item"):
+        together, alone = entities(3), entities(3)
+        found = together.upsert_many(kind, several)
+        for (id, attributes), error in zip(several, found, strict=True):
+            try:
+                alone.upsert(kind, id, attributes)
+                assert error is None
+            except errors.BadInput as wanted:
+                assert str(error) == str(wanted)
+        assert together.forgotten == alone.forgotten and together.count(kind) == alone.count(kind)
+        assert together.tokens(kind, list("abcde")).tobytes() == alone.tokens(kind, list("abcde")).tobytes()
+
+
 def test_a_stranger_has_his_id_alone() -> None:
     known = entities()
     known.upsert("item", "1", {"genres": ["a"]})

@@ -44,6 +44,17 @@ def test_it_names_the_outputs_that_it_needs():
     assert Formula("exp(min)").names == {"min"}  # a name that is not called is an output's
 
 
+def test_outputs_of_other_models_have_their_names_before_them():
+    found = Formula("0.7 * click + 0.2 * online.click - online.buy * deep.click")
+    assert found.names == {"click", "online.click", "online.buy", "deep.click"}
+    assert found.beside == {"online": ("buy", "click"), "deep": ("click",)} and Formula("click").beside == {}
+    theirs = {"online.click": HEADS["conversion"], "online.buy": HEADS["click"], "deep.click": HEADS["dwell"]}
+    wanted = 0.7 * HEADS["click"] + 0.2 * HEADS["conversion"] - HEADS["click"] * HEADS["dwell"]
+    np.testing.assert_allclose(found.of(HEADS | theirs), wanted, rtol=1e-6)
+    with pytest.raises(NotFound, match=r"no output 'deep.click'"):
+        found.of(HEADS | {name: one for name, one in theirs.items() if name != "deep.click"})
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -53,7 +64,8 @@ def test_it_names_the_outputs_that_it_needs():
         ("click * (1", "cannot be read"),
         ("click\0", "cannot be read"),
         ("3 * 4", "names no output"),
-        ("click.real", r"'click.real' at character 1 cannot stand"),
+        ("a.click.real", r"'a.click.real' at character 1 cannot stand"),
+        ("(click + 1).real", "cannot stand"),
         ("1 + click[0]", r"'click\[0\]' at character 5 cannot stand"),
         ("click if dwell else 0", "cannot stand in a formula, which has names of outputs"),
         ("click > 0.5", "'click > 0.5' at character 1 cannot stand"),

@@ -183,7 +183,7 @@ class House:
         return self._done(len(rows))
 
     def upsert(
-        self, topic: Literal["users", "items"], rows: list[dict[str, Any]], principal: Principal
+        self, topic: Literal["users", "items"], rows: list[dict[str, Any]], principal: Principal, tenant: str = ""
     ) -> asyncio.Future[int]:
         self.admit(principal, topic, "upsert")
         if not rows or not all(isinstance(row.get("id"), str) and row["id"] for row in rows):
@@ -191,7 +191,7 @@ class House:
         self.outcomes += rows
         return self._done(len(rows))
 
-    def merge(self, merges: list[Merge], principal: Principal) -> asyncio.Future[int]:
+    def merge(self, merges: list[Merge], principal: Principal, tenant: str = "") -> asyncio.Future[int]:
         self.admit(principal, "users", "upsert")
         if not merges:
             raise errors.BadInput("merges: the list is empty; send at least one")

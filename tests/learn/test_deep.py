@@ -4,16 +4,20 @@ import asyncio
 import math
 import sys
 
+import msgspec
 import numpy as np
 import pytest
 from deep_house import DEEP, DEFINITION, House, settings
 from sklearn.metrics import roc_auc_score
 
 from millstream.app.deep import train
+from millstream.app.training import train as train_online
 from millstream.clock import FakeClock
 from millstream.engine import Engine
 from millstream.errors import BadInput, Misconfigured, Missing
 from millstream.features import Column, Definition, Entities, Rows
+from millstream.flows.recommend import RecommendLimits
+from millstream.learn import LearnSettings
 from millstream.learn.deep import DeepSettings, Head, Shown
 from millstream.learn.deep.vocabulary import slots
 from millstream.learn.offline import Plan
@@ -351,6 +355,7 @@ def test_a_deep_ranker_is_trained_from_the_log_and_can_be_served(filled):
     assert set(made.figures) == {"candidate", "candidate buy", "served"}
     assert made.figures["candidate"].auc > 0.7 > made.figures["served"].auc + 0.1
     assert made.figures["candidate"].examples == 560
+    assert manifest.batching.once == ("history",)
     assert manifest.lineage["network"] == "din" and manifest.lineage["settings"]["factors"] == DEEP.factors
     assert any(line.startswith("dwell: ") for line in said) and "outputs: click, buy, dwell" in said[0]
     model = load(at.repository, "ranker", made.version)
@@ -383,6 +388,22 @@ def test_a_span_is_judged_by_what_comes_after_it_beside_the_live_version(filled,
         assert any("had learnt" in line for line in said), "nobody is judged by what he was told"
     finally:
         at.repository = repository
+
+
+def test_beside_a_learner_it_is_a_version_of_the_ranker_and_both_learn_from_what_that_served(tmp_path):
+    wanted = msgspec.structs.replace(
+        settings(), learn=LearnSettings(model="online"), recommend=RecommendLimits(beside=("online",))
+    )
+    house = House(tmp_path, wanted)
+    for number in range(40):
+        house.serve(f"r{number}", ["i1", "i2", "i3"], history=["i4"])
+        house.tell(f"r{number}", "i1", "click")
+    house.end()
+    made, online = train(house.at, "din", Plan(passes=1)), train_online(house.at)
+    assert (made.model, made.version, made.role, made.examples) == ("ranker", "1", "live", 120)
+    assert (online.model, online.version, online.role, online.examples) == ("online", "1", "live", 120)
+    assert house.at.repository.manifest("ranker", "1").lineage["network"] == "din"
+    house.close()
 
 
 def test_what_cannot_be_is_said(filled, monkeypatch):

@@ -5,13 +5,26 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import t
 
 from millstream.errors import BadInput
 from millstream.flows.recommend.explore import explored
 from millstream.flows.rerank import Rules, Slate
 from millstream.flows.rerank.diversity import Window
 from millstream.flows.rerank.sift import Boost, Seen
-from millstream.learn.estimate import Interval, Logged, doubly_robust, expected, first_place, gain, ips, snips
+from millstream.learn.estimate import (
+    Interval,
+    Logged,
+    doubly_robust,
+    expected,
+    first_place,
+    gain,
+    ips,
+    mean,
+    ratio,
+    snips,
+    student,
+)
 
 COUNT = 5
 
@@ -241,3 +254,39 @@ def test_arguments_that_are_wrong_are_refused():
         first_place([0, 1], [0], [2], 0.5)
     assert first_place([0], [-1], [1], 0.5).tolist() == [0.0]
     assert first_place([4, 4, 4], [0, 4, 0], [2, 2, 2], 0.5, [True, True, False]).tolist() == [0.25, 0.75, 0.0]
+
+
+def test_students_interval_is_that_of_the_tables():
+    for freedom in (5, 9, 30, 1000):
+        for confidence in (0.5, 0.95, 0.99):
+            assert student(confidence, freedom) == pytest.approx(t.ppf(0.5 + confidence / 2, freedom), rel=0.01)
+
+
+def test_a_ratio_and_a_difference_hold_the_truth_as_often_as_said():
+    """Of groups that differ in size and in what they like; the truth of the second is 0.05 more."""
+    inside = {"one": [], "difference": [], "mean": []}
+    for seed in range(600):
+        random = np.random.default_rng(seed)
+        found = []
+        for chance in (0.3, 0.35):
+            shown = random.integers(1, 60, 25).astype(np.float64)
+            liked = random.binomial(shown.astype(int), np.clip(random.normal(chance, 0.1, 25), 0, 1))
+            found.append(ratio([*liked, 0.0], [*shown, 0.0], share=True))  # a group that saw nothing does not count
+        low, high = found[0].interval()
+        inside["one"].append(low <= 0.3 <= high)
+        low, high = found[1].minus(found[0]).interval()
+        inside["difference"].append(low <= 0.05 <= high)
+        low, high = mean(random.normal(2.0, 1.0, 10)).interval()
+        inside["mean"].append(low <= 2.0 <= high)
+    assert found[0].freedom == 24
+    for name, hits in inside.items():
+        assert 0.92 <= np.mean(hits) <= 0.975, name
+
+
+def test_a_few_who_did_the_same_say_little_of_the_others():
+    few, many = ratio(np.ones(5), np.ones(5), share=True), ratio(np.ones(500) * 0.9, np.ones(500), share=True)
+    low, high = few.minus(many).interval()
+    assert low < 0 < high
+    nothing, lone = ratio([], []), ratio([2.0], [4.0])
+    assert np.isnan(nothing.value) and (lone.value, lone.error) == (0.5, np.inf)
+    assert np.isnan(mean([]).value) and mean([1.0]).error == np.inf

@@ -442,7 +442,7 @@ def test_backups_of_the_real_processes_under_load_restore_to_sound_books(tmp_pat
             assert await process.wait() == 0 or number == 1
             ledgers.append(ledger)
         replaying.cancel()
-        await demo.supervisor.stop()
+        await demo.stop()
         return [(n, ledger) for n, ledger in enumerate(ledgers) if n != 1]
 
     for number, ledger in asyncio.run(play()):

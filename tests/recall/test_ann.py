@@ -23,10 +23,10 @@ def vectors(n: int, seed: int = 0) -> np.ndarray:
     return (rows * random.lognormal(0, 0.4, (n, 1))).astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def large() -> tuple[np.ndarray, Base]:
+@pytest.fixture(scope="module", params=["sq8", "pq"])
+def large(request) -> tuple[np.ndarray, Base]:
     rows = vectors(30_000)
-    return rows, Base.build(rows, queries=vectors(300, 1))
+    return rows, Base.build(rows, queries=vectors(300, 1), codes=request.param)
 
 
 def exact(rows: np.ndarray, query: np.ndarray, k: int, mask: np.ndarray) -> set[int]:
@@ -43,8 +43,10 @@ def test_a_base_finds_what_it_says_it_finds(large):
     assert np.mean(hits) / 100 > 0.95
 
 
+@pytest.mark.parametrize("cheaper", [400, 1])  # asked of each code, or left out afterwards
 @pytest.mark.parametrize("share", [0.8, 0.7, 0.3, 0.05, 0.002])
-def test_a_filter_holds_and_costs_no_recall(large, share, monkeypatch):
+def test_a_filter_holds_and_costs_no_recall(large, share, cheaper, monkeypatch):
+    monkeypatch.setattr(ann, "_CHEAPER", cheaper)
     monkeypatch.setattr(ann, "FLAT_ROWS", 1000)  # so that most of these go by lists
     monkeypatch.setattr(ann, "_DEARER", 1000)
     rows, base = large
@@ -100,6 +102,47 @@ def test_a_base_comes_back_from_its_files(large, tmp_path):
     (tmp_path / "factors.faiss").write_bytes(b"torn")
     with pytest.raises(errors.Corrupt, match="factors"):
         Base.open(tmp_path, "factors")
+
+
+def test_a_code_is_a_byte_a_number_or_one_for_four(large, tmp_path):
+    rows, base = large
+    base.save(tmp_path, "factors")
+    each = {"sq8": WIDTH, "pq": WIDTH // 4}[base.measured.codes] + 8  # and which row it is
+    centres = 4 * WIDTH * (base.measured.lists + 256)
+    assert 0 < (tmp_path / "factors.faiss").stat().st_size - len(rows) * each < 2 * centres
+
+
+def test_lists_are_not_looked_into_for_what_codes_lose(monkeypatch):
+    monkeypatch.setattr(ann, "_BROUGHT", {"pq": 1.0})
+    base = Base.build(vectors(30_000), queries=vectors(300, 1), codes="pq")
+    assert 0.7 < base.measured.recall < 0.96
+    assert base.measured.probes < base.measured.lists / 4
+
+
+@pytest.mark.parametrize("cheaper", [400, 1])
+def test_a_filter_that_goes_with_the_query_costs_no_recall(large, cheaper, monkeypatch):
+    monkeypatch.setattr(ann, "_CHEAPER", cheaper)
+    monkeypatch.setattr(ann, "FLAT_ROWS", 100)
+    monkeypatch.setattr(ann, "_DEARER", 1000)
+    rows, base = large
+    hits = 0
+    for query in vectors(20, 10):
+        near = rows @ query
+        for mask in (near > np.quantile(near, 0.8), near < np.quantile(near, 0.5)):
+            found = Ann(base).search(query, 50, Bits.of(mask)).numbers
+            assert mask[found].all() and len(found) == 50
+            hits += len(exact(rows, query, 50, mask) & set(found.tolist())) if mask[np.argmax(near)] else 0
+    assert hits / (20 * 50) > 0.93
+
+
+@pytest.mark.parametrize(("width", "bytes_each"), [(6, 3), (7, 7)])
+def test_any_width_can_be_coded_in_short(width, bytes_each):
+    rows = np.random.default_rng(0).normal(size=(12_000, width)).astype(np.float32)
+    base = Base.build(rows, flat_rows=1000, codes="pq")
+    assert base.lists.code_size == bytes_each and base.measured.recall >= 0.96
+    query = rows[5]
+    found = Ann(base).search(query, 10, Bits.all(len(rows)))
+    np.testing.assert_allclose(found.scores, rows[found.numbers] @ query, rtol=1e-4, atol=1e-4)
 
 
 def test_what_was_born_since_is_found_at_once_and_the_new_vector_of_a_known_item_counts(large):

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shelves import QUICK, RULES, SOME, STEPS, many, scene, tell
 
+from millstream.recall import ranking as ranks
 from millstream.recall.catalogue import Catalogue
 from millstream.recall.filters import Filters, Rule
 from millstream.recall.paths import Given, Newest, Popular, SimilarToLast, Tags
@@ -31,7 +32,7 @@ class Similar(SimilarToLast):
     name = "similar by an index"
 
     def __init__(self, catalogue: Catalogue) -> None:
-        super().__init__(catalogue, near=self)
+        super().__init__(catalogue, exact_max=0, near=self)
         self.embedding = catalogue
 
     def search(self, vector, k, allowed):
@@ -172,6 +173,17 @@ def test_a_long_ranking_finds_the_few_that_are_allowed():
     assert found.tolist() == list(range(39, 9, -1)) or 5 in low
     assert set(numbers.tolist()) <= {*low.tolist(), 5}
     assert ranking.top(100, allowed)[0].tolist()[-1] == 5
+
+
+def test_what_merges_copy_grows_with_what_is_put_and_not_with_its_square(monkeypatch):
+    monkeypatch.setattr(ranks, "_LATELY_MAX", 16)
+    monkeypatch.setattr(ranks, "_LATELY_PART", 16)
+    ranking, copied, merge = Ranking(), [], Ranking._merge
+    monkeypatch.setattr(Ranking, "_merge", lambda self: (copied.append(len(self)), merge(self)))
+    for number in range(10_000):
+        ranking.put(number, float(number))
+    assert 10_000 < sum(copied) < 20 * 10_000
+    assert ranking.top(3, Bits.all(10_000))[0].tolist() == [9999, 9998, 9997]
 
 
 def test_a_ranking_can_be_looked_at_while_it_changes(often):

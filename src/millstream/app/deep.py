@@ -25,7 +25,7 @@ from millstream.learn.offline import HELD, Plan, Progress
 from millstream.learn.train import known_by
 from millstream.learn.validation import Figures, Labels, Scores
 from millstream.models import online
-from millstream.models.manifest import Manifest
+from millstream.models.manifest import Batching, Manifest
 from millstream.models.runtimes.onnx import Onnx
 from millstream.types import Array
 
@@ -70,9 +70,9 @@ def train_joined(
         learnt = _fit(at, shown, shown.inside, outputs, settings, plan, say)
     learnt.slopes, learnt.intercepts = slopes, intercepts
     manifest, files = _version(at, kind, plan, settings, shown, upto, learnt, figures)
-    version, role = training.put(at, manifest, files, role)
+    version, role = training.put(at, at.ranker, manifest, files, role)
     return Made(
-        model=at.model, version=version, role=role, examples=shown.inside, settings=msgspec.to_builtins(settings),
+        model=at.ranker, version=version, role=role, examples=shown.inside, settings=msgspec.to_builtins(settings),
         figures=figures,
     )  # fmt: skip
 
@@ -109,12 +109,12 @@ def _read(at: Installation, plan: Plan, outputs: tuple[Head, ...], history: int)
     upto = reader.end(0) if plan.until is None else known_by(reader, plan.until)
     state = at.folder / "state"
     state.mkdir(parents=True, exist_ok=True)
-    source = Source(at.model, definition, outputs, history)
+    source = Source(at.ranker, definition, outputs, history)
     span = Span(first, upto) if plan.until is None else Span(first, upto, plan.until)
     shown = read(at.log, source, span, state)
     if not shown.inside:
         raise BadInput(
-            f"there is nothing to learn: no item of {at.model} was shown in that span, or rows of another [features]"
+            f"there is nothing to learn: no item of {at.ranker} was shown in that span, or rows of another [features]"
         )
     return shown, upto
 
@@ -181,14 +181,14 @@ class _Live:
     @classmethod
     def of(cls, at: Installation) -> _Live | None:
         """None where there is none that these rows can be told to."""
-        live = at.repository.policy(at.model).live if at.model in at.repository.models() else ""
+        live = at.repository.policy(at.ranker).live if at.ranker in at.repository.models() else ""
         if not live:
             return None
         try:
-            manifest = at.repository.manifest(at.model, live)
+            manifest = at.repository.manifest(at.ranker, live)
             if manifest.features != at.definition.hash:
                 return None
-            file = at.repository.folder(at.model, live) / manifest.file
+            file = at.repository.folder(at.ranker, live) / manifest.file
             model = Onnx(file) if manifest.format == "onnx" else online.load_served(file)
         except Error:
             return None
@@ -227,6 +227,7 @@ def _version(
         format="onnx",
         file=FILE,
         features=at.definition.hash,
+        batching=Batching(once=("history",) if learnt.network.shape.history else ()),
         lineage={
             "made_by": MADE_BY,
             "network": kind,

@@ -28,8 +28,10 @@ from typing import Final
 import msgspec
 
 from millstream.app.installation import Installation
-from millstream.app.orders import LEARN, SERVE
+from millstream.app.orders import LEARN, SERVE, SHARD
 from millstream.errors import BadInput, Busy, Conflict, Misconfigured
+from millstream.guard.pii import pseudonym
+from millstream.guard.tenants import person
 from millstream.learn import Learning
 from millstream.meter import Meter
 from millstream.ops.backup import remove_pins
@@ -77,8 +79,11 @@ class Report(msgspec.Struct, kw_only=True):
     stays: list[Stays] = []
 
 
-async def forget(at: Installation, users: Sequence[str], kind: str = "user", wait_s: float = WAIT_S) -> Report:
-    """Forget entities of a kind by the names that callers use for them; harmless for those that nobody knows.
+async def forget(
+    at: Installation, users: Sequence[str], kind: str = "user", wait_s: float = WAIT_S, tenant: str = ""
+) -> Report:
+    """Forget entities of a kind by the names that callers use for them; harmless for those that nobody knows. `tenant`:
+    whose they are, where there are tenants.
 
     BadInput; Misconfigured: the log is on Kafka; Conflict: another one runs, a backup, or a process that takes no
     orders holds a partition; Busy: a role did not answer within `wait_s`; Full. After any of the last three, run it
@@ -92,6 +97,11 @@ async def forget(at: Installation, users: Sequence[str], kind: str = "user", wai
         )
     if kind == "item":
         raise BadInput("items are not people: nothing here forgets one")
+    tenants = at.settings.recommend.tenants
+    if (tenant or (tenants and kind == "user")) and tenant not in tenants:
+        there = ", ".join(tenants) or "no tenants here"
+        raise BadInput(f"tenant {tenant!r}: a person is one tenant's, name it with --tenant; there are: {there}")
+    users = [person(tenant, pseudonym(user)) for user in users] if tenant else users
     names, report = spellings(users), Report()
     names = with_visitors(at.log, names) if kind == "user" else names
     with _alone(at) as orders, ExitStack() as held:
@@ -187,7 +197,7 @@ def _drop(at: Installation, join: Operation, order: Forget, report: Report) -> N
     """What `learn` does, where none runs; what the join has not read yet, it will find cleared."""
     if order.served and at.settings.learn.model:
         deltas = at.log.writer("deltas")
-        learning = Learning(at.settings.learn, at.repository, at.log, deltas, at.clock, Meter())
+        learning = Learning(at.settings.learn, at.repository, at.log, deltas, at.clock, Meter(), also=at.also)
         report.bases += learning.rebase(at.log.reader("examples").end(0) - 1)
         deltas.close()
     if order.kind == "user":
@@ -202,7 +212,7 @@ def _files(at: Installation, order: Forget, report: Report) -> None:
     from millstream.features.forget import forget as forget_files
 
     for pattern in ("*.npz", ".*.npz.part"):  # of servers that do not run, or were killed: they read the log again
-        for kept in at.live.glob(pattern):
+        for kept in at.live.rglob(pattern):
             kept.unlink(missing_ok=True)
     gone = forget_files(at.rows, order.kind, np.array(order.keys, np.uint64), Names.of(order))
     report.rows += gone.rows
@@ -214,6 +224,7 @@ class _Roles:
 
     def __init__(self, at: Installation, wait_s: float, learns: bool) -> None:
         self._log, self._clock, self._wait_s, self._learns = at.log, at.clock, wait_s, learns
+        self._shards = {SHARD + number: at.run / f"recall-{number}" for number in range(at.settings.recall.shards)}
         self._reader, self._read = at.log.reader(TOPIC), dict[int, int]()
         self._answers: dict[tuple[int, int, int], dict[str, int]] = {}
 
@@ -260,6 +271,9 @@ class _Roles:
         for partition in self._log.reader("served").partitions():
             if process := holder(self._log.root / "served" / str(partition)):
                 yield SERVE + partition, process
+        for partition, folder in self._shards.items():
+            if process := holder(folder):
+                yield partition, process
 
     def _listen(self) -> None:
         for partition in self._reader.partitions():
@@ -271,6 +285,8 @@ class _Roles:
 
 
 def _name(partition: int) -> str:
+    if partition >= SHARD:
+        return f"recall-{partition - SHARD}"
     return "learn" if partition == LEARN else f"serve-{partition - SERVE}"
 
 
@@ -282,11 +298,11 @@ def _stays(at: Installation) -> list[Stays]:
         Stays("rows of other entities that hold the name's hash (last_n, top_k ...)", "their window or n has passed"),
         Stays("ids of this person's events, as hashes, in snapshots", "the source's `again` (an hour) has passed"),
     ]
-    if any(at.indexes.glob("*/index.toml")):
+    if any(at.indexes.rglob("index.toml")):
         found.append(Stays("likes without a name in indexes (state/recall)", "`learn` has built two newer ones"))
-    if at.model in at.repository.models():
+    for model in sorted({at.model, at.ranker, at.settings.recall.towers} & set(at.repository.models())):
         until = "`millstream train offline`, and older versions removed"
-        found.append(Stays(f"weights of {at.model} that were learnt", until))
+        found.append(Stays(f"weights of {model} that were learnt", until))
     if any((at.folder / "models").glob("*/watch/recorded.jsonl")):
         found.append(Stays("models/*/watch/recorded.jsonl, which does not say whose", "newer requests replace it"))
     return found

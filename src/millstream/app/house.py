@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec.structs import replace
 
 from millstream.app.steering import Comparison, Steering, Traffic
+from millstream.app.tenants import NOBODYS, Tenants
 from millstream.engine import Engine
 from millstream.errors import BadInput, Error, NotFound
 from millstream.flows.predict import Predict
@@ -51,10 +52,11 @@ class House:
         peers: Peers | None = None,
     ) -> None:
         self._engine, self._predict, self._recommend, self._collect = engine, predict, recommend, collect
-        self._keys, self._steering = keys, steering
+        self._keys, self._steering, self._meter = keys, steering, meter
         self._features: Features | None = None
         self._facts: Facts | None = None
-        self._lists: Lists | None = None
+        self._lists: Mapping[str, Lists] = {}
+        self._tenants = Tenants((), meter)
         self._upserts: Upserts | None = None
         self._verbs = peers.verbs if peers else {"load": engine.load, "unload": engine.unload}
         self.describe, self.config, self.statistics = engine.describe, engine.config, engine.statistics
@@ -68,6 +70,8 @@ class House:
             self._spend(principal)
             if request.turn is not None:
                 request.turn.owner = principal.name
+            if self._tenants:
+                request = replace(request, id=NOBODYS + request.id)
             return self._predict.call(request)
         if self._collect is None:
             raise NotFound("this process serves models alone; `millstream up -c FILE` also ranks and takes outcomes")
@@ -75,37 +79,47 @@ class House:
             if self._recommend is None:
                 raise NotFound("this installation ranks nothing: its millstream.toml has no [features] table")
             self.admit(principal, request.model or self._recommend.model, "recommend")
+            request.tenant = self._tenants.of(principal, request.tenant)
             self._spend(principal)
+            self._tenants.asked(request.tenant)
             return self._recommend.call(request)
         if isinstance(request, Ask):
-            if self._lists is None:
+            tenant = self._tenants.of(principal, request.tenant)
+            if (lists := self._lists.get(tenant)) is None:
                 raise BadInput(_NO_LISTS)
-            self.admit(principal, self._lists.model, "recommend")
+            self.admit(principal, lists.model, "recommend")
             self._spend(principal)
-            return self._lists.call(request)
+            self._tenants.asked(tenant)
+            return lists.call(request)
         self.admit(principal, "*", "outcomes")
+        told = self._tenants.outcomes(principal, request)
         self._spend(principal)
-        return self._collect.call(request)
+        return self._collect.call(told)
 
     def furnish(self, features: Features, facts: Facts) -> None:
         """Feature sets are defined here: they are read and their sources are written."""
         self._features, self._facts = features, facts
 
-    def furnish_lists(self, upserts: Upserts, lists: Lists | None) -> None:
-        """Items and users are told of here, and lists are made where a placement is configured."""
+    def furnish_lists(self, upserts: Upserts, lists: Mapping[str, Lists], tenants: Iterable[str] = ()) -> None:
+        """Items and users are told of here, and lists are made where a placement is configured: by tenant, "" where
+        there are none."""
         self._upserts, self._lists = upserts, lists
+        self._tenants = Tenants(tenants, self._meter)
 
     def upsert(
-        self, topic: Literal["users", "items"], rows: Sequence[Mapping[str, Any]], principal: Principal
-    ) -> asyncio.Future[int]:
+        self, topic: Literal["users", "items"], rows: Sequence[Mapping[str, Any]], principal: Principal,
+        tenant: str = "",
+    ) -> asyncio.Future[int]:  # fmt: skip
         """Users or items; how many are durable now. Forbidden, NotFound; else as the flow says."""
         self.admit(principal, topic, "upsert")
-        return self._telling(principal).call(topic, rows)
+        tenant = self._tenants.of(principal, tenant)
+        return self._telling(principal).call(topic, rows, tenant)
 
-    def merge(self, merges: Sequence[Merge], principal: Principal) -> asyncio.Future[int]:
+    def merge(self, merges: Sequence[Merge], principal: Principal, tenant: str = "") -> asyncio.Future[int]:
         """Which visitors are which users; as `upsert`."""
         self.admit(principal, "users", "upsert")
-        return self._telling(principal).merge(merges)
+        tenant = self._tenants.of(principal, tenant)
+        return self._telling(principal).merge(merges, tenant)
 
     def _telling(self, principal: Principal) -> Upserts:
         if self._upserts is None:

@@ -5,25 +5,27 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import msgspec
 
 from millstream import config
 from millstream.app.service import ServeSettings
 from millstream.clock import Clock, SystemClock
-from millstream.errors import BadInput, Conflict, Misconfigured
+from millstream.errors import Conflict, Misconfigured
 from millstream.features import Definition, Entities
+from millstream.features.feature import Side
 from millstream.flows.collect import CollectLimits
 from millstream.flows.facts import FactLimits
 from millstream.flows.recommend import RecommendLimits
 from millstream.learn import LearnSettings
 from millstream.learn.deep.settings import DeepSettings
 from millstream.learn.judge import Task
+from millstream.learn.towers.settings import TowerSettings
 from millstream.learn.validation import slices
 from millstream.meter import Meter
 from millstream.models import online
@@ -39,6 +41,7 @@ from millstream.stream import Join, JoinSettings, LenientReader, Log, LogLimits,
 from millstream.stream.event import Event, decode
 from millstream.stream.log import open_log
 from millstream.types import Entity
+from millstream.watch.report.settings import ReportSettings
 
 if TYPE_CHECKING:  # it brings the compiler, which an installation that serves ONNX alone lacks
     from millstream.features.registry import Registry
@@ -46,6 +49,7 @@ if TYPE_CHECKING:  # it brings the compiler, which an installation that serves O
 
 TOLD_MAX = 1_000_000
 """Users, and items, of whom is remembered when they were told of; as many as `Entities` remembers."""
+_TOGETHER = 1000  # entities that become rows at once
 logger = logging.getLogger("millstream")
 
 
@@ -90,6 +94,8 @@ class Settings(ServeSettings, frozen=True, forbid_unknown_fields=True, kw_only=T
     fm: FmSettings = FmSettings()
     deepfm: DeepFmSettings = DeepFmSettings()
     deep: DeepSettings = DeepSettings()
+    towers: TowerSettings = TowerSettings()
+    report: ReportSettings = ReportSettings()
 
     def __post_init__(self) -> None:
         """What learning names must be there: said here, no role starts again and again for it."""
@@ -103,13 +109,19 @@ class Settings(ServeSettings, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Installation:
-    """The folder, opened: what every role of it shares. Use it in a `with`, or close it."""
+    """The folder, opened: what every role of it shares. Use it in a `with`, or close it. `model`: what is learnt;
+    `also`: the ranker that it stands beside, whose examples it learns too, "" for none; `ranker`: the model whose
+    versions deep rankers are."""
 
     def __init__(self, folder: Path, settings: Settings, clock: Clock) -> None:
         self.folder, self.settings, self.clock = folder, settings, clock
         self.log = open_log(folder / "log", clock, settings.log)
         self.repository = Repository(folder / "models", clock=clock)
-        self.model = settings.learn.model or settings.recommend.model
+        learns, ranks = settings.learn.model, settings.recommend.model
+        beside = learns in settings.recommend.beside
+        self.model = learns or ranks
+        self.also = ranks if beside else ""
+        self.ranker = ranks if beside else self.model
 
     @classmethod
     def open(cls, file: Path) -> Installation:
@@ -194,6 +206,11 @@ class Installation:
         return self.folder / "state" / "live"
 
     @property
+    def run(self) -> Path:
+        """Where processes that run leave what others find them by."""
+        return self.folder / "state" / "run"
+
+    @property
     def indexes(self) -> Path:
         """Where recall's indexes lie."""
         return self.folder / "state" / "recall"
@@ -203,6 +220,14 @@ class Installation:
         known = Known(Entities(self.definition), self.log, Meter())
         known.poll()
         return known.entities
+
+    def described_items(self, meter: Meter) -> Known | None:
+        """Items by their features, followed by who makes vectors of them; None where nobody does: without lists, or
+        [features], or a model of towers."""
+        settings = self.settings
+        if not (settings.recommend.places and settings.features and settings.recall.towers):
+            return None
+        return Known(Entities(self.definition), self.log, meter, ("item",))
 
     def join(self, observe: Callable[[Event], None] | None = None) -> Operation:
         """The join of `served` and `outcomes`; one process at a time may hold it. `observe` is told its outputs."""
@@ -232,12 +257,11 @@ class Installation:
 
 class Known:
     """Users and items, followed from their topics; of an id the attributes that arrived last count, whatever partition
-    they are in. Those that cannot be read stay unknown."""
+    they are in. Those that cannot be read stay unknown. `kinds`: which of the two."""
 
-    def __init__(self, entities: Entities, log: Log, meter: Meter) -> None:
+    def __init__(self, entities: Entities, log: Log, meter: Meter, kinds: Sequence[Side] = ("user", "item")) -> None:
         self.entities = entities
-        users, items = (LenientReader(log.reader(topic), meter) for topic in ("users", "items"))
-        self._topics = (("user", users), ("item", items))
+        self._topics = [(kind, LenientReader(log.reader(f"{kind}s"), meter)) for kind in kinds]
         self._at: dict[tuple[str, int], int] = {}
         self._told: dict[str, dict[str, float]] = {"user": {}, "item": {}}  # arrivals, of TOLD_MAX each
 
@@ -262,23 +286,27 @@ class Known:
             del told[user]
         return self.entities.forget("user", mine)
 
-    def _follow(self, kind: str, topic: LenientReader, partition: int) -> None:
+    def _follow(self, kind: Side, topic: LenientReader, partition: int) -> None:
+        told, together = self._told[kind], dict[str, tuple[Entity, float]]()
         for record, event in topic.decoded(partition, self._at.get((kind, partition), 0), decode):
             if isinstance(event, Entity):
-                self._upsert("user" if kind == "user" else "item", event, record.arrival)
+                if event.id in together or len(together) == _TOGETHER:
+                    self._upsert(kind, together)
+                    together = {}
+                if record.arrival >= told.get(event.id, record.arrival):
+                    together[event.id] = event, record.arrival
             self._at[kind, partition] = record.offset + 1
+        self._upsert(kind, together)
 
-    def _upsert(self, kind: Literal["user", "item"], event: Entity, arrival: float) -> None:
+    def _upsert(self, kind: Side, together: Mapping[str, tuple[Entity, float]]) -> None:
         """What the definition cannot take was appended all the same: it must not keep a role from starting."""
         told = self._told[kind]
-        if arrival < told.get(event.id, arrival):
-            return
-        try:
-            self.entities.upsert(kind, event.id, event.attributes)
-        except BadInput as error:
-            logger.warning("%s stays unknown: %s", event.id, error)
-            return
-        told.pop(event.id, None)  # the one that was told of longest ago goes first
-        told[event.id] = arrival
-        if len(told) > TOLD_MAX:
-            del told[next(iter(told))]
+        refused = self.entities.upsert_many(kind, ((id, event.attributes) for id, (event, _) in together.items()))
+        for (id, (_, arrival)), error in zip(together.items(), refused, strict=True):
+            if error is not None:
+                logger.warning("%s stays unknown: %s", id, error)
+                continue
+            told.pop(id, None)  # the one that was told of longest ago goes first
+            told[id] = arrival
+            if len(told) > TOLD_MAX:
+                del told[next(iter(told))]

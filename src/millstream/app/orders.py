@@ -3,6 +3,7 @@
     forget/0     Roll, Forget       by the command, one at a time
     forget/1     Forgot             by `learn`
     forget/2+P   Forgot             by the process that serves with partition P
+    forget/S+I   Forgot             by shard I of recall, S being SHARD
 
 Rules of the room:
 - A role does an order once it can, and says so with its process id; then it looks at the next one.
@@ -28,6 +29,7 @@ from millstream.types import Forget, Forgot, Roll
 FRESH_S: Final = 3600.0
 LEARN: Final = 1
 SERVE: Final = 2  # and the partition of the process
+SHARD: Final = 100_000  # and the number of the shard
 logger = logging.getLogger("millstream")
 
 

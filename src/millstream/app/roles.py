@@ -9,6 +9,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ from millstream.flows.recommend import Matrix, Recommend
 from millstream.flows.recommend.upsert import Upserts
 from millstream.flows.served import ServedLog
 from millstream.guard.pii import pseudonym, redact
+from millstream.guard.tenants import tenant_of
 from millstream.learn import Learning
 from millstream.learn.history import import_entities, import_outcomes, read_map, read_rows
 from millstream.learn.validation import slices
@@ -51,6 +53,7 @@ from millstream.types import Array, Example, FeaturesRead, Forget, PolicyChange,
 
 if TYPE_CHECKING:  # lists need the compiler and an index of vectors
     from millstream.app.lists import Lister
+    from millstream.app.shard import Searches
     from millstream.recall.build import Builder
 
 TAKE_S = 1.0  # between two tries to be the one that logs the policies' changes
@@ -88,7 +91,7 @@ class Serve:
         )
         self.engine = self.service.engine
         self._follow.attach(self.engine)
-        self.lister: Lister | None = None
+        self.listers: dict[str, Lister] = {}  # by tenant
         self.known = Known(Entities(at.definition), at.log, self.meter) if at.settings.features else None
         served, submit = ServedLog(at.log.writer("served", self._partition), self.meter), self.engine.submit
         self._recommend = (
@@ -112,7 +115,7 @@ class Serve:
         )
         self.door = self.service.door
         self._furnish_features()
-        self.lister = self._furnish_lists(served)
+        self.listers = self._furnish_lists(served)
         self._orders = Orders(at.log, SERVE + self._partition, at.clock, self.meter, self._forget)
         self._handed = None if place else at.folder / "state" / "sessions"
         self._deleted = _unread_deleted(self.meter)
@@ -126,12 +129,13 @@ class Serve:
 
     def _history(self, user: str) -> list[str]:
         """What a user liked, newest last; where lists are made, else nothing is known of it."""
-        return self.lister.world.history(user) if self.lister is not None else []
+        lister = self.listers.get(tenant_of(user)) if self.installation.settings.recommend.tenants else self.lister
+        return lister.world.history(user) if lister is not None else []
 
-    def _more(self, model: str, version: str, history: Sequence[str]) -> dict[str, Array]:
-        """What a ranker takes beside rows: what the user liked lately, for one that attends to it."""
-        described = self.engine.describe(model, version)
-        width = next((spec.shape[1] for spec in described.inputs if spec.name == "history"), 0)
+    def _more(self, model: str, history: Sequence[str]) -> dict[str, Array]:
+        """What any loaded version of a ranker takes beside rows: what the user liked lately, as far back as the one
+        that attends to most of it."""
+        width = self.engine.widest(model, "history")
         if not width or self.known is None:
             return {}
         return {"history": self.known.entities.history(history, width)}
@@ -149,8 +153,13 @@ class Serve:
         bounds = at.settings.facts, at.settings.log.frame_bytes_max
         self.door.furnish(features, Facts(registry, writer, at.clock, self.meter, *bounds))
 
-    def _furnish_lists(self, served: ServedLog) -> Lister | None:
-        """Take items and users, and make lists where a placement is configured; None where none is."""
+    @property
+    def lister(self) -> Lister | None:
+        """What makes lists where there are no tenants; None where none are made."""
+        return self.listers.get("")
+
+    def _furnish_lists(self, served: ServedLog) -> dict[str, Lister]:
+        """Take items and users, and make lists where a placement is configured, for each tenant apart."""
         at, limits = self.installation, self.installation.settings.recommend
 
         def writer(topic: str) -> Writer:
@@ -158,24 +167,26 @@ class Serve:
             return at.log.writer(topic, 1 + self._partition)  # 0 is for `log import`
 
         upserts = Upserts(writer, at.clock, self.meter, limits.upserts)
-        lister = None
-        if limits.placements:
+        listers = {}
+        if tenants := list(limits.places):
             from millstream.app.lists import Lister
 
             entities = self.known.entities if self.known is not None else None
-            lister = Lister(
-                at, self.meter, self.engine, self.engine.submit, served, entities, self._matrix(), self._more,
-                self._partition,
-            )  # fmt: skip
-        self.door.furnish_lists(upserts, lister.lists if lister is not None else None)
-        return lister
+            for tenant in tenants:
+                listers[tenant] = Lister(
+                    at, self.meter, self.engine, self.engine.submit, served, entities, self._matrix(), self._more,
+                    self._partition, tenant,
+                )  # fmt: skip
+        lists = {tenant: lister.lists for tenant, lister in listers.items()}
+        self.door.furnish_lists(upserts, lists, limits.tenants)
+        return listers
 
     async def start(self) -> int:
         """Load, catch up, then listen; the port."""
         at = self.installation
         self.poll_known()
-        if self.lister is not None:
-            self.lister.start()
+        for lister in self.listers.values():
+            lister.start()
         await self.service.load(self._handed)
         if self._recommend is not None:
             served = at.log.reader("served")
@@ -191,22 +202,22 @@ class Serve:
             raise Corrupt(self.installation.log.failed)
         self._deleted.set(self.installation.log.unread_deleted)
         self.poll_known()
-        if self.lister is not None:
-            self.lister.poll()
+        for lister in self.listers.values():
+            lister.poll()
         self._follow.poll()
         self._log_policies()
         self._orders.poll()
 
     def _forget(self, order: Forget) -> dict[str, int] | None:
         """Drop what this process has in memory of people, once it has what the log had of them; see app/forget.py."""
-        known, lister = self.known, self.lister
-        if (known and not known.reached(order.cut)) or (lister and not lister.live.reached(order.cut)):
+        known, listers = self.known, self.listers.values()
+        if (known and not known.reached(order.cut)) or not all(one.live.reached(order.cut) for one in listers):
             return None
         mine, attributes, answers = Names.of(order), 0, 0
         if order.kind == "user" and self.known is not None and self._recommend is not None:
             attributes, answers = self.known.forget(mine), self._recommend.forget(mine)
-        if order.kind == "user" and self.lister is not None:
-            attributes += self.lister.forget(mine)
+        if order.kind == "user":
+            attributes += sum(lister.forget(mine) for lister in listers)
         return {"attributes": attributes, "answers": answers}
 
     def poll_known(self) -> None:
@@ -218,13 +229,14 @@ class Serve:
         """Answer what is under way, hand open sessions over to the next start, then let go."""
         await self.service.stop(self._handed)
         self._follow.note()
-        if self.lister is not None:
-            self.lister.stop()
+        for lister in self.listers.values():
+            lister.stop()
 
     def _admit(self, model: str, manifest: Manifest) -> None:
         settings = self.installation.settings
         features = self.installation.definition if settings.features else None
-        ranks = features is not None and model in (settings.recommend.model, settings.learn.model)
+        rankers = (settings.recommend.model, settings.learn.model, *settings.recommend.beside)
+        ranks = features is not None and model in rankers
         if ranks and not manifest.features:
             raise Misconfigured(
                 f"{model} ranks here, and this version's manifest names no feature set: it cannot take the rows of "
@@ -328,12 +340,14 @@ class Learn:
             task=at.task,
             slices=slices(at.settings.learn.validate, at.definition) if at.settings.features else (),
             folder=folder_of(at),
+            also=at.also,
         )
         self.features = [
             Pipeline(one, at.log, at.rows, at.clock, self.meter, at.settings.feature_store.entities_max)
             for one in at.registry.sets.values()
         ]
-        self._builder = self._make_builder()
+        self._items = at.described_items(self.meter)
+        self._builders = self._make_builders()
         self._orders = Orders(at.log, LEARN, at.clock, self.meter, self._forget)
         self._forgotten = self.meter.counter("millstream_forgotten_total", "Orders to forget that were carried out.")
         kept = {group_of(pipeline.features) for pipeline in self.features}
@@ -359,22 +373,38 @@ class Learn:
         self._deleted.set(self._log.unread_deleted)
         self._orders.poll()
         features = sum(pipeline.step() for pipeline in self.features)
-        recall = self._builder.step() if self._builder is not None else 0
+        if self._items is not None:
+            self._items.poll()
+        recall = sum(builder.step() for builder in self._builders)
         return recall + features + self.join.step() + self.learning.step()
 
-    def _make_builder(self) -> Builder | None:
-        """What builds indexes for recall, where lists are made."""
+    def _make_builders(self) -> list[Builder]:
+        """What builds indexes for recall, where lists are made: for each tenant of its own likes, one at a time."""
         at, settings = self._at, self._at.settings
-        if not settings.recommend.placements:
-            return None
+        if not (tenants := list(settings.recommend.places)):
+            return []
+        from millstream.app.towers import source
         from millstream.recall.build import Builder
+        from millstream.recall.shelving import Shelving
 
-        return Builder(at.log, settings.recall, at.clock, self.meter, at.indexes, settings.histories.kinds)
+        thread, kinds = ThreadPoolExecutor(1, "recall-build"), settings.histories.kinds
+        towers = source(at, self._items.entities) if self._items is not None else None
+
+        def shelving(tenant: str) -> Shelving:
+            return Shelving(at.log, self.meter, settings.catalogue, settings.recall.codes, towers, tenant)
+
+        return [
+            Builder(
+                at.log, settings.recall, at.clock, self.meter, at.indexes / tenant, kinds, tenant, thread,
+                shelving(tenant),
+            )
+            for tenant in tenants
+        ]  # fmt: skip
 
     def _forget(self, order: Forget) -> dict[str, int] | None:
         """Drop people from all state, once it has what the log had of them; see app/forget.py."""
         features = all(one.reached(order.cut) for one in self.features)
-        recall = self._builder is None or self._builder.reached(order.cut)
+        recall = all(builder.reached(order.cut) for builder in self._builders)
         last = self._log.reader("examples").end(0) - 1 if order.served else -1
         if not (features and recall and self.join.reached(order.cut) and self.learning.reached(last)):
             return None
@@ -382,8 +412,8 @@ class Learn:
         bases = self.learning.rebase(last)
         waiting = self.join.forget(mine) if order.kind == "user" else 0
         rows = sum(pipeline.forget(order.kind, keys, mine) for pipeline in self.features)
-        if order.kind == "user" and self._builder is not None:
-            self._builder.forget(mine)
+        for builder in self._builders if order.kind == "user" else ():
+            builder.forget(mine)
         self._log.roll()  # examples that were made until now can be looked at, too
         self._forgotten.add()
         return {"rows": rows, "waiting": waiting, "bases": int(bases)}
@@ -391,8 +421,8 @@ class Learn:
     def close(self) -> None:
         """Save the join's state and the features', and let go."""
         self.join.close()
-        if self._builder is not None:
-            self._builder.close()
+        for builder in self._builders:
+            builder.close()
         for pipeline in self.features:
             pipeline.close()
 
@@ -420,8 +450,12 @@ async def run_role(file: Path, role: str, place: Place | None = None) -> None:
     with Installation.open(file) as installation:
         if role == "serve":
             await _run_serve(Serve(installation, place), installation)
-        else:
+        elif role == "learn":
             await _run_learn(Learn(installation), installation)
+        else:
+            from millstream.app.shard import Searches
+
+            await _run_shard(Searches(installation, int(role.removeprefix("recall-"))), installation)
 
 
 async def _run_serve(serve: Serve, installation: Installation) -> None:
@@ -449,6 +483,15 @@ async def _run_learn(learn: Learn, installation: Installation) -> None:
     learn.close()
 
 
+async def _run_shard(shard: Searches, installation: Installation) -> None:
+    stand_ready()
+    gauges = asyncio.ensure_future(Gauges(shard.meter, shard.meter.name, whole=False).keep(installation.clock))
+    await shard.start()
+    await _until_asked(shard.poll, lambda: installation.settings.poll_s, installation.clock)
+    gauges.cancel()
+    shard.stop()
+
+
 async def _until_asked(step: Callable[[], None], pause_s: Callable[[], float], clock: Clock) -> None:
     asked = until_asked()
     while not asked.is_set():
@@ -463,11 +506,14 @@ async def supervise(file: Path) -> None:
     """Every role of an installation as a process of its own, kept running until SIGTERM or SIGINT."""
     installation = Installation.open(file)
     command = [sys.executable, "-m", "millstream", "up", "-c", str(file), "--role"]
-    learn, clock, meter = partial(Launch, [*command, "learn"]), SystemClock(), installation.meter("supervisor")
+    clock, meter, settings = SystemClock(), installation.meter("supervisor"), installation.settings
+    shards = settings.recall.shards if settings.recall.shards > 1 and settings.recommend.places else 0
+    names = ("learn", *(f"recall-{number}" for number in range(shards)))
+    beside = {name: partial(Launch, [*command, name]) for name in names}
     with installation.alone():
-        if installation.settings.workers == 1:
+        if settings.workers == 1:
             serve = partial(Launch, [*command, "serve"])
-            return await Supervisor({"serve": serve, "learn": learn}, clock, meter=meter).run()
-        with Workers([*command, "serve"], installation.settings, installation.folder / "state" / "run") as workers:
-            roles = workers.roles | {"learn": learn}
+            return await Supervisor({"serve": serve} | beside, clock, meter=meter).run()
+        with Workers([*command, "serve"], installation.settings, installation.run) as workers:
+            roles = workers.roles | beside
             return await workers.keep(Supervisor(roles, clock, workers.grace_s, meter), meter, clock)

@@ -88,7 +88,7 @@ def status(installation: Installation) -> Status:
         live=policy.live,
         offset=pushed,
         end=examples.end(0),
-        watermark=known_before(examples, pushed, model, at.task.name),
+        watermark=known_before(examples, pushed, model, at.task.name, at.also),
         pushes_on_base=_pushes(at, policy.live),
         slope=round(report.slope, 4),
         intercept=round(report.intercept, 4),
@@ -141,7 +141,7 @@ def join(at: Installation) -> bool:
 def train_joined(installation: Installation, plan: Plan, role: str = "", say: Progress = lambda line: None) -> Made:
     """As `train`, from the examples that are there."""
     at = installation
-    source = Source(at.model, at.definition.hash, at.definition.width, at.task)
+    source = Source(at.model, at.definition.hash, at.definition.width, at.task, at.also)
     kind, state = at.settings.learner.kind, at.folder / "state"
     state.mkdir(parents=True, exist_ok=True)
     live = at.repository.policy(at.model).live if at.model in at.repository.models() else ""
@@ -153,7 +153,7 @@ def train_joined(installation: Installation, plan: Plan, role: str = "", say: Pr
     )  # fmt: skip
     found = {"candidate": trained.figures, "live": _live(at, live, trained, say), "served": trained.served}
     figures = {name: one for name, one in found.items() if one is not None}
-    version, role = put(at, *_version(at, plan, trained, figures), role)
+    version, role = put(at, at.model, *_version(at, plan, trained, figures), role)
     return Made(
         model=at.model,
         version=version,
@@ -164,12 +164,12 @@ def train_joined(installation: Installation, plan: Plan, role: str = "", say: Pr
     )
 
 
-def put(at: Installation, manifest: Manifest, files: dict[str, bytes], role: str) -> tuple[str, str]:
+def put(at: Installation, model: str, manifest: Manifest, files: dict[str, bytes], role: str) -> tuple[str, str]:
     """Put what was trained as a version, give it its part (`train`) and drop old ones; the version, and its part."""
-    live = at.repository.policy(at.model).live if at.model in at.repository.models() else ""
-    version = at.repository.put(at.model, manifest, files)
-    role = _enter(at, version, live, role)
-    _drop_old(at)
+    live = at.repository.policy(model).live if model in at.repository.models() else ""
+    version = at.repository.put(model, manifest, files)
+    role = _enter(at, model, version, live, role)
+    _drop_old(at, model)
     return version, role
 
 
@@ -220,44 +220,42 @@ def _live(at: Installation, live: str, trained: Trained, say: Progress) -> Figur
     return offline.figures(scores.astype(np.float32), trained.rows, trained.first, len(trained.rows))
 
 
-def _enter(at: Installation, version: str, live: str, role: str) -> str:
+def _enter(at: Installation, model: str, version: str, live: str, role: str) -> str:
     """Give a new version its part in the policy; what that is."""
     if not live:
         why = f"version {version} was trained, and is the first"
-        at.repository.change_policy(
-            at.model, lambda now: msgspec.structs.replace(now, live=version), who=MADE_BY, why=why
-        )
+        at.repository.change_policy(model, lambda now: msgspec.structs.replace(now, live=version), who=MADE_BY, why=why)
         return "live"
     why = f"version {version} was trained"
     if role == "shadow":
         at.repository.change_policy(
-            at.model, lambda now: traffic.shadow([*_others(at, now), version])(now), who=MADE_BY, why=why
+            model, lambda now: traffic.shadow([*_others(at, model, now), version])(now), who=MADE_BY, why=why
         )
     elif role == "canary":
         traffic.make(
-            at.repository, at.model, "canary", traffic.TryOut(version=version, guard=Guard(), who=MADE_BY, why=why)
+            at.repository, model, "canary", traffic.TryOut(version=version, guard=Guard(), who=MADE_BY, why=why)
         )
     else:
         at.repository.change_policy(
-            at.model, lambda now: msgspec.structs.replace(now, live=now.live or version), who=MADE_BY,
+            model, lambda now: msgspec.structs.replace(now, live=now.live or version), who=MADE_BY,
             why=f"{why}; {live} stays live until somebody promotes it",
         )  # fmt: skip
     return role
 
 
-def _others(at: Installation, policy: Policy) -> list[str]:
+def _others(at: Installation, model: str, policy: Policy) -> list[str]:
     """The shadows that somebody else gave the model: a new one of ours takes the place of an earlier one."""
-    return [one for one in policy.shadow if at.repository.manifest(at.model, one).lineage.get("made_by") != MADE_BY]
+    return [one for one in policy.shadow if at.repository.manifest(model, one).lineage.get("made_by") != MADE_BY]
 
 
-def _drop_old(at: Installation) -> None:
+def _drop_old(at: Installation, model: str) -> None:
     """Remove the oldest versions that `train` and its roll back made, beyond as many as there may be bases: of those
     that were live and of those that never were. What the policy names stays, and what a kept base came from."""
     manifests: dict[str, Manifest] = {}
-    for one in at.repository.versions(at.model):
+    for one in at.repository.versions(model):
         with suppress(NotFound, OSError):  # learning removes its own meanwhile
-            manifests[one] = at.repository.manifest(at.model, one)
-    lives, policy = was_live(at.repository, at.model), at.repository.policy(at.model)
+            manifests[one] = at.repository.manifest(model, one)
+    lives, policy = was_live(at.repository, model), at.repository.policy(model)
     needed = {*policy.named(), next(iter(lives))}
     for lineage in (manifest.lineage for manifest in manifests.values()):
         if lineage.get("made_by") == LEARNT:
@@ -267,7 +265,7 @@ def _drop_old(at: Installation) -> None:
         for version in kind[: -at.settings.learn.push.bases_kept]:
             if version not in needed:
                 with suppress(Conflict, NotFound):  # it was given a part meanwhile, or is gone
-                    at.repository.remove(at.model, version)
+                    at.repository.remove(model, version)
 
 
 def change(installation: Installation, state: str, who: str, why: str) -> Policy:
@@ -282,10 +280,10 @@ def roll_back(installation: Installation, to: float, who: str, why: str) -> Rebu
     version of its own. Learning goes on from there with what comes from now on: what came between is not learnt again.
     BadInput: `to` is still to come; NotFound: nothing that was live is kept from so long ago."""
     at, model = installation, installation.model
-    made = rebuild(at.repository, at.log, model, at.task.name, to, at.clock.now())
+    made = rebuild(at.repository, at.log, model, at.task.name, to, at.clock.now(), at.also)
     why = why or f"weights as of {in_words(to)}"
     at.repository.change_policy(model, traffic.promote(made.version), who=who, why=why)
-    _drop_old(at)
+    _drop_old(at, model)
     return made
 
 

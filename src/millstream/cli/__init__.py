@@ -16,7 +16,21 @@ from collections.abc import Sequence
 import msgspec
 
 from millstream import __version__
-from millstream.cli import backup, features, forget, keys, log, models, recommend, serve, simulate, traffic, train
+from millstream.cli import (
+    backup,
+    features,
+    forget,
+    init,
+    keys,
+    log,
+    models,
+    recommend,
+    report,
+    serve,
+    simulate,
+    traffic,
+    train,
+)
 from millstream.cli.verbs import Verbs
 from millstream.errors import Error
 
@@ -62,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=f"millstream {__version__}")
     made.set_defaults(json=False, verbose=False)
     verbs = Verbs(made)
-    for group in (serve, train, recommend, models, features, traffic, log, keys, backup, forget, simulate):
+    groups = (serve, init, train, recommend, report, models, features, traffic, log, keys, backup, forget, simulate)
+    for group in groups:
         group.add(verbs)
     return made

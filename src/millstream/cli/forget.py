@@ -19,6 +19,7 @@ def add(verbs: Verbs) -> None:
     forget.add_argument("user", nargs="+", metavar="USER", help="the name that callers use")
     forget.add_argument("-c", "--config", type=Path, required=True, help="millstream.toml of the installation")
     forget.add_argument("--of", metavar="KIND", default="user", help="the kind of entity (default: user)")
+    forget.add_argument("--tenant", default="", help="whose they are, where there are tenants")
     forget.add_argument(
         "--wait", type=positive, default=60.0, metavar="S", help="for each running role at most, seconds (default: 60)"
     )
@@ -29,7 +30,7 @@ def _forget(args: argparse.Namespace) -> object:
     from millstream.app.installation import Installation
 
     with Installation.open(args.config) as installation:
-        report = asyncio_run(forget(installation, args.user, args.of, args.wait))
+        report = asyncio_run(forget(installation, args.user, args.of, args.wait, args.tenant))
     if args.json:
         return report
     lines = _lines(report)

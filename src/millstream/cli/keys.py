@@ -24,6 +24,9 @@ def add(verbs: Verbs) -> None:
         help='what it opens, such as "ranker:infer" "*:describe"; * is every model, or every verb',
     )
     new.add_argument("--rate", type=positive, default=0.0, help="requests a second at most (default: no bound)")
+    new.add_argument(
+        "--tenant", action="append", default=[], help="speaks for this tenant alone; may be repeated (default: for all)"
+    )
     new.add_argument("--burst", type=positive, default=0.0, help="requests at once (default: as many as in a second)")
     listed = keys.add("list", _list, "names, rights and rates")
     revoke = keys.add("revoke", _revoke, "open nothing to a key any more, also on connections that are open")
@@ -41,7 +44,7 @@ def _new(args: argparse.Namespace) -> object:
         before = _text(path) if path.exists() else ""
         if any(one.name == args.name for one in auth.entries(before, str(path))):
             raise Conflict(f"{path}: there is a key {args.name!r} already: revoke it, or choose another name")
-        key, entry = auth.new_key(args.name, tuple(args.may), args.rate, args.burst)
+        key, entry = auth.new_key(args.name, tuple(args.may), args.rate, args.burst, tuple(args.tenant))
         after = f"{before.rstrip()}\n\n{entry}" if before.strip() else entry
         auth.entries(after, str(path))
         _write(path, after)
@@ -53,6 +56,7 @@ def _list(args: argparse.Namespace) -> object:
 
     return [
         {"name": one.name, "sha256": f"{one.digest}...", "may": " ".join(one.verbs)}
+        | ({"tenants": " ".join(one.tenants)} if one.tenants else {})
         | ({"rate": one.rate, "burst": one.burst or max(1.0, one.rate)} if one.rate else {})
         for one in auth.entries(_text(args.file), str(args.file))
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def _add_demo(verbs: Verbs) -> None:
     demo = verbs.add("demo", _demo, "the whole loop on real data: serve, log, join, learn, push")
     demo.add_argument("--data", choices=("movielens", "simulator"), default="movielens", help="what is replayed")
     demo.add_argument("--seconds", type=positive, help="end so long after the first request (default: until Ctrl-C)")
-    demo.add_argument("--rate", type=positive, default=600.0, help="requests a second to aim at (default: 600)")
+    demo.add_argument("--rate", type=positive, default=500.0, help="rankings a second to aim at (default: 500)")
     demo.add_argument("--http-port", type=port, default=8000, help="port of the service (default: 8000)")
     demo.add_argument("--dir", type=Path, help="an empty folder for its log and models (default: a temporary one)")
 
@@ -110,7 +111,9 @@ def _add_roles(verbs: Verbs) -> None:
         help="of all processes; near it the largest of several workers is replaced (default: what the machine allows)",
     )
     up = verbs.add("up", _up, "run every role of an installation, supervised")
-    up.add_argument("--role", choices=("serve", "learn"), help="run one role alone, in this process")
+    up.add_argument(
+        "--role", type=_role, metavar="ROLE", help="run one role alone, in this process: serve, learn, recall-0 .."
+    )
     for one in (serve, up):
         one.add_argument("--place", type=_place, help=argparse.SUPPRESS)  # what a supervisor tells its workers
     up.add_argument("-c", "--config", type=Path, required=True, help="millstream.toml of the installation")
@@ -170,6 +173,12 @@ def _serve(args: argparse.Namespace) -> None:
             raise Misconfigured("--sessions hands sessions over to one process: leave it out, or serve with one worker")
         return asyncio_run(serve_workers(args.path, settings, args.line))
     return asyncio_run(serve_path(args.path, settings, args.sessions, args.place))
+
+
+def _role(text: str) -> str:
+    if text not in ("serve", "learn") and not re.fullmatch(r"recall-\d{1,2}", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: a role is serve, learn, or recall-N for shard N of recall")
+    return text
 
 
 def _place(text: str) -> object:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from millstream.cli.verbs import Verbs, count_of
+from millstream.cli.verbs import Verbs, count_of, moment, say
 from millstream.errors import BadInput
 
 if TYPE_CHECKING:
+    from millstream.app.towers import Made as Towers
     from millstream.app.training import Made, Status
     from millstream.learn.validation import Figures
 
@@ -36,7 +36,7 @@ def add(verbs: Verbs) -> None:
     ]
     moves[-1].add_argument(
         "--to",
-        type=_time,
+        type=moment,
         required=True,
         metavar="WATERMARK",
         help="2026-03-01T12:00:00Z, or unix seconds; not in the future",
@@ -47,15 +47,19 @@ def add(verbs: Verbs) -> None:
 
 
 def _add_offline(offline: argparse.ArgumentParser) -> None:
-    offline.add_argument("--since", type=_time, metavar="TIME", help="only examples that came later than this")
+    offline.add_argument("--since", type=moment, metavar="TIME", help="only examples that came later than this")
     offline.add_argument(
-        "--until", type=_time, metavar="TIME", help="only up to this; those after it judge the version"
+        "--until", type=moment, metavar="TIME", help="only up to this; those after it judge the version"
     )
     offline.add_argument(
-        "--model", choices=("deepfm", "din"), default="",
-        help="a deep ranker with an output for each task, by the settings of [deep]; it does not learn while it serves",
+        "--model", choices=("deepfm", "din", "towers"), default="",
+        help="a deep ranker with an output for each task, by the settings of [deep]; it does not learn while it "
+        "serves. Or two towers for recall, by those of [towers], from all that was liked",
     )  # fmt: skip
-    offline.add_argument("--passes", type=count_of, default=1, metavar="N", help="times over the examples (default: 1)")
+    offline.add_argument(
+        "--passes", type=count_of, default=0, metavar="N",
+        help="times over the examples (default: 1, of towers as [towers] says)",
+    )  # fmt: skip
     offline.add_argument("--search", type=count_of, default=0, metavar="N", help="try so many other settings first")
     offline.add_argument("--seed", type=int, default=0, help="of what is tried (default: 0)")
     offline.add_argument(
@@ -67,20 +71,6 @@ def _add_offline(offline: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _time(text: str) -> float:
-    """A time of the command line, as unix seconds; without a zone it is UTC."""
-    try:
-        try:
-            seconds = float(text)
-        except ValueError:
-            found = datetime.datetime.fromisoformat(text)
-            return (found if found.tzinfo else found.replace(tzinfo=datetime.UTC)).timestamp()
-        datetime.datetime.fromtimestamp(seconds, datetime.UTC)  # not nan, nor beyond the calendar
-        return seconds
-    except (ValueError, OverflowError, OSError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no time: write 2026-03-01T12:00:00Z, or unix seconds") from None
-
-
 def _offline(args: argparse.Namespace) -> object:
     from millstream.app import deep
     from millstream.app.installation import Installation
@@ -90,21 +80,22 @@ def _offline(args: argparse.Namespace) -> object:
     plan = Plan(
         since=args.since,
         until=args.until,
-        passes=args.passes,
+        passes=args.passes or 1,
         trials=args.search,
         seed=args.seed,
         settings=dict(map(_setting, args.set)),
     )
     with Installation.open(args.config) as installation:
+        if args.model == "towers":
+            from millstream.app import towers
+
+            found = towers.train(installation, plan, args.role, say, args.passes)
+            return found if args.json else list(_retrieved(found))
         if args.model:
-            made = deep.train(installation, args.model, plan, args.role, _say)
+            made = deep.train(installation, args.model, plan, args.role, say)
         else:
-            made = train(installation, plan, args.role, _say)
+            made = train(installation, plan, args.role, say)
     return made if args.json else list(_shown(made))
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -124,6 +115,17 @@ def _shown(made: Made) -> Iterator[str]:
         yield f"  {'judged by what came after':28}{'examples':>10}{'AUC':>8}{'logloss':>9}{'ECE':>8}{'p/y':>7}"
     for name, one in made.figures.items():
         yield f"  {name:28}{_row(one)}"
+
+
+def _retrieved(made: Towers) -> Iterator[str]:
+    """New towers for a person."""
+    yield f"{made.model}: version {made.version} from {made.likes} likes of {made.people} people" + (
+        f", {made.role}" if made.role else ""
+    )
+    if made.figures:
+        yield f"  {'judged by what came after':28}{'people':>10}{'Recall@20':>11}{'NDCG@20':>9}"
+    for name, one in made.figures.items():
+        yield f"  {name:28}{one.people:10d}{one.recall:11.4f}{one.ndcg:9.4f}"
 
 
 def _move(args: argparse.Namespace) -> object:

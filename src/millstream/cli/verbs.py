@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import datetime
+import sys
 from collections.abc import Callable, Coroutine
 from typing import TypeVar
 
@@ -68,3 +70,22 @@ def duration(text: str) -> float:
         return milliseconds(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def moment(text: str) -> float:
+    """A time of the command line, as unix seconds; without a zone it is UTC."""
+    try:
+        try:
+            seconds = float(text)
+        except ValueError:
+            found = datetime.datetime.fromisoformat(text)
+            return (found if found.tzinfo else found.replace(tzinfo=datetime.UTC)).timestamp()
+        datetime.datetime.fromtimestamp(seconds, datetime.UTC)  # not nan, nor beyond the calendar
+        return seconds
+    except (ValueError, OverflowError, OSError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: write 2026-03-01T12:00:00Z, or unix seconds") from None
+
+
+def say(line: str) -> None:
+    """Tell a person how far it is; the result alone goes to stdout."""
+    print(line, file=sys.stderr, flush=True)

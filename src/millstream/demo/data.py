@@ -12,7 +12,9 @@ import io
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,7 @@ def movielens(cache: Path | None = None, seed: int = 7) -> Data:
         {"id": r["item_id"], "title": r["movie_title"], "year": r["release_year"], "genres": r["class"].split()}
         for r in _table(archive, "item")
     ]
+    _describe(items)
     ratings = list(_table(archive, "inter"))
     times = np.array([float(r["timestamp"]) for r in ratings])
     ordered = [ratings[i] for i in np.argsort(times, kind="stable")]
@@ -91,7 +94,18 @@ def simulated(count: int = 100_000, seed: int = 7) -> Data:
                 moment.user, moment.item, tuple(candidates), position, moment.event_time, moment.label, moment.delay_s
             )
         )
+    _describe(simulator.items)
     return Data("the simulator", simulator.users, simulator.items, shown, patience=300)
+
+
+def _describe(items: list[Row]) -> None:
+    """What a catalogue wants to know beside: of its genres the commonest is an item's category; it was created when its
+    year began, one of an unknown year long ago."""
+    having = Counter(genre for item in items for genre in item["genres"])
+    for item in items:
+        item["category"] = max(item["genres"], key=lambda genre: (having[genre], genre))
+        year = str(item["year"])
+        item["created"] = max(1.0, datetime(int(year), 1, 1, tzinfo=UTC).timestamp()) if year.isdecimal() else 1.0
 
 
 def _moment(user: str, item: str, time: float, like: bool, ids: list[str], random: np.random.Generator) -> Shown:

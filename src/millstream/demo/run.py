@@ -1,4 +1,5 @@
-"""The demo: history becomes a log and version 1, the service starts, the rest is replayed, and learning shows.
+"""The demo: history becomes a log and version 1, the service starts, the rest is replayed, visitors get lists, and
+learning shows.
 
 Everything it does is what a user would do: `log import`, `train`, `up`, then a client over HTTP. What it prints comes
 from the service's own answers, log and meter pages. History is moved in time so that it ends when the demo starts, as
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 
 from millstream import config
@@ -31,9 +32,15 @@ from millstream.app.installation import Installation, Settings
 from millstream.app.training import train
 from millstream.clock import SystemClock
 from millstream.demo import definitions
-from millstream.demo.board import Figures, board, verdict
+from millstream.demo.board import Figures, board, shelf, verdict
 from millstream.demo.data import Data, Shown, movielens, simulated
-from millstream.demo.replay import AHEAD_S, Replay, Unreachable
+from millstream.demo.guest import Guest
+from millstream.demo.keys import Keys, at_a_terminal
+from millstream.demo.pipe import Books, Pipe, Unreachable
+from millstream.demo.replay import AHEAD_S, Replay
+from millstream.demo.settings import LISTS, TOML
+from millstream.demo.shelf import Shelf
+from millstream.demo.visits import Visits, apart
 from millstream.errors import Misconfigured
 from millstream.features.pipeline import Pipeline
 from millstream.learn.history import Field, import_entities, import_outcomes
@@ -46,56 +53,35 @@ from millstream.types import Shadow
 
 HISTORY_SHARE = 0.2
 DELAY_S = 1.0  # from a moment of history to what was said of it
-RATE = 600.0
+RATE = 500.0
+LISTS_RATE = 20.0
+DRAWN_S = 0.25
+BOTH_LINES = 42  # of a terminal that has room for the figures and a list
 READY_S_MAX = 30.0
 ANSWER_S_MAX = 5.0
 LAST_ANSWER_S_MAX = 60.0
 CAUGHT_UP_S_MAX = 20.0
 
-TOML = """# The demo's installation. `millstream up -c FILE` runs it again.
-http_port = {port}
-
-[recommend]
-model = "ranker"
-
-[learn]
-model = "ranker"
-push.push_s = 0.2
-
-[ftrl]
-bits = 20
-alpha = 0.05
-
-[join]
-tasks.like.window_s = {window_s:.6f}
-ahead_s = {ahead_s}
-
-[feature_store]
-definitions = "features.py"
-
-[features]
-set = "ranker"
-user = [{{ name = "id" }}, {{ name = "age", bucket = 10 }}, {{ name = "gender" }}, {{ name = "occupation" }}]
-item = [{{ name = "id" }}, {{ name = "year", bucket = 10 }}, {{ name = "genres", places = 6 }}]
-crosses = [
-    "user.id*item.genres", "user.id*item.year", "user.age*item.id", "user.gender*item.id", "set.history*item.id",
-]
-"""
-
 
 class Demo:
-    """One run in one folder. `prepare`, `start`, `replay`, `settle`, `stop`; `figures` at any time in between."""
+    """One run in one folder. `prepare`, `start`, `replay`, `visits` and `guest` beside it, `settle`, `stop`; `figures`
+    at any time in between. Without `lists` there are no placements, and everybody is replayed."""
 
-    def __init__(self, folder: Path, data: Data, port: int, rate: float = RATE) -> None:
+    def __init__(self, folder: Path, data: Data, port: int, rate: float = RATE, lists: bool = True) -> None:
         self.folder, self.data, self.port = folder, data, port
         self.clock = SystemClock()
         self.file = folder / "millstream.toml"
         self.ledger = folder / "ledger.jsonl"
-        split = int(len(data.shown) * HISTORY_SHARE)
+        self._lists = LISTS if lists else ""
+        replayed, tastes = apart(data.users, data.shown) if lists else (data.shown, {})
+        split = int(len(replayed) * HISTORY_SHARE)
         self._window_s = data.patience / rate
-        shown = _until(data.shown, split, self.clock.now() - DELAY_S - self._window_s)
+        shown = _until(replayed, split, self.clock.now() - DELAY_S - self._window_s)
         self._history, future = shown[:split], shown[split:]
-        self.replay = Replay(future, self.ledger, "127.0.0.1", port, self.clock, rate)
+        self.books = Books(self.ledger)
+        self.replay = Replay(future, self.books, "127.0.0.1", port, self.clock, rate)
+        self.visits = Visits(tastes, data.items, self._shelf(), self.clock, LISTS_RATE)
+        self.guest = Guest(data.items, self._shelf(), self.clock)
         command = [sys.executable, "-m", "millstream", "up", "-c", str(self.file), "--role"]
         roles = {role: partial(Launch, [*command, role]) for role in ("serve", "learn")}
         self.supervisor = Supervisor(roles, self.clock)
@@ -103,12 +89,16 @@ class Demo:
         self._audit: Audit | None = None
         self._mark = b""
 
+    def _shelf(self) -> Shelf:
+        return Shelf(Pipe("127.0.0.1", self.port, self.clock), self.books, lambda: self.replay.told)
+
     def prepare(self) -> None:
         """Write the settings, import the first part of the past, and train version 1 from it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if any(self.folder.iterdir()):
             raise Misconfigured(f"{self.folder} is not empty: the demo starts from nothing; choose another --dir")
-        self.file.write_text(TOML.format(port=self.port, window_s=self._window_s, ahead_s=AHEAD_S))
+        toml = TOML.format(port=self.port, window_s=self._window_s, ahead_s=AHEAD_S)
+        self.file.write_text(toml + self._lists)
         shutil.copy(definitions.__file__, self.folder / "features.py")
         settings = config.read(self.file, Settings)
         began = self._history[0].event_time
@@ -151,6 +141,7 @@ class Demo:
             if self.clock.monotonic() - began > READY_S_MAX:
                 raise Unreachable(f"the service was not ready within {READY_S_MAX:.0f} s; its words are above")
             await self.clock.sleep(0.02)
+        self.books.open()
         return self.clock.monotonic() - began
 
     async def _ready(self) -> bool:
@@ -175,6 +166,7 @@ class Demo:
     async def settle(self) -> Audit:
         """Wait until everything acknowledged has become an example or was set aside, then balance the books."""
         began = self.clock.monotonic()
+        self.books.flush()
         settings = config.read(self.file, Settings)
         log = Log(self.folder / "log", self.clock)
         while True:
@@ -184,6 +176,13 @@ class Demo:
                 return self._audit
             await self.clock.sleep(0.5)
 
+    async def stop(self) -> None:
+        """End the roles, and let go."""
+        await self.supervisor.stop()
+        self.visits.shelf.close()
+        self.guest.shelf.close()
+        self.books.close()
+
     def figures(self) -> Figures:
         """Where the run stands now."""
         replay, meters = self.replay, Meter(self.folder / "state" / "meters", "demo")
@@ -192,15 +191,19 @@ class Demo:
         frozen = self._frozen.scores(replay)
         both = answered & ~np.isnan(frozen)
         latencies = np.array(replay.latencies or [0.0]) * 1000
+        lists = np.array(self.visits.shelf.latencies or [0.0]) * 1000
         seconds = max(replay.seconds, 1e-9)
         count = len(replay.latencies)
         return Figures(
             requests=count,
             requests_per_s=round(count / seconds, 1),
-            errors=replay.errors,
+            errors=self.books.errors,
+            lists=len(self.visits.visits),
+            list_ms_p50=round(float(np.percentile(lists, 50)), 3),
+            list_ms_p99=round(float(np.percentile(lists, 99)), 3),
             latency_ms_p50=round(float(np.percentile(latencies, 50)), 3),
             latency_ms_p99=round(float(np.percentile(latencies, 99)), 3),
-            outcomes=replay.acknowledged,
+            outcomes=self.books.acknowledged,
             examples=self._audit.examples - len(self._history)
             if self._audit
             else int(meters.sum("millstream_examples_learnt_total")),
@@ -213,6 +216,8 @@ class Demo:
             log_seconds_per_second=round(replay.log_seconds / seconds, 1),
             auc_live=_auc(labels[answered], scores[answered]),
             auc_frozen=_auc(labels[both], frozen[both]),
+            policies=self.visits.compared(),
+            changes=list(self.guest.changes),
             versions=self._versions(),
             seconds=round(seconds, 2),
             ledger=str(self.ledger),
@@ -300,36 +305,82 @@ async def run(data: str, folder: Path | None, seconds: float | None, port: int, 
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     try:
         console.print(f"service ready after {await demo.start():.2f} s at http://127.0.0.1:{chosen}")
-        await _watch(demo, console, seconds, ended)
-        with console.status("waiting for the last outcomes to be learnt"):
-            await demo.settle()
-        figures = demo.figures()
-        console.print(board(figures, len(demo.replay.shown), loaded.name))
-        for line in verdict(figures, f"http://127.0.0.1:{chosen}", str(folder), sys.argv[0]):
-            console.print(line, highlight=False, soft_wrap=True)
-        if demo.replay.first_error:
-            console.print(f"first error: {demo.replay.first_error}", style="red", markup=False)
-        if seconds is None and not ended.is_set():
-            console.print(f"\nThe service goes on answering at http://127.0.0.1:{chosen}; Ctrl-C ends it.")
-            await ended.wait()
+        figures = await _play(demo, console, seconds, ended)
     finally:
-        await demo.supervisor.stop()
+        await demo.stop()
     if as_json:
         print(json.dumps(msgspec.to_builtins(figures)))
 
 
-async def _watch(demo: Demo, console: Console, seconds: float | None, ended: asyncio.Event) -> None:
-    """Replay until it ends, the time is over or somebody stops it; the table is drawn each second."""
+async def _play(demo: Demo, console: Console, seconds: float | None, ended: asyncio.Event) -> Figures:
+    """From the first request to the last: the figures of it."""
+    running = set[asyncio.Task[None]]()
+
+    def pressed(key: str) -> None:
+        if key.isdecimal() and not running:
+            task = asyncio.create_task(demo.guest.like((int(key) - 1) % 10))
+            running.add(task)
+            task.add_done_callback(running.discard)
+
+    by_hand = console.is_terminal and at_a_terminal()
+    with Keys(sys.stdin.fileno(), pressed) if by_hand else contextlib.nullcontext():
+        looking = asyncio.create_task(demo.guest.run())
+        await _watch(demo, console, seconds, ended, by_hand, looking)
+        with console.status("waiting for the last outcomes to be learnt"):
+            await demo.settle()
+        figures = demo.figures()
+        console.print(board(figures, len(demo.replay.shown), demo.data.name))
+        base_url = f"http://127.0.0.1:{demo.port}"
+        for line in verdict(figures, demo.guest, base_url, str(demo.folder), sys.argv[0]):
+            console.print(line, highlight=False, soft_wrap=True, markup=False, emoji=False)
+        if demo.books.first_error:
+            console.print(f"first error: {demo.books.first_error}", style="red", markup=False)
+        if seconds is None and not ended.is_set():
+            console.print(f"\nThe service goes on answering at {base_url}; Ctrl-C ends it.")
+            await _go_on(demo, console, ended, by_hand)
+        demo.guest.stopping.set()
+        await asyncio.gather(looking, *running)
+    return figures
+
+
+async def _watch(
+    demo: Demo, console: Console, seconds: float | None, ended: asyncio.Event, by_hand: bool,
+    looking: asyncio.Task[None],
+) -> None:  # fmt: skip
+    """Replay until it ends, the time is over or somebody stops it; the tables are drawn meanwhile."""
     replaying = asyncio.create_task(demo.replay.run())
+    visiting = asyncio.create_task(demo.visits.run())
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while not replaying.done():
-            await asyncio.wait({replaying}, timeout=1.0)
-            live.update(board(demo.figures(), len(demo.replay.shown), demo.data.name), refresh=True)
+            table = board(demo.figures(), len(demo.replay.shown), demo.data.name)
+            again = demo.clock.monotonic() + 1.0
+            while not replaying.done() and demo.clock.monotonic() < again:
+                drawn = shelf(demo.guest, by_hand)
+                live.update(Group(table, drawn) if console.height >= BOTH_LINES else drawn, refresh=True)
+                await asyncio.wait({replaying}, timeout=DRAWN_S)
             if ended.is_set() or (seconds is not None and demo.replay.seconds >= seconds):
-                demo.replay.stopping.set()
                 break
-    done, _ = await asyncio.wait({replaying}, timeout=LAST_ANSWER_S_MAX)
-    if not done:
-        replaying.cancel()
+    demo.visits.stopping.set()
+    demo.replay.stopping.set()
+    ending = {replaying, visiting}
+    if seconds is not None or ended.is_set():
+        demo.guest.stopping.set()
+        ending.add(looking)
+    done, late = await asyncio.wait(ending, timeout=LAST_ANSWER_S_MAX)
+    for task in late:
+        task.cancel()
+    if late:
         raise Unreachable(f"the service left requests unanswered for {LAST_ANSWER_S_MAX:.0f} s after the last was sent")
-    replaying.result()
+    for task in done:
+        task.result()
+
+
+async def _go_on(demo: Demo, console: Console, ended: asyncio.Event, by_hand: bool) -> None:
+    """Draw the visitor's list until somebody stops it; where nobody sits, only wait."""
+    if not by_hand:
+        await ended.wait()
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        while not ended.is_set():
+            live.update(shelf(demo.guest, by_hand), refresh=True)
+            await demo.clock.sleep(DRAWN_S)

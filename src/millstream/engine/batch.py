@@ -25,9 +25,10 @@ Result = dict[str, Array] | Exception
 class Answer(asyncio.Future[Output]):
     """The caller's future and, at the same time, the request's place in its lane: cancelling it gives the place up."""
 
-    __slots__ = ("arm", "at", "key", "kind", "order", "request", "session")
+    __slots__ = ("arm", "asked", "at", "key", "kind", "order", "request", "session")
 
     request: Request
+    asked: Request  # as it came: `request` has what its version takes of it
     arm: Arm
     kind: Kind
     at: float

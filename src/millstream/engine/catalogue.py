@@ -8,7 +8,7 @@ from millstream.engine.route import Route
 from millstream.engine.session import Sessions
 from millstream.engine.watch import ModelView, Served, Watch
 from millstream.models.policy import Policy
-from millstream.types import Config, Description, Listed, Statistics, Turn
+from millstream.types import Config, Description, Listed, Statistics, TensorSpec, Turn
 
 
 class Catalogue:
@@ -42,6 +42,17 @@ class Catalogue:
         if known is None:
             arm = route.explicit(version) if version else route.live
             known = route.described[version] = arm.lane.describe(tuple(sorted(self._served[model].lanes, key=int)))
+        return known
+
+    def widest(self, model: str, name: str) -> int:
+        """How many columns input `name` has in the loaded version that takes the most of it, 0 where none takes it;
+        NotFound."""
+        served = self._served.get(model)
+        if served is not None and served.asleep:
+            return max(_columns(described.inputs, name) for described in served.asleep.values())
+        route = self._route(model)
+        if (known := route.widest.get(name)) is None:
+            known = route.widest[name] = max(_columns(lane.inputs, name) for lane in route.lanes.values())
         return known
 
     def describe_step(self, model: str, turn: Turn) -> Description:
@@ -120,3 +131,7 @@ class Catalogue:
             return errors.Busy(f"{model} is still loading; try again")
         why = "; ".join(served.problems().values())
         return errors.Misconfigured(f"{model} has no version that answers: {why}")
+
+
+def _columns(specs: tuple[TensorSpec, ...], name: str) -> int:
+    return max((0, *(spec.shape[1] for spec in specs if spec.name == name and len(spec.shape) == 2)))

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from millstream.errors import BadInput
@@ -144,6 +146,23 @@ class Check:
             f"{self._label}: input {spec.name!r} expected {spec.datatype} {shape}, got {got}{note}"
             f"{' (-1: any size)' if -1 in shape else ''}"
         )
+
+
+def fitted(request: Request, specs: Sequence[TensorSpec]) -> Request:
+    """A request as a version with these inputs takes it: spare ones that it does not have are left out, wider ones cut
+    to their last columns. What cannot be made to fit stays, and is refused as anybody's."""
+    if request.leeway is None:
+        return request
+    inputs, taken = dict(request.inputs), {spec.name: spec.shape for spec in specs}
+    for name in request.leeway.spare:
+        array, shape = inputs.get(name), taken.get(name)
+        if array is None:
+            continue
+        if shape is None:
+            del inputs[name]
+        elif len(shape) == array.ndim == 2 and 0 < shape[1] < array.shape[1]:
+            inputs[name] = np.ascontiguousarray(array[:, -shape[1] :])
+    return replace(request, inputs=inputs)
 
 
 def _finite(array: Array) -> bool:

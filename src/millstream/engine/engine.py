@@ -32,6 +32,7 @@ from millstream.engine.batch import Answer, Batch
 from millstream.engine.budget import Budget, estimate, taken
 from millstream.engine.cache import key_of
 from millstream.engine.catalogue import Catalogue
+from millstream.engine.check import fitted
 from millstream.engine.deadline import Deadlines
 from millstream.engine.lane import Lane
 from millstream.engine.limits import EngineLimits
@@ -188,7 +189,9 @@ class Engine(Catalogue):
             raise self.not_here(request.model)
         route = served.route
         arm = route.live if route.plain and not request.version else route.choose(request)
-        lane = arm.lane
+        lane, asked = arm.lane, request
+        if request.leeway is not None:
+            request = fitted(request, lane.inputs)
         kind = lane.check(request)
         key = b""
         if lane.cache is not None:
@@ -202,7 +205,7 @@ class Engine(Catalogue):
         ):
             self._admit_rows(arm, request)
         answer = Answer(loop=self._loop)
-        answer.request, answer.arm, answer.kind, answer.at = request, arm, kind, self._now()
+        answer.request, answer.asked, answer.arm, answer.kind, answer.at = request, asked, arm, kind, self._now()
         answer.order, answer.session, answer.key = NOBODY_HURRIES, None, key
         if request.priority or request.timeout_s or lane.batching.timeout_ms:
             self._hurry(answer)
@@ -247,7 +250,7 @@ class Engine(Catalogue):
         self._admit_rows(arm, request)
         session = session or self._sessions.begin(request, arm, now)
         answer = Answer(loop=self._loop)
-        answer.request, answer.arm, answer.kind, answer.at = request, arm, kind, now
+        answer.request, answer.asked, answer.arm, answer.kind, answer.at = request, request, arm, kind, now
         answer.order, answer.session, answer.key = NOBODY_HURRIES, session, b""
         self._hurry(answer)
         self._sessions.step(session, answer, now)
@@ -420,7 +423,7 @@ class Engine(Catalogue):
             if answer.key and lane.cache is not None:
                 lane.cache.put(name, answer.key, output.outputs, ended)
             if arm.shadows and answer.session is None and not self._closing:
-                self._shadows.copy(request, output, arm.shadows)
+                self._shadows.copy(answer.asked, output, arm.shadows)
         numbers.requests.add(len(batch.items) - gone)
         self._account(batch, answered, queued, total)
         lane.ran(ran.rows, batch.wall)

@@ -2,7 +2,7 @@
 
 Rules of the room:
 - A batch of one is handed to the model as it came and back as it is: no copy, unless one of its inputs has one row for
-  all the others' or wants its lengths beside it.
+  all the others' (and the model does not say that it takes it so) or wants its lengths beside it.
 - Padding never comes back: what a request's rows are longer by than it sent is cut off.
 - Pure functions of arrays: nothing here knows of queues or threads.
 """
@@ -48,18 +48,23 @@ class Item(Protocol):
 
 
 class Join:
-    """How requests of one version become a call. `specs`: the inputs that the model takes, the filled one included."""
+    """How requests of one version become a call. `specs`: the inputs that the model takes, the filled one included;
+    `once`: those that it takes as one row for all."""
 
-    def __init__(self, specs: Sequence[TensorSpec], length: Length | None, broadcasts: bool) -> None:
-        self._length, self._broadcasts = length, broadcasts
+    def __init__(
+        self, specs: Sequence[TensorSpec], length: Length | None, broadcasts: bool, once: Sequence[str] = ()
+    ) -> None:
+        self._length, self._broadcasts, self._once = length, broadcasts, frozenset(once)
         self._dtypes = {spec.name: DTYPES[spec.datatype] for spec in specs}
 
     def alone(self, request: Request) -> dict[str, Array]:
         """The inputs of one request."""
         inputs = request.inputs
         rows = request.rows
-        if self._broadcasts and rows > 1 and any(len(array) != rows for array in inputs.values()):
-            inputs = {name: np.ascontiguousarray(_spread(array, rows)) for name, array in inputs.items()}
+        if self._broadcasts and rows > 1:
+            few = [name for name, array in inputs.items() if len(array) != rows and name not in self._once]
+            if few:
+                inputs = inputs | {name: np.ascontiguousarray(_spread(inputs[name], rows)) for name in few}
         if self._length is not None and self._length.lengths:
             sizes = np.full(rows, self.size(request), self._dtypes[self._length.lengths])
             inputs = {**inputs, self._length.lengths: sizes}

@@ -26,7 +26,7 @@ from millstream.engine.queue import Queue
 from millstream.engine.tally import Numbers, Tally
 from millstream.models.manifest import Batching, Manifest
 from millstream.models.model import Learner, Model, Stateful, Waiting
-from millstream.types import Config, Delta, Description
+from millstream.types import Config, Delta, Description, Leeway
 
 DELTAS_HELD_MAX = 64
 # Where nobody says how many rows a call may have: as many as take so long, within these bounds.
@@ -59,7 +59,12 @@ class Lane:
         self.check = Check(self.label, self.inputs, loaded.outputs, manifest.non_finite == "refuse", length)
         self.names = {spec.name for spec in loaded.outputs}
         self.joins = self.check.joins
-        self.join = Join(loaded.inputs, length, self.joins)
+        if strange := set(batching.once) - {spec.name for spec in self.inputs if self.joins}:
+            raise errors.Misconfigured(
+                f"{self.label}: [batching] once: {min(strange)!r} is no input whose first dimension is free; "
+                f"there are: {', '.join(spec.name for spec in self.inputs)}"
+            )
+        self.join = Join(loaded.inputs, length, self.joins, batching.once)
         self.rows_max = batching.rows_max or ROWS_MAX
         self.bound = batching.rows_max or ROWS_FIRST  # most rows of a batch now
         self.wait_s = batching.wait_ms / 1e3
@@ -103,6 +108,11 @@ class Lane:
     def alike(self, other: Lane) -> bool:
         """Whether both take and give the same tensors."""
         return set(self.inputs) == set(other.inputs) and set(self.loaded.outputs) == set(other.loaded.outputs)
+
+    def suits(self, other: Lane, leeway: Leeway) -> bool:
+        """Whether it can answer what is asked of the other with so much leeway."""
+        taken, others = ({spec for spec in one.inputs if spec.name not in leeway.spare} for one in (self, other))
+        return taken == others and self.names.issuperset(leeway.reads)
 
     def config(self, description: Description) -> Config:
         """How it is batched."""

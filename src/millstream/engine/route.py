@@ -5,7 +5,8 @@ Rules of the room:
 - The choice is a pure function of (model, key): the same in every process, and the same tomorrow.
 - Making a canary's share larger moves nobody out of it. Canary and split draw from independent halves of one hash.
 - A canary or split whose version takes or gives other tensors than the live one gets no traffic: a caller who did not
-  ask for it could not read its answer. It can be asked for by its number.
+  ask for it could not read its answer. It can be asked for by its number. It gets its share of the requests that leave
+  it the leeway (a ranking's, say, whose caller takes any version's answer).
 - An arm whose version is not loaded gets no traffic: a canary's share stays with the others, a split's is shared out.
 """
 
@@ -13,15 +14,16 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from hashlib import blake2b
 from itertools import accumulate
+from typing import NamedTuple
 
 from millstream.engine.lane import Lane
 from millstream.engine.tally import Watched
 from millstream.errors import NotFound
 from millstream.models.policy import Policy
-from millstream.types import Array, Description, Request
+from millstream.types import Array, Description, Leeway, Request
 
 
 class Arm:
@@ -73,9 +75,20 @@ def sticky(request: Request, by: str) -> str:
     return (request.key if by == "user" else "") or request.id
 
 
+class _Choice(NamedTuple):
+    """Who answers by policy, of versions that can: a share of the canary's, of the others by `edges`, or `live`."""
+
+    live: Arm
+    canary: Arm | None
+    share: float
+    split: list[Arm]
+    edges: list[float]
+
+
 class Route:
     """`live` answers what nothing else claims; `plain` says that it answers everything. The policy's live version must
-    be in `lanes`. `watch(lane, arm)` is asked where to count the two arms of a guarded canary."""
+    be in `lanes`. `watch(lane, arm)` is asked where to count the two arms of a guarded canary. `unlike`: versions of
+    canary and split that take or give other tensors than the live one."""
 
     def __init__(
         self,
@@ -86,46 +99,52 @@ class Route:
     ) -> None:
         self.policy = policy
         self.described: dict[str, Description] = {}  # by the version asked for; the same object until the route changes
+        self.widest: dict[str, int] = {}  # by an input's name, over all lanes
         self._model = model
         self._salt = blake2b(model.encode(), digest_size=16).digest()
         self._unnamed = itertools.count()
-        live = lanes[policy.live]
-        self.unlike = [
-            v
-            for v in (*policy.split, *([policy.canary.version] if policy.canary else []))
-            if v in lanes and not lanes[v].alike(live)
-        ]
-        shadows = tuple(lanes[v] for v in policy.shadow if v in lanes and v != policy.live)
+        self.lanes = dict(lanes)
+        self._live = lanes[policy.live]
+        self._shadows = tuple(lanes[v] for v in policy.shadow if v in lanes and v != policy.live)
+        tried = [policy.canary.version] if policy.canary else []
+        self._others = [version for version in dict.fromkeys((*policy.split, *tried)) if version in lanes]
+        self.unlike = [version for version in self._others if not lanes[version].alike(self._live)]
+        self._watched: dict[str, Watched] = {}
+        if watch and policy.canary and policy.canary.guard and policy.canary.version in lanes:
+            arms = {"live": policy.live, "canary": policy.canary.version}
+            self._watched = {arm: watch(lanes[version], arm) for arm, version in arms.items()}
+        self._explicit = {version: Arm(lane, "explicit", policy.version) for version, lane in lanes.items()}
+        self._alike = self._among([version for version in self._others if version not in self.unlike])
+        self._suiting: dict[Leeway, _Choice] = {}
+        self.live = self._alike.live
+        self.plain = not self._others
 
-        tried = policy.canary.version if policy.canary and policy.canary.guard else ""
-        counted = {policy.live: "live", tried: "canary"} if tried in lanes and tried not in self.unlike else {}
-        self._watched: list[Watched] = []
+    def _among(self, versions: Collection[str]) -> _Choice:
+        """The choice where of all but the live version these can answer."""
+        policy, counted = self.policy, dict[str, Watched]()
+        canary = policy.canary if policy.canary and policy.canary.version in versions else None
+        if canary is not None and self._watched:
+            counted = {policy.live: self._watched["live"], canary.version: self._watched["canary"]}
 
         def arm(version: str, name: str) -> Arm:
-            lane = lanes[version]
-            watched = watch(lane, counted[version]) if watch and version in counted else None
-            self._watched += [watched] if watched else []
-            return Arm(
-                lane, name, policy.version, tuple(one for one in shadows if one is not lane), watched, policy.sticky_by
-            )
+            lane = self.lanes[version]
+            shadows = tuple(one for one in self._shadows if one is not lane)
+            return Arm(lane, name, policy.version, shadows, counted.get(version), policy.sticky_by)
 
-        self.live = arm(policy.live, "live")
-        self._explicit = {version: Arm(lane, "explicit", policy.version) for version, lane in lanes.items()}
-        self._canary: Arm | None = None
-        self._share = 0.0
-        if policy.canary and policy.canary.version in lanes and policy.canary.version not in self.unlike:
-            self._canary, self._share = arm(policy.canary.version, "canary"), policy.canary.share
-        split = sorted(
-            (version for version in policy.split if version in lanes and version not in self.unlike), key=int
-        )
-        self._split = [arm(version, f"split-{version}") for version in split]
+        there = {policy.live, *versions}
+        split = sorted((version for version in policy.split if version in there), key=int)
         total = sum(policy.split[version] for version in split)
-        self._edges = list(accumulate(policy.split[version] / total for version in split))
-        self.plain = self._canary is None and not self._split
+        return _Choice(
+            arm(policy.live, "live"),
+            arm(canary.version, "canary") if canary is not None else None,
+            canary.share if canary is not None else 0.0,
+            [arm(version, f"split-{version}") for version in split],
+            list(accumulate(policy.split[version] / total for version in split)),
+        )
 
     def left(self) -> None:
         """Another route is followed now: what still answers by this one is not counted for a guard."""
-        for watched in self._watched:
+        for watched in self._watched.values():
             watched.release()
 
     def explicit(self, version: str) -> Arm:
@@ -143,11 +162,29 @@ class Route:
             return self.explicit(request.version)
         if self.plain:
             return self.live
+        choice = self._alike if request.leeway is None else self._suited(request.leeway)
+        if choice.canary is None and not choice.split:
+            return choice.live
         key = sticky(request, self.policy.sticky_by) or f"unnamed {next(self._unnamed)}"
         drawn = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16, salt=self._salt).digest()
-        if self._canary and int.from_bytes(drawn[:8], "little") < self._share * 2**64:
-            return self._canary
-        if self._split:
-            place = bisect_right(self._edges, int.from_bytes(drawn[8:], "little") / 2**64)
-            return self._split[min(place, len(self._split) - 1)]
-        return self.live
+        if choice.canary and int.from_bytes(drawn[:8], "little") < choice.share * 2**64:
+            return choice.canary
+        if choice.split:
+            place = bisect_right(choice.edges, int.from_bytes(drawn[8:], "little") / 2**64)
+            return choice.split[min(place, len(choice.split) - 1)]
+        return choice.live
+
+    def _suited(self, leeway: Leeway) -> _Choice:
+        """The choice of a request with leeway; made once for each that callers leave, and they leave few."""
+        if (choice := self._suiting.get(leeway)) is None:
+            suiting = [version for version in self._others if self.lanes[version].suits(self._live, leeway)]
+            choice = self._suiting[leeway] = self._among(suiting)
+        return choice
+
+    def unasked(self) -> list[str]:
+        """Versions that are to have a share, and can have none of any request that came."""
+        return [one for one in self.unlike if not any(one in _versions(choice) for choice in self._suiting.values())]
+
+
+def _versions(choice: _Choice) -> set[str]:
+    return {arm.lane.version for arm in (*choice.split, *([choice.canary] if choice.canary else []))}

@@ -18,6 +18,7 @@ import msgspec
 from millstream import errors
 from millstream.clock import Clock, Timer
 from millstream.engine.batch import Batch, Copy
+from millstream.engine.check import fitted
 from millstream.engine.lane import Lane
 from millstream.engine.worker import Workers
 from millstream.types import Array, Output, Ran, Request, Shadow
@@ -68,8 +69,9 @@ class Shadows:
             if lane.copy_rows + request.rows > lane.batching.queue_rows_max:
                 lane.numbers.lost.add()
                 continue
+            given = fitted(request, lane.inputs)
             try:
-                kind = lane.check(request)
+                kind = lane.check(given)
             except errors.Error as error:  # the shadow takes other inputs than the version that answered
                 lane.numbers.lost.add()
                 if self._compare is not None:
@@ -78,7 +80,7 @@ class Shadows:
             if not lane.copies:
                 self._lanes.append(lane)
             due = self._clock.monotonic() + GATHER_S
-            lane.copies.append(Copy(request, kind, due, live if self._compare is not None else None))
+            lane.copies.append(Copy(given, kind, due, live if self._compare is not None else None))
             lane.copy_rows += request.rows
 
     def start(self) -> None:

@@ -51,6 +51,8 @@ def warm(lane: Lane) -> None:
         _time(lane, example)
     if lane.batching.length:
         _try_padding(lane, example, lane.batching.length)
+    if lane.batching.once:
+        _try_once(lane, example)
 
 
 def try_recorded(lane: Lane, recorded: Sequence[dict[str, Array]], refuse: bool) -> None:
@@ -105,6 +107,39 @@ def _try(lane: Lane, inputs: dict[str, Array]) -> dict[str, Array]:
     rows = next((len(array) for array in inputs.values() if array.ndim), 1)
     slots = None if lane.slots is None else np.full(rows, -1)
     return call(lane, lane.join.alone(Request(lane.model, inputs, rows)), rows, slots)
+
+
+def _try_once(lane: Lane, example: dict[str, Array]) -> None:
+    """Refuse a version that says it takes one row for all, and answers otherwise than to a row for each."""
+    once = lane.batching.once
+    given = example if lane.manifest.example else {name: _some(array) for name, array in example.items()}
+    few = {
+        name: array[:1] if name in once else np.resize(array, (3, *array.shape[1:])) for name, array in given.items()
+    }
+    many = few | {name: np.repeat(few[name], 3, axis=0) for name in once}
+    try:
+        one, each = (call(lane, lane.join.alone(Request(lane.model, rows, 3)), 3, None) for rows in (few, many))
+    except Exception as error:
+        raise errors.Misconfigured(
+            f"{lane.label}: [batching] once = {', '.join(once)} was tried and failed: {error}; remove it, or add an "
+            "[example] that the model takes"
+        ) from error
+    for name, array in each.items():
+        same = array.shape == one[name].shape
+        if same and array.dtype.kind == "f":
+            same = np.allclose(array, one[name], rtol=1e-3, atol=1e-4, equal_nan=True)
+        elif same:
+            same = bool((array == one[name]).all())
+        if not same:
+            raise errors.Misconfigured(
+                f"{lane.label}: output {name!r} is another with one row of {', '.join(once)} for all than with one for "
+                "each; remove `once` from [batching]"
+            )
+
+
+def _some(array: Array) -> Array:
+    """Values that are not all nothing, where nobody gave an example."""
+    return array if array.dtype.hasobject else np.ones_like(array)
 
 
 def _try_padding(lane: Lane, example: dict[str, Array], length: Length) -> None:

@@ -88,7 +88,7 @@ class Served:
         problems = {version: f"{self.name} {version}: {why}" for version, (_, why) in self.refused.items()}
         if self.policy_problem:
             problems["policy"] = self.policy_problem
-        for version in self.route.unlike if self.route else ():
+        for version in self.route.unasked() if self.route else ():
             problems[version] = (
                 f"{self.name} {version}: it takes or gives other tensors than the live version, so canary and split "
                 "send it nothing; ask for it by its number"

@@ -170,7 +170,7 @@ def _in_pieces(lane: Lane, inputs: dict[str, Array], rows: int, slots: NDArray[n
     pieces = []
     for at in range(0, rows, lane.rows_max):
         here = slice(at, at + lane.rows_max)
-        piece = {name: array[here] for name, array in inputs.items()}
+        piece = {name: array[here] if len(array) == rows else array for name, array in inputs.items()}
         pieces.append(_step(lane, piece, None if slots is None else slots[here]))
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 

@@ -6,7 +6,7 @@ Attributes become tokens once, when they are told; a request then costs look-ups
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -36,13 +36,42 @@ class Entities:
         the definition does not name is ignored. A value of the wrong kind: BadInput, and nothing changes."""
         if kind not in self._sides:
             raise errors.BadInput(f"entity kind must be 'user' or 'item', got {kind!r}")
-        texts = {"id": Texts.of([_bytes(id)])}
+        self.forgotten += self._sides[kind].put(id, self.described(kind, id, attributes)[0])
+
+    def upsert_many(self, kind: Side, several: Iterable[tuple[str, Attributes]]) -> list[errors.BadInput | None]:
+        """As `upsert` of one after the other, in a third of the time: of each what `upsert` would have raised."""
+        refused: list[errors.BadInput | None] = []
+        rows: list[tuple[str, list[bytes]]] = []
+        for id, attributes in several:
+            try:
+                rows.append((id, self._texts(kind, id, attributes)))
+                refused.append(None)
+            except errors.BadInput as error:
+                refused.append(error)
+        side = self._sides[kind]
+        for (id, _), row in zip(rows, self._tokens(kind, [texts for _, texts in rows]), strict=True):
+            self.forgotten += side.put(id, row)
+        return refused
+
+    def described(self, kind: Side, id: str, attributes: Attributes) -> Tokens:
+        """The tokens uint32 [1, side's width] of a user or an item with these attributes, whoever is known; from any
+        thread. Refuses as `upsert` does."""
+        return self._tokens(kind, [self._texts(kind, id, attributes)])
+
+    def _texts(self, kind: Side, id: str, attributes: Attributes) -> list[bytes]:
+        """The id and the attributes that the definition names besides, as texts; empty where there is nothing."""
+        texts = [_bytes(id)]
         for column in self.definition.side(kind):
-            value = attributes.get(column.name)
-            if column.name != "id" and value is not None:
+            if column.name != "id":
+                value = attributes.get(column.name)
                 where = f"{kind} {id!r}: attribute {column.name!r}"
-                texts[column.name] = Texts.of([_text(value, column.places > 1, where)])
-        self.forgotten += self._sides[kind].put(id, self._rows.tokens(kind, texts)[0])
+                texts.append(b"" if value is None else _text(value, column.places > 1, where))
+        return texts
+
+    def _tokens(self, kind: Side, rows: list[list[bytes]]) -> Tokens:
+        names = ["id", *(column.name for column in self.definition.side(kind) if column.name != "id")]
+        columns = zip(*rows, strict=True) if rows else [[] for _ in names]
+        return self._rows.tokens(kind, {name: Texts.of(texts) for name, texts in zip(names, columns, strict=True)})
 
     def forget(self, kind: Side, mine: Callable[[str], bool]) -> int:
         """Forget entities by their ids: each is one that nobody knows from now on. How many there were."""
@@ -55,13 +84,14 @@ class Entities:
         """Feature rows uint32 [len(items), width] of one request, in the order of `items`. Unknown ids are welcome.
         `kept`: the matrix of the definition's feature set, float [len(items), columns]; without it its places are
         empty."""
-        return self._rows.one(self._gather("user", (user,))[0], self._gather("item", items), kept)
+        return self._rows.one(self.tokens("user", (user,))[0], self.tokens("item", items), kept)
 
     def history(self, items: Sequence[str], h: int) -> Tokens:
         """What a user had to do with, newest last, as tokens uint32 [1, h]; see Rows.history."""
         return self._rows.history(items, h)
 
-    def _gather(self, kind: Side, ids: Sequence[str]) -> Tokens:
+    def tokens(self, kind: Side, ids: Sequence[str]) -> Tokens:
+        """Tokens uint32 [len(ids), side's width], in this order. Unknown ids are welcome."""
         side = self._sides[kind]
         found = [side.places.get(id, -1) for id in ids]
         block = side.block.take(found, axis=0)

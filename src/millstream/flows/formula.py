@@ -1,4 +1,5 @@
-"""What several outputs of a ranker are worth together: `click * (1 + 2 * conversion) + 0.1 * log1p(dwell)`.
+"""What several outputs of a ranker are worth together: `click * (1 + 2 * conversion) + 0.1 * log1p(dwell)`. Outputs of
+a model beside it have that one's name before theirs: `0.7 * probability + 0.3 * online.probability`.
 
 Rules of the room:
 - A formula has names of outputs, numbers, `+ - * / **`, parentheses, and `min max log1p exp sqrt`. It is read once and
@@ -36,8 +37,8 @@ _MAY: Final = f"names of outputs, numbers, + - * / **, {', '.join((*_OF_SEVERAL,
 
 
 class Formula:
-    """One that was read and can be computed. `names`: the outputs that it needs, at least one. A text that is none:
-    Misconfigured."""
+    """One that was read and can be computed. `names`: the outputs that it needs, at least one; `beside`: those of them
+    that are of models beside the ranker, by model. A text that is none: Misconfigured."""
 
     def __init__(self, text: str) -> None:
         self.text = text = text.strip()
@@ -53,6 +54,9 @@ class Formula:
         if not self._names:
             raise self._wrong("it names no output of the model, so all candidates would be worth the same")
         self.names = frozenset(self._names)
+        self.beside: dict[str, tuple[str, ...]] = {}
+        for model, _, output in (name.partition(".") for name in sorted(self._names) if "." in name):
+            self.beside[model] = (*self.beside.get(model, ()), output)
 
     def of(self, heads: Heads) -> Floats:
         """What candidates are worth, float32 [n], all finite; `heads` [n] by name. One that is missing: NotFound."""
@@ -71,6 +75,10 @@ class Formula:
             case ast.Name(name):
                 self._names.add(name)
                 return lambda heads: heads[name]
+            case ast.Attribute(ast.Name(model), output):
+                joint = f"{model}.{output}"
+                self._names.add(joint)
+                return lambda heads: heads[joint]
             case ast.Constant(value) if type(value) in (int, float):
                 return self._number(node, value)
             case ast.UnaryOp(ast.USub() | ast.UAdd() as sign, operand):

@@ -64,12 +64,16 @@ class Door(Protocol):
         NotFound, BadInput, TooLarge."""
 
     def upsert(
-        self, topic: Literal["users", "items"], rows: Sequence[Mapping[str, Any]], principal: Principal
+        self,
+        topic: Literal["users", "items"],
+        rows: Sequence[Mapping[str, Any]],
+        principal: Principal,
+        tenant: str = "",
     ) -> asyncio.Future[int]:
-        """Tell of users or items, each an `id` and its attributes; how many are durable now. Authorised as verb
-        "upsert" of the topic; NotFound, BadInput, TooLarge."""
+        """Tell of users or items, each an `id` and its attributes; how many are durable now. `tenant`: whose they are,
+        where there are any. Authorised as verb "upsert" of the topic; NotFound, BadInput, TooLarge."""
 
-    def merge(self, merges: Sequence[Merge], principal: Principal) -> asyncio.Future[int]:
+    def merge(self, merges: Sequence[Merge], principal: Principal, tenant: str = "") -> asyncio.Future[int]:
         """Tell which visitors are which users. Authorised as verb "upsert" of "users"; NotFound, BadInput, TooLarge."""
 
     def describe(self, model: str, version: str = "") -> Description:

@@ -41,14 +41,17 @@ class _Similar(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     context: Context = {}
     explain: bool = False
     event_time: float = 0.0
+    tenant: str = ""
 
 
 class _Items(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     items: list[dict[str, Any]]
+    tenant: str = ""
 
 
 class _Users(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     users: list[dict[str, Any]]
+    tenant: str = ""
 
 
 class _Merge(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -59,6 +62,7 @@ class _Merge(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 class _Merges(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     merges: list[_Merge]
+    tenant: str = ""
 
 
 _similar, _items, _users, _merges = (msgspec.json.Decoder(of) for of in (_Similar, _Items, _Users, _Merges))
@@ -84,25 +88,25 @@ class Lists:
         ask = Ask(
             id=asked.id or self._new_id(exchange), user=asked.user, visitor=asked.visitor, placement=asked.placement,
             n=asked.n, exclude=asked.exclude, context=asked.context, similar=asked.item, explain=asked.explain,
-            event_time=asked.event_time,
+            event_time=asked.event_time, tenant=asked.tenant,
         )  # fmt: skip
         exchange.wait(self._door.call(ask, principal), lambda _, listing: answer.answer(write_listing(listing)))
 
     def _put_items(self, exchange: Exchange) -> None:
         no_page(exchange)
         told: _Items = _read("items", _items, exchange.body, ROWS_EXAMPLES["items"])
-        self._accept(exchange, self._door.upsert("items", told.items, self._principal(exchange)))
+        self._accept(exchange, self._door.upsert("items", told.items, self._principal(exchange), told.tenant))
 
     def _put_users(self, exchange: Exchange) -> None:
         no_page(exchange)
         told: _Users = _read("users", _users, exchange.body, ROWS_EXAMPLES["users"])
-        self._accept(exchange, self._door.upsert("users", told.users, self._principal(exchange)))
+        self._accept(exchange, self._door.upsert("users", told.users, self._principal(exchange), told.tenant))
 
     def _merge(self, exchange: Exchange) -> None:
         no_page(exchange)
         told: _Merges = _read("merges", _merges, exchange.body, MERGE_EXAMPLE)
         merges = [Merge(visitor=one.visitor, user=one.user, event_time=one.event_time) for one in told.merges]
-        self._accept(exchange, self._door.merge(merges, self._principal(exchange)))
+        self._accept(exchange, self._door.merge(merges, self._principal(exchange), told.tenant))
 
     def _accept(self, exchange: Exchange, accepted: Any) -> None:
         exchange.wait(accepted, lambda _, count: answer.answer(b'{"accepted":%d}' % count))

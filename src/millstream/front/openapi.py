@@ -61,7 +61,7 @@ _CALL = (403, 404, 409, 429, 504)
 PATHS: tuple[Path, ...] = (
     Path("/", "Name, version and routes", "Service"),
     Path("/openapi.json", "This document", "Document"),
-    Path("/metrics", "Every counter, as Prometheus reads it", PROMETHEUS),
+    Path("/metrics", "Every counter, as Prometheus reads it", PROMETHEUS, (403,)),
     Path("/v2", "The server and its protocol extensions", "Server"),
     Path("/v2/health/live", "Whether the process answers at all", "Live"),
     Path("/v2/health/ready", "Whether every model answers; 503 before that", "Ready"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from millstream import errors
-from millstream.types import Ask, Outcome, Rank, Ranked
+from millstream.types import Ask, Outcome, Rank, Ranked, TenantOutcome
 
 TEXT_CHARS_MAX = 1024
 RANK_EXAMPLE = '{"id": "r1", "user": "u1", "candidates": ["a", "b"]}'
@@ -32,6 +32,7 @@ class _Asked(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     context: dict[str, str | float | bool] = {}
     cursor: str = ""
     explain: bool = False
+    tenant: str = ""
 
     def is_rank(self) -> bool:
         """Whether it is about candidates, and nothing is said that only a list has."""
@@ -39,8 +40,8 @@ class _Asked(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         return self.candidates is not msgspec.UNSET and not any(listed)
 
 
-class _Outcome(Outcome, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="outcome"):
-    """`Outcome` as the wire has it."""
+class _Outcome(TenantOutcome, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="outcome"):
+    """An outcome as the wire has it."""
 
 
 # RecursionError: a body of a hundred thousand opening brackets.
@@ -72,6 +73,7 @@ def read_rank(body: bytes | bytearray, fallback_id: str) -> Rank | Ask:
         candidates=asked.candidates,
         model=asked.model,
         event_time=asked.event_time,
+        tenant=asked.tenant,
     )
 
 
@@ -83,7 +85,7 @@ def _ask(asked: _Asked, fallback_id: str) -> Ask:
     return Ask(
         id=asked.id or fallback_id, user=asked.user, visitor=asked.visitor, placement=asked.placement, n=asked.n,
         candidates=asked.candidates or (), exclude=asked.exclude, context=asked.context, cursor=asked.cursor,
-        explain=asked.explain, event_time=asked.event_time,
+        explain=asked.explain, event_time=asked.event_time, tenant=asked.tenant,
     )  # fmt: skip
 
 
@@ -104,17 +106,19 @@ def read_outcomes(body: bytes | bytearray, outcomes_max: int) -> list[Outcome]:
             raise errors.BadInput(f"outcomes[{at}].kind is empty; send what happened: impression, like, watermark ...")
         for name in ("request", "item", "kind", "id"):
             bounded(f"outcomes[{at}].{name}", getattr(one, name))
-    return [
-        Outcome(
-            request=o.request, item=o.item, kind=o.kind, value=o.value, event_time=o.event_time, id=o.id, text=o.text
-        )
-        for o in found
-    ]
+    return [_plain(one) for one in found]
 
 
 def write_ranked(ranked: Ranked) -> bytes:
     """{"id", "model", "version", "items": [{"item", "score"}]}, best first."""
     return _encode(ranked)
+
+
+def _plain(o: _Outcome) -> Outcome:
+    plain = Outcome(
+        request=o.request, item=o.item, kind=o.kind, value=o.value, event_time=o.event_time, id=o.id, text=o.text
+    )
+    return TenantOutcome(**msgspec.structs.asdict(plain), tenant=o.tenant) if o.tenant else plain
 
 
 def _items(body: bytes | bytearray) -> list[_Outcome]:

@@ -174,7 +174,8 @@ class Routes:
         exchange.answer = _openapi()
 
     def _metrics(self, exchange: Exchange) -> None:
-        self.principal(exchange)
+        if tenants := self.principal(exchange).tenants:
+            raise errors.Forbidden(f"metrics are of the whole installation, and this key of {', '.join(tenants)} alone")
         exchange.answer = answer.answer(self._door.metrics().encode(), answer.PROMETHEUS)
 
     def _recommend(self, exchange: Exchange) -> None:

@@ -64,6 +64,7 @@ ENTITY = thing(
     additionalProperties={"oneOf": [_VALUE, array({"type": ["string", "number"]})]},
     description="its attributes beside the id",
 )
+TENANT = words(description="whose these names are, where there are tenants")
 WISH: dict[str, Schema] = {
     "id": words(WORDS_CHARS_MAX),
     "user": words(WORDS_CHARS_MAX),
@@ -74,6 +75,7 @@ WISH: dict[str, Schema] = {
     "context": thing({}, additionalProperties={"type": ["string", "number", "boolean"]}),
     "explain": FLAG,
     "event_time": NUMBER,
+    "tenant": TENANT,
 }
 
 SCHEMAS: dict[str, Schema] = {
@@ -233,7 +235,7 @@ SCHEMAS: dict[str, Schema] = {
                     "user": words(WORDS_CHARS_MAX, minLength=1),
                     "candidates": array(words(WORDS_CHARS_MAX), minItems=1),
                 },
-                {"id": words(WORDS_CHARS_MAX), "model": TEXT, "event_time": NUMBER},
+                {"id": words(WORDS_CHARS_MAX), "model": TEXT, "event_time": NUMBER, "tenant": TENANT},
                 additionalProperties=False,
                 description="these in rank order",
             ),
@@ -262,8 +264,8 @@ SCHEMAS: dict[str, Schema] = {
         {"arm": TEXT, "cursor": TEXT, "missed": array(TEXT), "relaxed": thing({}, additionalProperties=count())},
     ),
     "Recommended": {"anyOf": [ref("Listing"), ref("Ranked")]},
-    "Items": thing({"items": array(ENTITY, minItems=1)}, additionalProperties=False),
-    "Users": thing({"users": array(ENTITY, minItems=1)}, additionalProperties=False),
+    "Items": thing({"items": array(ENTITY, minItems=1)}, {"tenant": TENANT}, additionalProperties=False),
+    "Users": thing({"users": array(ENTITY, minItems=1)}, {"tenant": TENANT}, additionalProperties=False),
     "Merges": thing(
         {
             "merges": array(
@@ -275,6 +277,7 @@ SCHEMAS: dict[str, Schema] = {
                 minItems=1,
             )
         },
+        {"tenant": TENANT},
         additionalProperties=False,
     ),
     "Ranked": thing(
@@ -290,6 +293,7 @@ SCHEMAS: dict[str, Schema] = {
             "event_time": NUMBER,
             "id": words(WORDS_CHARS_MAX),
             "text": TEXT,
+            "tenant": TENANT,
         },
         additionalProperties=False,
     ),

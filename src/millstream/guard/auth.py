@@ -7,11 +7,13 @@
     verbs = ["ranker:infer", "*:recommend", "*:outcomes"]
     rate = 100.0  # requests a second, if there is a bound
     burst = 200.0  # at once after a pause; left out: as many as in a second
+    tenants = ["acme"]  # whom it speaks for, where there are tenants; left out: all of them
 
 Rules of the room:
 - The file holds digests, never keys. A key is 256 random bits, so a plain SHA-256 cannot be searched.
 - A key is looked up by its digest in a table: how long that takes tells of the digest, which nobody can steer.
 - A pattern is "model:verb"; either side may be "*". Who may `infer` may also `describe`: nothing else is special.
+- A key that is bound to tenants opens nothing that is of the whole installation (`WHOLE`), whatever its patterns say.
 - A bound on requests is of a name, not of a connection: of several keys with one name they share it. Each of several
   processes gives out its part of it.
 - Without a file everybody is `anonymous`: data verbs from anywhere, every verb from this machine. Behind a proxy on
@@ -33,10 +35,13 @@ import msgspec
 
 from millstream import errors
 from millstream.clock import Clock, SystemClock
+from millstream.guard.tenants import proper
 from millstream.meter import Counter, Meter
 from millstream.types import Principal
 
 DATA_VERBS = ("describe", "infer", "recommend", "outcomes", "features", "facts", "upsert")
+WHOLE = ("features", "facts", "control")
+"""Verbs of what all tenants share, or that reach everybody's names."""
 LOOK_S = 1.0
 KEY_CHARS_MAX = 512
 
@@ -54,6 +59,7 @@ class _Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     verbs: tuple[str, ...]
     rate: float = 0.0
     burst: float = 0.0
+    tenants: tuple[str, ...] = ()
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -64,6 +70,7 @@ class Entry(msgspec.Struct, frozen=True):
     verbs: tuple[str, ...]
     rate: float
     burst: float
+    tenants: tuple[str, ...]
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -177,7 +184,9 @@ class Keys:
 
 
 def allowed(principal: Principal, model: str, verb: str) -> bool:
-    """Whether one of the principal's patterns covers `verb` of `model`."""
+    """Whether one of the principal's patterns covers `verb` of `model`, and its tenants may have it."""
+    if principal.tenants and verb in WHOLE:
+        return False
     for pattern in principal.verbs:
         on_model, _, may = pattern.partition(":")
         if on_model in ("*", model) and (may in ("*", verb) or (verb == "describe" and may == "infer")):
@@ -190,21 +199,26 @@ def check(principal: Principal, model: str, verb: str) -> None:
     if not allowed(principal, model, verb):
         has = ", ".join(principal.verbs) or "nothing"
         advice = "control verbs need a keys file or a call from this machine" if principal is ANYBODY else "ask for it"
+        if principal.tenants and verb in WHOLE:
+            advice = f"{verb} is of the whole installation, and this key of {', '.join(principal.tenants)} alone"
         raise errors.Forbidden(f"{principal.name} may not {verb} {model or 'this service'}; it may {has}: {advice}")
 
 
-def new_key(name: str, verbs: tuple[str, ...] = ("*:*",), rate: float = 0.0, burst: float = 0.0) -> tuple[str, str]:
+def new_key(
+    name: str, verbs: tuple[str, ...] = ("*:*",), rate: float = 0.0, burst: float = 0.0, tenants: tuple[str, ...] = ()
+) -> tuple[str, str]:
     """(key, snippet for the keys file). The key is shown once: the file cannot give it back."""
     key = "ms_" + secrets.token_urlsafe(32)
     listed = ", ".join(_quoted(verb) for verb in verbs)
     digest = hashlib.sha256(key.encode()).hexdigest()
     bounds = "".join(f"{of} = {float(value)}\n" for of, value in (("rate", rate), ("burst", burst)) if value)
-    return key, f'[[key]]\nname = {_quoted(name)}\nsha256 = "{digest}"\nverbs = [{listed}]\n{bounds}'
+    whose = f"tenants = [{', '.join(map(_quoted, tenants))}]\n" if tenants else ""
+    return key, f'[[key]]\nname = {_quoted(name)}\nsha256 = "{digest}"\nverbs = [{listed}]\n{bounds}{whose}'
 
 
 def entries(text: str, where: str = "keys.toml") -> list[Entry]:
     """The keys of a file's text, in its order. Misconfigured."""
-    return [Entry(one.name, one.sha256[:8], one.verbs, one.rate, one.burst) for one in _keys(text, where)]
+    return [Entry(one.name, one.sha256[:8], one.verbs, one.rate, one.burst, one.tenants) for one in _keys(text, where)]
 
 
 def without(text: str, name: str, where: str = "keys.toml") -> str:
@@ -250,7 +264,7 @@ def _read(path: Path) -> tuple[dict[bytes, Principal], dict[str, tuple[float, fl
     known: dict[bytes, Principal] = {}
     rates: dict[str, tuple[float, float]] = {}
     for key in _keys(text, str(path)):
-        known[bytes.fromhex(key.sha256)] = Principal(key.name, key.verbs)
+        known[bytes.fromhex(key.sha256)] = Principal(key.name, key.verbs, key.tenants)
         if key.rate:
             rates[key.name] = (key.rate, key.burst or max(1.0, key.rate))
     return known, rates
@@ -276,6 +290,8 @@ def _keys(text: str, where: str) -> tuple[_Key, ...]:
                 f"{at}: rate wants requests a second, 0 for no bound, and burst goes with it; got {key.rate:g} and "
                 f"{key.burst:g}"
             )
+        if odd := [tenant for tenant in key.tenants if not proper(tenant)]:
+            raise errors.Misconfigured(f"{at}: {odd[0]!r} is no tenant's name: small letters, digits, - and _")
         if key.sha256 in digests:
             raise errors.Misconfigured(
                 f"{where}: {key.name!r} and {digests[key.sha256]!r} are the same key: remove one"

@@ -114,6 +114,9 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 def _delimited(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin a file with a byte order mark
         reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+        header = reader.fieldnames or []
+        if twice := sorted({name for name in header if header.count(name) > 1}):
+            raise BadInput(f"{path}: its header names column {twice[0]!r} twice; give each a name of its own")
         for number, row in enumerate(reader, 1):
             if None in row or None in row.values():
                 cells, names = len(row.get(None, ())), len(reader.fieldnames or ())

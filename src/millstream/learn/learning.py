@@ -78,10 +78,12 @@ class Learning:
         task: Task = AS_THEY_ARE,
         slices: Sequence[Slice] = (),
         folder: Path | None = None,
+        also: str = "",
     ) -> None:
-        """`task`: what its labels are; `slices`: rows that are judged apart; `folder`: where it says how it does."""
+        """`task`: what its labels are; `slices`: rows that are judged apart; `folder`: where it says how it does;
+        `also`: another model whose examples it learns too."""
         self._settings, self._repository, self._log, self._clock = settings, repository, log, clock
-        self._deltas, self._task = deltas, task.name
+        self._deltas, self._task, self._also = deltas, task.name, also
         books = Validation(settings.validate, slices)
         file = folder / settings.model if folder is not None and settings.model else None
         self._judge = Judge(settings.gate, books, settings.calibrate, task, meter, file)
@@ -235,7 +237,8 @@ class Learning:
             return None
         self._problem = ""
         upto = int(str(manifest.lineage.get("upto", 0)))
-        self._training = Training(learner, model, manifest.features, self._log.reader("examples"), upto, self._task)
+        examples = self._log.reader("examples")
+        self._training = Training(learner, model, manifest.features, examples, upto, self._task, self._also)
         return manifest
 
     def _beside(self, version: str) -> online.Served | None:

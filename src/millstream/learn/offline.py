@@ -66,12 +66,14 @@ class Rows:
 
 
 class Source(NamedTuple):
-    """Whose examples: the model, the hash of its definition, the width of its rows, and what its labels are."""
+    """Whose examples: the model, the hash of its definition, the width of its rows, what its labels are, and another
+    model whose examples it learns too."""
 
     model: str
     definition: str
     width: int
     task: Task
+    also: str = ""
 
 
 def read(reader: Reader, first: int, until: int, source: Source, folder: Path, had: int = 0) -> Rows:
@@ -84,7 +86,7 @@ def read(reader: Reader, first: int, until: int, source: Source, folder: Path, h
             bound = min(one for one in (until, had, end) if one > at)
             records = reader.read(0, at, min(CHUNK, bound - at))
             records = [record for record in records if record.offset < bound]  # offsets may leap
-            batch, _ = gather(records, source.model, source.definition, source.width, source.task.name)
+            batch, _ = gather(records, source.model, source.definition, source.width, source.task.name, source.also)
             batch.tokens.tofile(file)
             batches.append(batch._replace(tokens=np.empty((0, source.width), np.uint32)))
             inside += len(batch.labels) if at < until else 0
@@ -237,8 +239,8 @@ def train(
 
 def _nothing(reader: Reader, source: Source, plan: Plan) -> str:
     """Why a plan has no examples."""
-    first = known_first(reader, source.model, source.task.name)
-    last = known_before(reader, reader.end(0), source.model, source.task.name)
+    first = known_first(reader, source.model, source.task.name, source.also)
+    last = known_before(reader, reader.end(0), source.model, source.task.name, source.also)
     if not (first and last):
         return f"the log holds no examples of task {source.task.name!r}; `millstream log import` brings some"
     there = f"the log holds examples that were known from {in_words(first)} to {in_words(last)}"

@@ -48,9 +48,10 @@ class _Base(NamedTuple):
     taken: float = 0.0
 
 
-def rebuild(repository: Repository, log: Log, model: str, task: str, to: float, now: float) -> Rebuilt:
+def rebuild(repository: Repository, log: Log, model: str, task: str, to: float, now: float, also: str = "") -> Rebuilt:
     """Put the weights that were live at `to` (unix seconds, not after `now`), with every example whose label was known
-    by then, as a new version; nobody is served it yet. `task`: the one that the model learns.
+    by then, as a new version; nobody is served it yet. `task`: the one that the model learns; `also`: another model
+    whose examples it learns too.
 
     BadInput: `to` is no time yet. NotFound: no base that was live is as old as that, or the log begins later than the
     one that is.
@@ -61,7 +62,7 @@ def rebuild(repository: Repository, log: Log, model: str, task: str, to: float, 
     upto = known_by(examples, to)
     base = _newest(repository, log, model, upto, to)
     learner, metadata = online.load(repository.folder(model, base.version) / base.manifest.file)
-    training = Training(learner, model, base.manifest.features, examples, base.at, task)
+    training = Training(learner, model, base.manifest.features, examples, base.at, task, also)
     if training.upto < upto and training.upto < examples.start(0):
         raise NotFound(
             f"{model}: base {base.version}, which was live at {in_words(to)}, ends before example {training.upto}, and "

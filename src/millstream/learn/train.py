@@ -59,14 +59,16 @@ class Folded(NamedTuple):
 class Training:
     """A learner and how far into partition 0 of `examples` it has folded (`upto`, the next offset).
 
-    `definition`: hash of the feature definition that its rows must have.
+    `definition`: hash of the feature definition that its rows must have; `also`: another model whose examples it learns
+    too.
     """
 
     def __init__(
-        self, learner: OnlineLearner, model: str, definition: str, examples: Reader, upto: int, task: str = ""
-    ) -> None:
+        self, learner: OnlineLearner, model: str, definition: str, examples: Reader, upto: int, task: str = "",
+        also: str = "",
+    ) -> None:  # fmt: skip
         self.learner, self.model, self.definition, self.upto = learner, model, definition, upto
-        self.task = task
+        self.task, self.also = task, also
         self._examples = examples
 
     def step(self, records_max: int = 10_000, *, learn: bool = True, until: int | None = None) -> Folded | None:
@@ -79,7 +81,7 @@ class Training:
             records = [record for record in records if record.offset < until]
         if not records:
             return None
-        batch, skipped = gather(records, self.model, self.definition, self.learner.width, self.task)
+        batch, skipped = gather(records, self.model, self.definition, self.learner.width, self.task, self.also)
         if learn:
             predicted = self.learner.learn(batch.tokens, batch.labels, batch.weights)
         else:
@@ -88,11 +90,14 @@ class Training:
         return Folded(batch, predicted, first, skipped)
 
 
-def gather(records: list[Record], model: str, definition: str, width: int, task: str = "") -> tuple[Batch, int]:
-    """The examples of `model` among the records, as arrays, and how many were skipped because another feature
-    definition made their rows. SetAside events, other models' examples and those of other tasks than `task` ("": any)
-    are left out; examples from before there were tasks are of each."""
-    ours = [e for e in map(decode, (r.value for r in records)) if isinstance(e, Example) and e.model == model]
+def gather(
+    records: list[Record], model: str, definition: str, width: int, task: str = "", also: str = ""
+) -> tuple[Batch, int]:
+    """The examples of `model`, and of `also` where one is named, among the records, as arrays, and how many were
+    skipped because another feature definition made their rows. SetAside events, other models' examples and those of
+    other tasks than `task` ("": any) are left out; examples from before there were tasks are of each."""
+    whose = (model, also or model)
+    ours = [e for e in map(decode, (r.value for r in records)) if isinstance(e, Example) and e.model in whose]
     ours = [e for e in ours if not task or e.task in ("", task)]
     events = [e for e in ours if e.definition == definition and len(e.tokens) == width * 4]
     tokens = np.frombuffer(b"".join(e.tokens for e in events), np.uint32).reshape(len(events), width)
@@ -116,34 +121,34 @@ def known_by(examples: Reader, when: float) -> int:
     return examples.end(0)
 
 
-def known_before(examples: Reader, offset: int, model: str = "", task: str = "") -> float:
+def known_before(examples: Reader, offset: int, model: str = "", task: str = "", also: str = "") -> float:
     """When the label of the last example before `offset` was known, unix seconds; 0 where none of the last LOOKED_BACK
-    records is one. Of `model` and `task` alone, where they are given."""
+    records is one. Of `model` (and `also`) and `task` alone, where they are given."""
     end = min(offset, examples.end(0))
     first = max(examples.start(0), end - LOOKED_BACK)
     while end > first:
         at = max(first, end - _AT_ONCE)
         records = [record for record in examples.read(0, at, end - at) if record.offset < end]
-        if found := list(_known(records, model, task)):
+        if found := list(_known(records, model, task, also)):
             return found[-1]
         end = at
     return 0.0
 
 
-def known_first(examples: Reader, model: str, task: str) -> float:
-    """When the label of the first example of a model and task was known; 0 where the log holds none."""
+def known_first(examples: Reader, model: str, task: str, also: str = "") -> float:
+    """When the label of the first example of a model (and `also`) and task was known; 0 where the log holds none."""
     at = examples.start(0)
     while records := examples.read(0, at, _AT_ONCE) if at < examples.end(0) else []:
-        if found := next(_known(records, model, task), 0.0):
+        if found := next(_known(records, model, task, also), 0.0):
             return found
         at = records[-1].offset + 1
     return 0.0
 
 
-def _known(records: list[Record], model: str, task: str) -> Iterator[float]:
+def _known(records: list[Record], model: str, task: str, also: str) -> Iterator[float]:
     examples = [event for event in map(decode, (r.value for r in records)) if isinstance(event, Example)]
     for one in examples:
-        if model in ("", one.model) and (not task or one.task in ("", task)):
+        if (not model or one.model in (model, also or model)) and (not task or one.task in ("", task)):
             yield one.arrival + one.wait_s
 
 

@@ -74,9 +74,11 @@ class BatchLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
 
 
 class Batching(BatchLimits, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A version's own, in its model.toml."""
+    """A version's own, in its model.toml. `once`: inputs that it also takes as one row for all rows of a call, so that
+    one which belongs to all of a request's rows need not be repeated."""
 
     length: Length | None = None
+    once: tuple[str, ...] = ()
 
 
 _BY_NAME = {"max_batch_size": "rows_max", "max_wait_time": "wait_ms"}

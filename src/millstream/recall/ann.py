@@ -1,4 +1,4 @@
-"""Nearest vectors among millions, inside what is allowed: faiss, IVF lists of 8-bit codes.
+"""Nearest vectors among millions, inside what is allowed: faiss, IVF lists of codes.
 
 Rules of the room:
 - A `Base` is built once and never changes; what was born since lies in a flat tier beside it, searched exactly, until
@@ -6,7 +6,8 @@ Rules of the room:
 - How many lists a search looks into is measured when the base is built, on queries whose exact answers are known; what
   was reached is kept with it. A filter that leaves little makes a search look into more of them.
 - Filters hold inside the search. What is left when almost nothing is allowed is looked at one by one, exactly.
-- Scores are inner products of the vectors as they were given, not of codes.
+- Scores are inner products of the vectors as they were given, not of codes: codes bring more than are asked for, the
+  shorter they are the more, and the best by the vectors stay.
 - One thread a search: many requests share the cores better than one request can. So no BLAS here, which has threads of
   its own and waits for them.
 """
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from millstream import errors
 from millstream.native import f32, given, i32, kernel, u8, void
 from millstream.recall.scene import Bits, Found, Numbers, best
+from millstream.recall.settings import Coding
 
 logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it tells of each build of itself that is not here
 try:
@@ -45,7 +47,11 @@ TIER_ROWS: Final = 50_000
 """So many vectors may be born between two builds."""
 SAMPLE: Final = 256  # queries that measure a base
 AMONG: Final = 100  # nearest ones that they ask for
+_BROUGHT: Final[dict[Coding, float]] = {"sq8": 1.5, "pq": 16.0}  # by codes, for each one that is asked for
+_TOGETHER: Final = (4, 2, 1)  # numbers that a byte of "pq" stands for: as many as the width can be parted into
+_LITTLE: Final = 0.002
 _DEARER: Final = 5  # so many codes are looked at in the time of one vector somewhere in memory
+_CHEAPER: Final = 400  # so many rows are translated in the time in which a search keeps one more of what it meets
 _TRAIN: Final = 40  # vectors a list that its centre is found from
 _ROUNDS: Final = 8  # of k-means
 _CHUNK: Final = 1 << 16  # vectors in work at a time where all are compared
@@ -91,6 +97,7 @@ class Measured(msgspec.Struct, frozen=True):
     the part of the exact 100 nearest that it finds so, on `queries` of them."""
 
     metric: Metric
+    codes: Coding = "sq8"
     lists: int = 0
     probes: int = 0
     recall: float = 1.0
@@ -98,15 +105,17 @@ class Measured(msgspec.Struct, frozen=True):
 
 
 class Base:
-    """Vectors float32 [n, d] and, above FLAT_ROWS, lists of codes (SQ8: a byte a number) to search them by."""
+    """Vectors float32 [n, d] and, above FLAT_ROWS, lists of codes to search them by: "sq8", a byte a number, or "pq", a
+    byte for four (H. Jegou, M. Douze, C. Schmid, "Product Quantization for Nearest Neighbor Search", PAMI 2011)."""
 
-    def __init__(self, vectors: Vectors, measured: Measured, lists: Any = None) -> None:
-        self.vectors, self.measured, self.lists = vectors, measured, lists
+    def __init__(self, vectors: Vectors, measured: Measured, lists: Any = None, share: float = 1.0) -> None:
+        """`share`: of the vectors that are in the lists."""
+        self.vectors, self.measured, self.lists, self.share = vectors, measured, lists, share
 
     @classmethod
     def build(
         cls, vectors: Vectors, metric: Metric = "inner", queries: Vectors | None = None, recall: float = 0.96,
-        seed: int = 0, threads: int = 1, flat_rows: int = FLAT_ROWS,
+        seed: int = 0, threads: int = 1, flat_rows: int = FLAT_ROWS, codes: Coding = "sq8",
     ) -> Base:  # fmt: skip
         """Of `vectors` [n, d], each finite. `queries` [q, d]: such as will be asked, to measure by; the vectors
         themselves where there are none. Lists are probed until `recall` of the nearest is found. Takes seconds for a
@@ -123,12 +132,32 @@ class Base:
         before = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(threads)  # of this thread alone
         try:
-            lists = _trained(vectors, seed)
+            lists = _trained(vectors, seed, codes)
             asked = _asked(vectors, queries, metric, seed)
-            probes, reached = _probes(lists, vectors, asked, recall)
+            probes, reached = _probes(lists, vectors, asked, recall, _more(AMONG, codes))
         finally:
             faiss.omp_set_num_threads(before)
-        return cls(vectors, Measured(metric, lists.nlist, probes, round(reached, 4), len(asked)), lists)
+        return cls(vectors, Measured(metric, codes, lists.nlist, probes, round(reached, 4), len(asked)), lists)
+
+    def part(self, rows: NDArray[np.bool_]) -> Base:
+        """This base with some of its rows alone in the lists, `rows` bool [n]: a search looks into as many lists, each
+        shorter, and finds no others. Codes are copied; vectors stay where they are, and are read where they are needed.
+        One without lists stays as it is."""
+        if self.lists is None:
+            return self
+        whole, lists = self.lists.invlists, faiss.clone_index(self.lists)
+        mine = faiss.ArrayInvertedLists(whole.nlist, whole.code_size)
+        for at in range(whole.nlist):
+            if size := whole.list_size(at):
+                ids = faiss.rev_swig_ptr(whole.get_ids(at), size)
+                codes = faiss.rev_swig_ptr(whole.get_codes(at), size * whole.code_size).reshape(size, -1)
+                kept = np.flatnonzero(rows[ids])
+                ids, codes = ids[kept], np.ascontiguousarray(codes[kept])
+                mine.add_entries(at, len(kept), faiss.swig_ptr(ids), faiss.swig_ptr(codes))
+        lists.replace_invlists(mine, True)
+        mine.this.disown()  # the index owns them now
+        lists.ntotal = int(np.count_nonzero(rows))
+        return Base(self.vectors, self.measured, lists, lists.ntotal / max(len(rows), 1))
 
     def save(self, folder: Path, name: str) -> None:
         """As NAME.npy, NAME.json and, where it has lists, NAME.faiss. Not synced."""
@@ -172,6 +201,13 @@ class Ann:
         """How many vectors the tier has."""
         return self._tier[2]
 
+    def renewed(self, rows: Rows) -> NDArray[np.bool_]:
+        """bool, as many as `rows`: of which of them the vector in the tier counts; False for -1."""
+        found = np.zeros(len(rows), np.bool_)
+        known = rows >= 0
+        found[known] = self._renewed[rows[known]]
+        return found
+
     def add(self, numbers: Numbers, vectors: Vectors) -> int:
         """Search these, too: `vectors` [m, d]; of an item that is known the new one counts. How many there was room
         for: TIER_ROWS between two builds. Another width: BadInput; rows that are not finite are passed over."""
@@ -211,18 +247,19 @@ class Ann:
     def _rows(self, query: Vectors, k: int, allowed: Bits) -> Rows:
         """Rows of the base that hold the answer, as far as it has it."""
         count = allowed.count()
+        share = min(count / max(allowed.n * self.base.share, 1), 1.0)
         if self.base.lists is None:
             rows = np.flatnonzero(allowed.test(self.places.numbers)).astype(np.int32)
-        elif count <= max(FLAT_ROWS, self._looked_at(count / max(allowed.n, 1)) // _DEARER):
+        elif count <= max(FLAT_ROWS, self._looked_at(share) // _DEARER):
             rows = self.places.rows(allowed.numbers())
             rows = rows[rows >= 0]
         else:
-            rows = self._probed(query, k, count / max(allowed.n, 1), allowed)
+            rows = self._probed(query, k, share, allowed)
         return rows[~self._renewed[rows]]
 
     def _looked_at(self, share: float) -> int:
         """Codes that a search by lists looks at, where `share` is allowed."""
-        lists, rows = self.base.measured.lists, len(self.base.vectors)
+        lists, rows = self.base.measured.lists, len(self.base.vectors) * self.base.share
         return int(rows * min(self._probes(share) / lists, 1.0))
 
     def _probes(self, share: float) -> int:
@@ -232,9 +269,11 @@ class Ann:
         """By lists: the more of them, the less is allowed, until there are k or no more lists."""
         lists, probes = self.base.lists, self.base.measured.probes
         rows: Rows
-        among = _more(k) + min(self.born, k)
-        if share >= MOST:  # to ask for each code whether it is allowed costs more than to leave some out afterwards
-            wider = math.ceil(among / share * 1.1)
+        among = _more(k, self.base.measured.codes) + min(self.born, k)
+        wider = math.ceil(among / share * 1.1)
+        # To ask of each code whether it is allowed, or first which rows are, costs more than to leave some out later.
+        if share >= MOST or wider <= len(self.places.numbers) // _CHEAPER:
+            probes = min(probes if share >= MOST else self._probes(share), lists.nlist)
             rows = lists.search(query[None], wider, params=faiss.SearchParametersIVF(nprobe=probes))[1][0]
             rows = rows[rows >= 0].astype(np.int32)
             rows = rows[allowed.test(self.places.numbers[rows])]
@@ -276,24 +315,31 @@ def mapped(path: Path) -> NDArray[Any]:
     return array.view(np.ndarray) if array.size else np.load(path, allow_pickle=False)
 
 
-def _trained(vectors: Vectors, seed: int) -> Any:
+def _trained(vectors: Vectors, seed: int, codes: Coding) -> Any:
     """Lists of `vectors`: twice the square root of how many there are. A vector is put to the nearest centre, and a
     query looks first where the centre's inner product with it is greatest: long vectors, which inner products favour,
     lie about long centres. With centres of length 1, as faiss makes them for inner products, half as much is found."""
     n, width = vectors.shape
     count = 2 * math.isqrt(n)
-    some = np.random.default_rng(seed).choice(n, min(n, _TRAIN * count), replace=False)
+    some = vectors[np.sort(np.random.default_rng(seed).choice(n, min(n, _TRAIN * count), replace=False))]
     means = faiss.Kmeans(width, count, niter=_ROUNDS, seed=seed, max_points_per_centroid=_TRAIN)
-    means.train(vectors[np.sort(some)])
+    means.train(some)
     by_distance, centres = faiss.IndexFlatL2(width), faiss.IndexFlatIP(width)
     by_distance.add(means.centroids)
     centres.add(means.centroids)
-    lists = faiss.IndexIVFScalarQuantizer(
-        centres, width, count, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT, False
-    )
+    if codes == "pq":
+        together = next(one for one in _TOGETHER if width % one == 0)
+        lists = faiss.IndexIVFPQ(centres, width, count, width // together, 8, faiss.METRIC_INNER_PRODUCT)
+        # Of what is left beside the nearest centre: `lists.train` would take the centre with the greatest product.
+        lists.pq.train(some - means.centroids[by_distance.search(some, 1)[1][:, 0]])
+        lists.is_trained = True
+    else:
+        lists = faiss.IndexIVFScalarQuantizer(
+            centres, width, count, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT, False
+        )
+        lists.train(some)  # the codes alone: the centres are there
     lists.own_fields = True
     centres.this.disown()
-    lists.train(vectors[np.sort(some)])  # the codes alone: the centres are there
     for at in range(0, n, _CHUNK):
         part = vectors[at : at + _CHUNK]
         nearest_centres = np.ascontiguousarray(by_distance.search(part, 1)[1][:, 0])
@@ -307,16 +353,20 @@ def _asked(vectors: Vectors, queries: Vectors | None, metric: Metric, seed: int)
     return _unit(source[some]) if metric == "cosine" else source[some]
 
 
-def _probes(lists: Any, vectors: Vectors, asked: Vectors, wanted: float) -> tuple[int, float]:
-    """(lists to look into so that `wanted` of the nearest are found or as near as doubling comes, what is found)."""
+def _probes(lists: Any, vectors: Vectors, asked: Vectors, wanted: float, brought: int) -> tuple[int, float]:
+    """(lists to look into so that `wanted` of the nearest are among those `brought`, what part is). Fewer where half as
+    many lists again bring less than _LITTLE of it: what is missed then, codes put behind others."""
     exact = nearest(vectors, asked, AMONG)
-    probes, reached = 1, 0.0
+    probes, reached, before = 1, 0.0, (1, -1.0)
     while True:
-        found = lists.search(asked, _more(AMONG), params=faiss.SearchParametersIVF(nprobe=probes))[1]
+        found = lists.search(asked, brought, params=faiss.SearchParametersIVF(nprobe=probes))[1]
         hits = [len(np.intersect1d(one, other)) for one, other in zip(found, exact, strict=True)]
         reached = float(np.mean(hits)) / exact.shape[1]
         if reached >= wanted or probes >= lists.nlist // 2:
             return probes, reached
+        if reached - before[1] < _LITTLE:
+            return before
+        before = probes, reached
         probes = math.ceil(probes * 1.5)
 
 
@@ -335,9 +385,10 @@ def nearest(vectors: Vectors, queries: Vectors, k: int) -> NDArray[np.int64]:
     return rows
 
 
-def _more(k: int) -> int:
-    """So many by codes hold the `k` by the vectors themselves: a code moves a score by a part in some hundreds."""
-    return k + k // 2
+def _more(k: int, codes: Coding) -> int:
+    """So many by codes hold the `k` by the vectors themselves: a code of "sq8" moves a score by a part in some
+    hundreds, one of "pq" by a part in ten."""
+    return math.ceil(k * _BROUGHT[codes])
 
 
 def _unit(vectors: Vectors) -> Vectors:

@@ -43,9 +43,10 @@ def truth(value: object, unsaid: bool = False) -> bool:
 
 def texts(value: object, most: int) -> list[str]:
     """The texts of a list, or of one text with "|" between them; none empty, none twice, at most `most`."""
+    if value is None:
+        return []
     given = value if isinstance(value, list | tuple) else value.split(SEPARATOR) if isinstance(value, str) else [value]
-    found = dict.fromkeys(text for one in given[:most] if (text := _text(one)))
-    return list(found)
+    return list(dict.fromkeys(filter(None, map(_text, given[:most]))))
 
 
 def when(value: object, arrival: float) -> float:
@@ -67,11 +68,11 @@ def vector(value: object) -> NDArray[np.float32] | None:
         return None
     try:
         found: NDArray[Any] = np.asarray(value, np.float64)
-        with np.errstate(over="ignore"):
-            narrow: NDArray[np.float32] = found.astype(np.float32)
     except (ValueError, TypeError, OverflowError):
         return None
-    return narrow if narrow.ndim == 1 and bool(np.isfinite(narrow).all()) else None
+    if found.ndim != 1 or not (found.min() >= -_SINGLE_MAX and found.max() <= _SINGLE_MAX):  # NaN is neither
+        return None
+    return found.astype(np.float32)
 
 
 def age(value: object) -> float:

@@ -1,4 +1,4 @@
-"""Build indexes from what people liked, beside everything else that the learn role does.
+"""Build indexes from what people liked and of the items there are, beside everything else that the learn role does.
 
 Rules of the room:
 - `build` is a pure function of positives and settings: tests and the bench call it as the role does.
@@ -33,9 +33,12 @@ from millstream.recall.factors import fit
 from millstream.recall.index import About, Contents, Index, Indexes, write
 from millstream.recall.liked import STEP, Gathered, Liked
 from millstream.recall.settings import BuildSettings
+from millstream.recall.shelf import TOWERS
+from millstream.recall.shelving import Filling, Shelving
 from millstream.stream.log import Log
 
 LAZY: Final = 10  # niceness of a build
+LOOK_S: Final = 2.0  # between two looks at which towers are live
 logger = logging.getLogger(__name__)
 
 
@@ -55,41 +58,48 @@ def build(
     if start is not None:
         factors = msgspec.structs.replace(factors, turns=settings.turns_again)
     model, theirs = fit(windows, len(items), factors, start, seed)
-    base = Base.build(model.items, queries=theirs[theirs.any(1)], seed=seed, threads=threads)
+    asked = theirs[theirs.any(1)]
+    base = Base.build(model.items, queries=asked, seed=seed, threads=threads, codes=settings.codes)
     return Contents(items, neighbours, near, model, base)
 
 
 class Builder:
     """Follows the log and keeps `folder` (`state/recall`) supplied with indexes. `kinds`: feedback kind -> value from
-    which it says that somebody liked an item. Step it from one thread; close it."""
+    which it says that somebody liked an item. `tenant`: of whom alone, where there are any; the thread that builds is
+    `thread`, where several builders share one; `shelving`: what fills shelves, of vectors of all items, None: nothing
+    does. Step it from one thread; close it."""
 
     def __init__(
-        self, log: Log, settings: BuildSettings, clock: Clock, meter: Meter, folder: Path, kinds: Mapping[str, float]
-    ) -> None:
+        self, log: Log, settings: BuildSettings, clock: Clock, meter: Meter, folder: Path, kinds: Mapping[str, float],
+        tenant: str = "", thread: ThreadPoolExecutor | None = None, shelving: Shelving | None = None,
+    ) -> None:  # fmt: skip
         self._settings, self._clock, self._folder = settings, clock, folder
-        self._liked = Liked(log, meter, kinds, settings.positives_max, settings.requests_max)
-        self._indexes = Indexes(folder)
-        self._thread = ThreadPoolExecutor(1, "recall-build")
+        self._liked = Liked(log, meter, kinds, settings.positives_max, settings.requests_max, tenant)
+        self._indexes, self._shelving = Indexes(folder), shelving
+        self._thread = thread or ThreadPoolExecutor(1, "recall-build")
         self._running: Future[float] | None = None
-        self._had = 0  # positives read when the last build began
-        self._due = clock.monotonic()
+        self._had = 0  # events read when the last build began
+        self._version: str | None = None  # of the towers whose vectors the newest index has; None: nobody looked
+        self._due = self._look_at = clock.monotonic()
         self._made, self._failed = (
             meter.counter("millstream_recall_builds_total", "Indexes built for recall.", {"result": result})
             for result in ("made", "failed")
         )
         self._newest = meter.gauge(
-            "millstream_recall_index_newest", "Event time of the newest positive in the last index built here."
-        )
+            "millstream_recall_index_newest", "Event time of the newest positive in the last index built here.",
+            {"tenant": tenant} if tenant else None,
+        )  # fmt: skip
 
     def step(self) -> int:
         """Read on, and build when it is due and nearly all is read; how many events were read."""
         read = self._liked.step()
+        told = self._shelving.step() if self._shelving is not None else 0
         self._finish()
-        now, enough = self._clock.monotonic(), self._liked.total - self._had >= self._settings.least_events
-        if read < STEP and enough and self._running is None and now >= self._due:
+        now = self._clock.monotonic()
+        if max(read, told) < STEP and self._running is None and now >= self._due and self._something_new(now):
             self._due = now + self._settings.every_s
             self._begin()
-        return read
+        return read + told
 
     def reached(self, cut: Mapping[str, Mapping[int, int]]) -> bool:
         """Whether everything that can be read before these offsets, by topic and partition, has been taken."""
@@ -114,12 +124,33 @@ class Builder:
         self.wait()
         self._thread.shutdown()
 
-    def _begin(self) -> None:
-        self._had = self._liked.total
-        about = About(made_at=self._clock.now(), made_by="millstream", offsets=self._liked.offsets)
-        self._running = self._thread.submit(self._build, self._liked.copied(), about)
+    @property
+    def _events(self) -> int:
+        return self._liked.total + (self._shelving.told if self._shelving is not None else 0)
 
-    def _build(self, copied: Callable[[], Gathered], about: About) -> float:
+    def _something_new(self, now: float) -> bool:
+        """Enough was liked or told of since the last build began, or other towers are live than the newest index has
+        vectors of, which is looked at now and then."""
+        if self._events - self._had >= self._settings.least_events:
+            return True
+        if self._shelving is None or now < self._look_at:
+            return False
+        self._look_at = now + LOOK_S
+        live = self._shelving.live()
+        if live and self._version is None:
+            newest = self._indexes.newest()
+            self._version = newest.about.shelves.get(TOWERS, "") if newest is not None else ""
+        return bool(live) and live != self._version
+
+    def _begin(self) -> None:
+        self._had = self._events
+        about = About(made_at=self._clock.now(), made_by="millstream", offsets=self._liked.offsets)
+        shelves = None
+        if self._shelving is not None:
+            self._version, shelves = self._shelving.live(), self._shelving.copied()
+        self._running = self._thread.submit(self._build, self._liked.copied(), shelves, about)
+
+    def _build(self, copied: Callable[[], Gathered], shelves: Filling | None, about: About) -> float:
         if sys.platform == "linux":  # elsewhere a thread has no priority of its own to give up
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LAZY)
         began, gathered = time.perf_counter(), copied()
@@ -127,7 +158,7 @@ class Builder:
         newest = float(gathered.positives.times.max(initial=0.0))
         write(
             self._folder,
-            contents,
+            contents._replace(shelves=shelves(gathered) if shelves is not None else {}),
             msgspec.structs.replace(
                 about, users=gathered.users, positives=len(gathered.positives.times), newest=newest,
                 took_s=round(time.perf_counter() - began, 3),

@@ -178,6 +178,11 @@ class Catalogue:
         return self._view("alive")
 
     @property
+    def told(self) -> NDArray[np.float64]:
+        """float64 [count]: when the attributes that count arrived, unix seconds."""
+        return self._view("told")
+
+    @property
     def blocked(self) -> NDArray[np.bool_]:
         """bool [count]: not to be recommended to anybody."""
         return self._view("blocked")
@@ -388,7 +393,8 @@ class Catalogue:
         # A region over the bound stays, as -1: without it the item would be shown everywhere.
         regions = [self._regions.made(text) for text in read.texts(said(settings.regions), TEXTS_MAX)]
         self._note("regions", regions.count(-1))
-        self._region_lists.put(number, np.array(regions, np.int32))
+        if regions or len(self._region_lists.of(number)):
+            self._region_lists.put(number, np.array(regions, np.int32))
         self._put_embedding(number, said(settings.embedding))
         title = said(settings.title)
         self._titles[number] = title if isinstance(title, str) else ""

@@ -79,9 +79,9 @@ class Filters:
             else:
                 packed &= self._everywhere[:size]
             packed &= self._by_age[self._step(rule.age)][:size]
-        for gone in (blocked, exclude, _done(rule, history), _seen(rule, shown, now)):
-            if len(gone):
-                found.clear(gone)
+        away = gone(rule, history, blocked, exclude, shown, now)
+        if len(away):
+            found.clear(away)
         return found
 
     def there(self, numbers: Numbers) -> NDArray[np.bool_]:
@@ -103,10 +103,12 @@ class Filters:
             _put(self._stocked, number, there and bool(catalogue.stock[number]))
             _put(self._everywhere, number, not regions)
             at, bit = number >> 3, 1 << (number & 7)
-            self._regions[:, at] &= 255 - bit
-            self._regions[[code for code in regions if code >= 0], at] |= bit
-            self._by_age[:, at] &= 255 - bit
-            self._by_age[bisect_left(self._ages, age) :, at] |= bit
+            if len(self._regions):
+                self._regions[:, at] &= 255 - bit
+                self._regions[[code for code in regions if code >= 0], at] |= bit
+            step = bisect_left(self._ages, age)
+            self._by_age[:step, at] &= 255 - bit
+            self._by_age[step:, at] |= bit
             self._n = max(self._n, number + 1)
 
     def rebuilt(self) -> None:
@@ -148,6 +150,14 @@ class Filters:
             )
         if (more := regions - len(self._regions)) > 0:
             self._regions = np.concatenate((self._regions, np.zeros((more, self._regions.shape[1]), np.uint8)))
+
+
+def gone(
+    rule: Rule, history: History | None = None, blocked: Numbers = NONE, exclude: Numbers = NONE,
+    shown: Shown | None = None, now: float = 0.0,
+) -> Numbers:  # fmt: skip
+    """The items that one user must not get, by the part of a rule that goes by who it is; see `Filters.allowed`."""
+    return np.concatenate((blocked, exclude, _done(rule, history), _seen(rule, shown, now)), dtype=np.int32)
 
 
 def _done(rule: Rule, history: History | None) -> Numbers:

@@ -70,6 +70,11 @@ class Histories:
         """Users of whom something is known."""
         return len(self._places)
 
+    def users(self) -> list[str]:
+        """The names of those of whom something is known."""
+        with self._lock:
+            return list(self._places)
+
     def add(self, user: str, number: int, kind: str, time: float) -> None:
         """The user did something with an item; `kind`: one of `kinds`, else KeyError. The same again is harmless."""
         code = self._codes[kind]

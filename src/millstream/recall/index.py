@@ -16,9 +16,9 @@ import logging
 import os
 import shutil
 import tomllib
-from collections.abc import Collection, Iterator
-from itertools import pairwise
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -28,32 +28,35 @@ from numpy.typing import NDArray
 
 from millstream import errors
 from millstream.recall import scene
-from millstream.recall.ann import Ann, Base, Places, mapped
+from millstream.recall.ann import Ann, Base, mapped
 from millstream.recall.catalogue import Catalogue
 from millstream.recall.cooccur import Cooccurrence, Csr, ItemCf, Near, Neighbours, UserCf
 from millstream.recall.factors import Factors, Model
+from millstream.recall.shelf import Mine as Mine
+from millstream.recall.shelf import Names, Placed, Shelf, Shelved, rows_of
 from millstream.store.blob import digest, fsync_path, full
 
 FORMAT: Final = 1
 KEPT: Final = 2
-_NAMES: Final = 10_000  # names looked up at a time: other threads get their turn between
 logger = logging.getLogger(__name__)
 
 
 class Contents(NamedTuple):
-    """What a build makes of positives: `items`, the item of each row, and what its paths search."""
+    """What a build makes of positives: `items`, the item of each row, and what its paths search; `shelves` by name."""
 
     items: list[str]
     neighbours: Neighbours
     near: Near
     model: Model
     base: Base
+    shelves: Mapping[str, Shelf] = MappingProxyType({})
 
 
 class About(msgspec.Struct, frozen=True):
     """`index.toml`. `made_at`: unix seconds; `offsets`: topic -> partition -> the first record that is not in it;
-    `newest`: time of its last positive; `took_s`: seconds the build took; `digests` by file. `unseen`, `penalty` and
-    `power` as the factors were fitted with."""
+    `newest`: time of its last positive; `took_s`: seconds the build took; `shelves`: by name, the version of the model
+    that made its vectors, "" for none; `digests` by file. `unseen`, `penalty` and `power` as the factors were fitted
+    with."""
 
     format: int = FORMAT
     made_at: float = 0.0
@@ -68,6 +71,7 @@ class About(msgspec.Struct, frozen=True):
     penalty: float = 0.0
     power: float = 1.0
     bytes: int = 0
+    shelves: dict[str, str] = {}
     digests: dict[str, str] = {}
 
 
@@ -76,8 +80,7 @@ class Index:
 
     def __init__(self, folder: Path, about: About, contents: Contents) -> None:
         self.folder, self.number, self.about, self.contents = folder, int(folder.name), about, contents
-        self._names: NDArray[np.uint8] = mapped(folder / "names.npy")
-        self._name_starts: NDArray[np.int64] = mapped(folder / "name_starts.npy")
+        self._names = Names(folder)
 
     @classmethod
     def open(cls, folder: Path) -> Index:
@@ -98,47 +101,24 @@ class Index:
 
     def names(self) -> Iterator[tuple[int, list[str]]]:
         """(first row, items of the rows from there on), some thousands at a time."""
-        rows = len(self._name_starts) - 1
-        for first in range(0, rows, _NAMES):
-            starts = self._name_starts[first : min(first + _NAMES, rows) + 1].tolist()
-            blob = self._names[starts[0] : starts[-1]].tobytes()
-            yield first, [blob[a - starts[0] : b - starts[0]].decode() for a, b in pairwise(starts)]
+        yield from self._names
 
-    def attach(self, catalogue: Catalogue) -> Attached:
-        """This index over the numbers of `catalogue`. Takes about a second for a million items: not for a loop that
-        answers; other threads get their turn meanwhile."""
-        return Attached(self, catalogue)
+    def attach(self, catalogue: Catalogue, mine: Mine | None = None) -> Attached:
+        """This index over the numbers of `catalogue`. `mine`: the items whose vectors are searched; None: all. Takes
+        about a second for a million items: not for a loop that answers; other threads get their turn meanwhile."""
+        return Attached(self, catalogue, mine)
 
 
-class Attached:
-    """An index in a process: `places` says which item a row is. One thread refreshes, many read."""
+class Attached(Placed):
+    """An index in a process: `places` says which item a row is; `shelves` by name, each with places of its own, to be
+    refreshed by who adds to it. One thread refreshes, many read."""
 
-    def __init__(self, index: Index, catalogue: Catalogue) -> None:
-        self.index, self._catalogue = index, catalogue
-        self.places = Places(len(index.contents.model.items))
-        self.ann = Ann(index.contents.base, self.places)
-        self._missing: dict[str, int] = {}
-        self._seen = catalogue.count  # before the look: what comes meanwhile is looked at by refresh
-        for first, names in index.names():
-            numbers = catalogue.numbers(names)
-            self.places.set(np.arange(first, first + len(names), dtype=np.int32), numbers)
-            unknown = np.flatnonzero(numbers < 0).tolist()
-            self._missing |= {names[at]: first + at for at in unknown}
-
-    def refresh(self) -> int:
-        """Take in items that the catalogue heard of since; how many rows they were. Call it now and then."""
-        count, found = self._catalogue.count, 0
-        while self._seen < count and self._missing:
-            upto = min(self._seen + _NAMES, count)
-            numbers = np.arange(self._seen, upto, dtype=np.int32)
-            for number, name in zip(numbers.tolist(), self._catalogue.names(numbers), strict=True):
-                row = self._missing.pop(name, -1)
-                if row >= 0:
-                    self.places.set(np.array([row], np.int32), np.array([number], np.int32))
-                    found += 1
-            self._seen = upto
-        self._seen = count
-        return found
+    def __init__(self, index: Index, catalogue: Catalogue, mine: Mine | None = None) -> None:
+        super().__init__(index._names, catalogue)
+        self.index = index
+        self.shelves = {name: Shelved(shelf, catalogue, mine) for name, shelf in index.contents.shelves.items()}
+        base = index.contents.base
+        self.ann = Ann(base if mine is None else base.part(rows_of(index._names, mine)), self.places)
 
     def paths(
         self, live: Cooccurrence | None = None, kinds: Collection[int] | None = None
@@ -198,6 +178,7 @@ def write(root: Path, contents: Contents, about: About) -> Path:
         about = msgspec.structs.replace(
             about,
             items=len(contents.items),
+            shelves={name: shelf.version for name, shelf in contents.shelves.items()},
             unseen=model.unseen,
             penalty=model.penalty,
             power=model.power,
@@ -219,11 +200,8 @@ def write(root: Path, contents: Contents, about: About) -> Path:
 
 
 def _fill(part: Path, contents: Contents) -> None:
-    encoded = [item.encode() for item in contents.items]
-    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum([len(one) for one in encoded], dtype=np.int64)])
     windows, takers = contents.near
     arrays: dict[str, NDArray[Any]] = {
-        "names": np.frombuffer(b"".join(encoded), np.uint8), "name_starts": starts,
         "near_starts": contents.neighbours.lists.starts, "near": contents.neighbours.lists.columns,
         "near_scores": contents.neighbours.scores, "gram": contents.model.gram,
         "window_starts": windows.starts, "windows": windows.columns,
@@ -231,7 +209,10 @@ def _fill(part: Path, contents: Contents) -> None:
     }  # fmt: skip
     for name, array in arrays.items():
         np.save(part / f"{name}.npy", array)
+    Names.save(part, "", contents.items)
     contents.base.save(part, "factors")
+    for name, shelf in contents.shelves.items():
+        shelf.save(part, name)
 
 
 def _read(folder: Path, about: About) -> Contents:
@@ -245,4 +226,5 @@ def _read(folder: Path, about: About) -> Contents:
         Near(csr("window_starts", "windows"), csr("taker_starts", "takers")),
         Model(base.vectors, mapped(folder / "gram.npy"), about.unseen, about.penalty, about.power),
         base,
+        {name: Shelf.open(folder, name, version) for name, version in about.shelves.items()},
     )

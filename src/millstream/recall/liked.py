@@ -7,6 +7,7 @@ Rules of the room:
   no person. One person liking one item twice stays two rows; a build takes the later.
 - Bounded: `positives_max` rows, the oldest go first, and with them the names that nothing else needs; `requests_max`
   requests. An outcome whose request is not there any more is counted and passed over.
+- Where there are tenants it is about one, as live.py is.
 - All of it can be read anew, so nothing is kept on disk.
 """
 
@@ -21,6 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from millstream.guard.tenants import start
 from millstream.meter import Meter
 from millstream.recall.cooccur import Positives
 from millstream.stream.lenient import LenientReader
@@ -65,10 +67,12 @@ class Liked:
     somebody."""
 
     def __init__(
-        self, log: Log, meter: Meter, kinds: Mapping[str, float], positives_max: int, requests_max: int
-    ) -> None:
+        self, log: Log, meter: Meter, kinds: Mapping[str, float], positives_max: int, requests_max: int,
+        tenant: str = "",
+    ) -> None:  # fmt: skip
         self._kinds, self._most, self._requests_max = dict(kinds), positives_max, requests_max
-        self._topics = {name: _Topic(log.reader(name), meter) for name in ("served", "outcomes", "identities")}
+        mine = start(tenant).encode()
+        self._topics = {name: _Topic(log.reader(name), meter, mine) for name in ("served", "outcomes", "identities")}
         self._requests: OrderedDict[str, str] = OrderedDict()
         self._same: OrderedDict[str, str] = OrderedDict()
         self._users: dict[str, int] = {}
@@ -94,6 +98,11 @@ class Liked:
     def gathered(self) -> Gathered:
         """The latest positives, in copies: rows are those of people and items that have any."""
         return self.copied()()
+
+    def people(self) -> list[str]:
+        """Who the rows of people are that `gathered` gives now."""
+        names = list(self._users)
+        return [names[row] for row in np.unique(self._same_rows()[self._columns.users[: self._count]]).tolist()]
 
     def copied(self) -> Callable[[], Gathered]:
         """What `gathered` is now: copied here, sorted by who calls it, in any thread and at any time."""
@@ -200,8 +209,8 @@ class Liked:
 class _Topic:
     """Where a follower stands. `reached`: the time up to which every partition has been read; infinite at the end."""
 
-    def __init__(self, reader: Reader, meter: Meter) -> None:
-        self._lenient, self._decode = LenientReader(reader, meter), _DECODE[reader.topic]
+    def __init__(self, reader: Reader, meter: Meter, mine: bytes) -> None:
+        self._lenient, self._decode, self._mine = LenientReader(reader, meter), _DECODE[reader.topic], mine
         self.at: dict[int, int] = {}
         self._times: dict[int, float] = {}
         self.reached = float("-inf")
@@ -228,7 +237,7 @@ class _Topic:
                 behind.append(self._times[partition])
                 continue
             begin = at = self.at.get(partition, 0)
-            for record, event in self._lenient.decoded(partition, at, self._decode):
+            for record, event in self._lenient.decoded(partition, at, self._decode, self._mine):
                 bound = ends is not None and record.offset >= ends[partition]
                 if bound or record.offset - begin >= STEP or waits(event):
                     behind.append(self._times.get(partition, float("-inf")))

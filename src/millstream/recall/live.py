@@ -8,6 +8,8 @@ Rules of the room:
 - An outcome counts for the user of its request. One that comes before its request waits, `waiting_max` of them; told
   twice it counts once, within the last `outcomes_max`.
 - Time is event time, and never later than its arrival: a client's clock that runs ahead moves nothing.
+- Where there are tenants it knows one, whose records are those whose keys begin with its name (guard/tenants.py): what
+  the others say, and how much, changes nothing here.
 - What cannot be used is skipped and counted: answering goes on with what there is.
 - One thread polls; others read.
 """
@@ -27,6 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millstream.errors import TooLarge
+from millstream.guard.pii import VISITOR
+from millstream.guard.tenants import outside, start
 from millstream.meter import Meter
 from millstream.recall.attributes import texts
 from millstream.recall.catalogue import Catalogue
@@ -123,21 +127,26 @@ _decode_attributes = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
 class Live:
     """Follows the log into `catalogue` and `histories`, and keeps users' attributes. Users are named as the log names
-    them (guard.pii.pseudonym)."""
+    them (guard.pii.pseudonym). `tenant`: whose records count, "" for all."""
 
     def __init__(
-        self, log: Log, catalogue: Catalogue, histories: Histories, meter: Meter, settings: LiveSettings | None = None
-    ) -> None:
+        self, log: Log, catalogue: Catalogue, histories: Histories, meter: Meter, settings: LiveSettings | None = None,
+        tenant: str = "", people: bool = True,
+    ) -> None:  # fmt: skip
+        """`people` false: of a user nothing is kept but who they are and their segment, for those who listen."""
+        self._people = people
         self.catalogue, self.histories, self.settings = catalogue, histories, settings or LiveSettings()
         if missing := [kind for kind in self.settings.kinds if kind not in histories.kinds]:
             raise ValueError(f"histories keep {histories.kinds}, not {missing}; make them by settings.histories()")
+        self.tenant, self._mine = tenant, start(tenant).encode()
         self._topics = {topic: LenientReader(log.reader(topic), meter) for topics in TOPICS for topic in topics}
         self._listeners: list[Listener] = []
         help_ = "Records that recall could not use."
         self._skipped = {
             cause: meter.counter("millstream_recall_skipped_total", help_, {"cause": cause}) for cause in _CAUSES
         }
-        self._items = meter.gauge("millstream_recall_items", "Items that recall knows.", joined="max")
+        labels = {"tenant": tenant} if tenant else None
+        self._items = meter.gauge("millstream_recall_items", "Items that recall knows.", labels, joined="max")
         self._requests_max = self.settings.requests_max
         self._begin()
 
@@ -157,6 +166,13 @@ class Live:
         """The attributes of a user as they are now; none of one who is not known."""
         found = self._attributes.get(self.histories.name(user))
         return _decode_attributes(found[1]) if found is not None else {}
+
+    def users(self) -> list[str]:
+        """Everybody with an account of whom something is known, as the log names them, in order of name."""
+        return sorted(one for one in {*self._attributes, *self.histories.users()} if not self._visits(one))
+
+    def _visits(self, name: str) -> bool:
+        return outside(self.tenant, name).startswith(VISITOR)
 
     def segment(self, user: str) -> str:
         """The segment of a user; "" without one."""
@@ -268,14 +284,15 @@ class Live:
     def _stamp(self) -> bytes:
         """What a state depends on: with other attributes, or kinds, the log says something else."""
         settings = self.settings
-        return msgspec.msgpack.encode((self.catalogue.settings, settings.kinds, settings.blocks, settings.segment))
+        said = self.catalogue.settings, settings.kinds, settings.blocks, settings.segment
+        return msgspec.msgpack.encode(said if self._people else (*said, "nobody"))
 
     def _follow(self, topic: str, reader: LenientReader, partition: int, most: int) -> int:
         positions = self._at[topic]
         if partition not in positions:
             positions[partition] = self._start(topic, partition)
         count, take = 0, getattr(self, f"_on_{topic}")
-        for record, event in reader.decoded(partition, positions[partition], _DECODE[topic]):
+        for record, event in reader.decoded(partition, positions[partition], _DECODE[topic], self._mine):
             positions[partition] = record.offset + 1
             if event is not None and type(event) is not Forgotten:
                 take(record, event)
@@ -301,6 +318,11 @@ class Live:
     def _on_users(self, record: Record, user: _User) -> None:
         if user.id in self._attributes and record.arrival < self._attributes[user.id][0]:
             return
+        if not self._people:
+            if not (name := self.settings.segment):
+                return
+            said = _decode_attributes(user.attributes).get(name)
+            user = _User(user.id, msgspec.Raw(msgspec.msgpack.encode({name: said})))
         self._attributes[user.id] = record.arrival, bytes(user.attributes)
         self._attributes.move_to_end(user.id)
         if len(self._attributes) > self.settings.users_max:
@@ -356,12 +378,15 @@ class Live:
         time = outcome.event_time if 0 < outcome.event_time < arrival else arrival
         if kind == "impression":
             catalogue.impressions[number] += 1
-            self.histories.show(user, number, time)
+            if self._people:
+                self.histories.show(user, number, time)
         elif kind in self.settings.blocks:
-            self.histories.block(user, number, time)
+            if self._people:
+                self.histories.block(user, number, time)
         elif outcome.value >= self.settings.kinds[kind]:
             catalogue.positives[number] += 1
-            self.histories.add(user, number, kind, time)
+            if self._people:
+                self.histories.add(user, number, kind, time)
             segment = self.segment(user)
             for listener in self._listeners:
                 listener.on_positive(user, number, time, segment)

@@ -24,6 +24,8 @@ from millstream.recall.scene import Bits, Found, Numbers, Scene, best
 from millstream.recall.sums import Sums
 
 _EXPONENT_MAX: Final = 64.0
+_PASSED_MAX: Final = 900.0  # half lives, and
+_LEAST: Final = 1e-30  # what a liking may come to by them: so scores stay numbers
 _REVIEWED: Final = 2000  # candidates by tags whose embeddings are compared
 logger = logging.getLogger(__name__)
 
@@ -83,16 +85,27 @@ class Popular:
         return float(found * 2.0 ** ((self._reference - now) / self._half_life_s))
 
     def recall(self, scene: Scene, k: int) -> Found:
-        """Scores: of the user's segment 1 and the part of its most liked; of the others, the part of theirs."""
+        """Scores: in the user's segment, how much an item is liked there now: 1 for one liking. Of the others, minus
+        the inverse of how much all like them: so they come after, in their order."""
         board = self._segments.get(scene.segment) if scene.segment else None
-        numbers, scores = _parts(*board.top(k, scene.allowed)) if board is not None else Found.nothing()
+        numbers, liked = self._liked(board, k, scene) if board is not None else Found.nothing()
         if len(numbers) >= k:
-            return Found(numbers, scores + 1)
-        others, parts = _parts(*self._all.top(k + len(numbers), scene.allowed))
+            return Found(numbers, liked)
+        others, theirs = self._liked(self._all, k + len(numbers), scene)
         new = np.isin(others, numbers, invert=True)
         return Found(
-            np.concatenate((numbers, others[new]))[:k], np.concatenate((scores + 1, parts[new]))[:k].astype(np.float32)
+            np.concatenate((numbers, others[new]))[:k],
+            np.concatenate((liked, -1 / theirs[new]))[:k].astype(np.float32),
         )
+
+    def _liked(self, board: Ranking, k: int, scene: Scene) -> Found:
+        """The most liked of a board, and how much; those that passing time brought to 0 are left out."""
+        numbers, keys = board.top(k, scene.allowed)
+        known = keys > 0
+        if not known.any() or self._reference is None:
+            return Found.nothing()
+        passed = min(max((self._reference - scene.now) / self._half_life_s, -_PASSED_MAX), _PASSED_MAX)
+        return Found(numbers[known], np.clip(keys[known] * 2.0**passed, _LEAST, 1 / _LEAST).astype(np.float32))
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Everything as arrays, for `restore`."""
@@ -211,8 +224,9 @@ class SimilarToLast:
     """Items like the last ones that the user did something with: by tags and category, and by embedding where items
     have one. Those themselves are not among them.
 
-    Up to `exact_max` items, all embeddings are compared; beyond, those of `near` (an index), and those of what tags and
-    categories bring. Without `near` they bring nothing of themselves then, which is said once.
+    Up to `exact_max` items, all embeddings are compared; beyond, those of `near` (an index, which may be another one
+    from call to call), and those of what tags and categories bring. Without `near` they bring nothing of themselves
+    then, which is said once.
     """
 
     name = "similar"
@@ -221,12 +235,13 @@ class SimilarToLast:
         self, catalogue: Catalogue, last: int = 5, items_max: int = 4000, exact_max: int = 30_000,
         near: Near | None = None,
     ) -> None:  # fmt: skip
-        self._catalogue, self._sums, self._near = catalogue, Sums(), near
+        self._catalogue, self._sums, self.near = catalogue, Sums(), near
         self._last, self._items_max, self._exact_max = last, items_max, exact_max
         self._said = False
 
     def recall(self, scene: Scene, k: int) -> Found:
-        """Scores: the part of the most shared tags and categories, and the cosine of embeddings, added."""
+        """Scores: the shared tags and categories, 1 for as many as the best matching of the liked has itself, and the
+        cosine of embeddings, added."""
         liked = list(dict.fromkeys(scene.history.numbers[::-1].tolist()))[: self._last]
         liked = [number for number in liked if 0 <= number < self._catalogue.count]
         if not liked:
@@ -244,19 +259,15 @@ class SimilarToLast:
         numbers, shared = numbers[kept], shared[kept]
         if not len(numbers):
             return Found.nothing()
-        scores = shared / max(float(shared.max()), 1e-9)
-        if len(vectors):
-            scores = scores + self._cosine(numbers, vectors)
+        scores = shared + self._cosine(numbers, vectors) if len(vectors) else shared
         return best(numbers, scores.astype(np.float32), k)
 
     def _by_texts(self, liked: list[int], allowed: Bits) -> tuple[Numbers, NDArray[np.float32]]:
         catalogue, weights = self._catalogue, dict[tuple[str, int], float]()
         for place, number in enumerate(liked):
-            codes = [("tag", tag) for tag in catalogue.tags_of(number).tolist()]
-            if (category := int(catalogue.category[number])) >= 0:
-                codes.append(("category", category))
-            for text in codes:
+            for text in self._texts(number):
                 weights[text] = weights.get(text, 0.0) + 1 / (1 + place)
+        worth: dict[tuple[str, int], float] = {}
         with self._sums.over(catalogue.count) as sums:
             for (kind, code), weight in weights.items():
                 if kind == "tag":
@@ -264,9 +275,26 @@ class SimilarToLast:
                 else:
                     items, count = catalogue.in_category(code), catalogue.in_category_count(code)
                 if (rare := _idf(catalogue.count, count)) > 0:
+                    worth[kind, code] = weight * rare
                     sums.add(items[-self._items_max :], weight * rare, allowed)
             numbers, shared = sums.found()
-        return numbers, shared / _root(1 + catalogue.tag_counts(numbers))
+        shared = shared / _root(1 + catalogue.tag_counts(numbers))
+        return numbers, shared / np.float32(max(self._own(liked, worth), 1e-9))
+
+    def _own(self, liked: list[int], worth: Mapping[tuple[str, int], float]) -> float:
+        """What the best matching of the liked shares with all of them. Of the liked alone, whatever is allowed: so
+        scores compare wherever items are looked for."""
+        return max(
+            sum(worth.get(text, 0.0) for text in self._texts(number))
+            / math.sqrt(1 + len(self._catalogue.tags_of(number)))
+            for number in liked
+        )
+
+    def _texts(self, number: int) -> list[tuple[str, int]]:
+        found = [("tag", tag) for tag in self._catalogue.tags_of(number).tolist()]
+        if (category := int(self._catalogue.category[number])) >= 0:
+            found.append(("category", category))
+        return found
 
     def _vectors(self, liked: list[int]) -> NDArray[np.float32]:
         """float32 [q, d]: of unit length, those that have an embedding, the last first."""
@@ -274,8 +302,9 @@ class SimilarToLast:
         return _unit(rows[~np.isnan(rows).any(axis=1)]) if rows.shape[1] else rows[:0]
 
     def _by_vectors(self, vectors: NDArray[np.float32], k: int, allowed: Bits) -> Numbers:
-        if self._near is not None:
-            return np.unique(np.concatenate([self._near.search(vector, k, allowed).numbers for vector in vectors]))
+        near = self.near
+        if self._catalogue.count > self._exact_max and near is not None:
+            return np.unique(np.concatenate([near.search(vector, k, allowed).numbers for vector in vectors]))
         if self._catalogue.count > self._exact_max:
             if not self._said:
                 self._said = True
@@ -293,13 +322,6 @@ class SimilarToLast:
         rows = self._catalogue.embedding[numbers]
         found: NDArray[np.float32] = np.nan_to_num(_unit(rows) @ vectors.T, nan=0.0).max(axis=1, initial=-1.0)
         return found
-
-
-def _parts(numbers: Numbers, keys: NDArray[np.float64]) -> Found:
-    """Keys as parts of the highest; those that passing time brought to 0 are left out."""
-    liked = keys > 0
-    numbers, keys = numbers[liked], keys[liked]
-    return Found(numbers, (keys / keys[0] if len(keys) else keys).astype(np.float32))
 
 
 def _idf(items: int, having: int) -> float:

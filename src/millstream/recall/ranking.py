@@ -19,6 +19,7 @@ from millstream.recall.scene import Bits, Numbers
 
 Keys = NDArray[np.float64]
 _LATELY_MAX: Final = 1024
+_LATELY_PART: Final = 256  # or one in so many: a merge copies all, so many small ones would cost by the square
 _CHUNK: Final = 1024
 _SCAN_MAX: Final = 1 << 16
 """So far down the order somebody looks; with less found, what is allowed is looked up instead."""
@@ -61,7 +62,7 @@ class Ranking:
         with self._lock:
             self._lately[number] = key
             self._apart = None
-        if len(self._lately) >= _LATELY_MAX:
+        if len(self._lately) >= max(_LATELY_MAX, len(self._base.numbers) // _LATELY_PART):
             self._merge()
 
     def fill(self, numbers: Numbers, keys: Keys) -> None:

@@ -12,11 +12,14 @@ Rules of the room:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from millstream.recall.filters import Rule
 
 Numbers = NDArray[np.int32]
 """Item numbers of a process's Catalogue. -1 stands for no item."""
@@ -152,7 +155,8 @@ class Scene(msgspec.Struct):
     """One request, as every path sees it. `now`: unix seconds; `attributes` of the user and `context` of the request as
     they were given; `allowed`: what may be recommended; `given`: items of the caller's own; `seed`: this request's
     chance; `segment`: of the user, for what is popular in it. `done`: what the user did, also where paths
-    go by another history."""
+    go by another history. `allowed` is what `rule` leaves without `gone`: another process makes it anew of them
+    (shards.py), None: it cannot."""
 
     user: str
     now: float
@@ -164,6 +168,8 @@ class Scene(msgspec.Struct):
     seed: int
     segment: str = ""
     done: History = msgspec.field(default_factory=History.nothing)
+    rule: Rule | None = None
+    gone: Numbers = msgspec.field(default_factory=lambda: np.empty(0, np.int32))
 
 
 class Path(Protocol):

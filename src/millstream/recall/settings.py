@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
+Coding = Literal["sq8", "pq"]
 WINDOW: Final = 50
 SHRINK: Final = 5.0
 
@@ -27,7 +28,9 @@ class BuildSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How indexes are built. Those who follow them look for new ones by themselves."""
 
     every_s: Annotated[float, msgspec.Meta(ge=0.1, description="between the starts of two builds, seconds")] = 300.0
-    least_events: Annotated[int, msgspec.Meta(ge=1, description="new positives that a build is made for")] = 100
+    least_events: Annotated[
+        int, msgspec.Meta(ge=1, description="new positives, and items told of, that a build is made for")
+    ] = 100
     positives_max: Annotated[
         int, msgspec.Meta(ge=1, le=200_000_000, description="latest positives that an index is built of")
     ] = 5_000_000
@@ -45,4 +48,13 @@ class BuildSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     turns_again: Annotated[
         int, msgspec.Meta(ge=1, le=100, description="turns of the factors that begin from the index before")
     ] = 3
+    codes: Annotated[
+        Coding, msgspec.Meta(description="of vectors: a byte a number (sq8), or one for four (pq), above 10 million")
+    ] = "sq8"
+    shards: Annotated[
+        int, msgspec.Meta(ge=0, le=64, description="processes that items are shared out to, to be searched; 0, 1: none")
+    ] = 0
+    towers: Annotated[
+        str, msgspec.Meta(max_length=128, description="model of two towers whose vectors are searched; empty: none")
+    ] = "towers"
     factors: FactorSettings = FactorSettings()

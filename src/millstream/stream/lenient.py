@@ -45,14 +45,20 @@ class LenientReader:
         except Busy:
             return []
 
-    def events(self, partition: int, offset: int) -> Iterator[tuple[int, Event | None]]:
-        """(offset, event) from `offset`, or from the first that retention left, to the end, stepping over damage."""
-        for record, event in self.decoded(partition, offset, decode):
+    def events(self, partition: int, offset: int, start: bytes = b"") -> Iterator[tuple[int, Event | None]]:
+        """(offset, event) from `offset`, or from the first that retention left, to the end, stepping over damage. Of
+        keys that do not begin with `start`: None."""
+        for record, event in self.decoded(partition, offset, decode, start):
             yield record.offset, event
 
-    def decoded(self, partition: int, offset: int, read: Callable[[bytes], T]) -> Iterator[tuple[Record, T | None]]:
+    def decoded(
+        self, partition: int, offset: int, read: Callable[[bytes], T], start: bytes = b""
+    ) -> Iterator[tuple[Record, T | None]]:
         """As `events`, each with its record, for who needs an arrival, and as `read` decodes it, for who needs part."""
         for record in self.records(partition, offset):
+            if start and not record.key.startswith(start):
+                yield record, None
+                continue
             try:
                 event = read(record.value)
             except Corrupt as error:

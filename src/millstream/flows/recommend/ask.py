@@ -11,6 +11,7 @@ import msgspec
 from millstream.errors import BadInput, NotFound, TooLarge
 from millstream.flows.recommend.placement import Placement
 from millstream.guard.pii import pseudonym, visitor
+from millstream.guard.tenants import inside, person
 from millstream.types import Ask
 
 
@@ -35,8 +36,9 @@ class AskLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 86400.0
 
 
-def checked(ask: Ask, limits: AskLimits, now: float, placements: Mapping[str, Placement]) -> Ask:
-    """The request with its placement named and people as the log knows them. BadInput, TooLarge, NotFound."""
+def checked(ask: Ask, limits: AskLimits, now: float, placements: Mapping[str, Placement], tenant: str = "") -> Ask:
+    """The request with its placement named, and people and a `tenant`'s names as the log knows them. BadInput,
+    TooLarge, NotFound."""
     placement = ask.placement or next(iter(placements))
     if placement not in placements:
         raise NotFound(f"placement {placement[:80]!r} is not configured; there are: {', '.join(placements)}")
@@ -57,9 +59,16 @@ def checked(ask: Ask, limits: AskLimits, now: float, placements: Mapping[str, Pl
     said = [ask.id, ask.user or "-", ask.visitor or "-", ask.similar or "-"]
     check_names(limits.name_bytes_max, (*said, *ask.candidates, *ask.exclude))
     check_time(ask.event_time, now, limits.ahead_s_max)
+    ask = msgspec.structs.replace(
+        ask, placement=placement, user=person(tenant, pseudonym(ask.user)) if ask.user else "",
+        visitor=person(tenant, visitor(ask.visitor)) if ask.visitor else "",
+    )  # fmt: skip
+    if not tenant:
+        return ask
     return msgspec.structs.replace(
-        ask, placement=placement, user=pseudonym(ask.user) if ask.user else "",
-        visitor=visitor(ask.visitor) if ask.visitor else "",
+        ask, id=inside(tenant, ask.id), similar=inside(tenant, ask.similar),
+        candidates=tuple(inside(tenant, item) for item in ask.candidates),
+        exclude=tuple(inside(tenant, item) for item in ask.exclude),
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ Rules of the room:
 - Nothing that the filters forbid is ever given, whatever fails: later stages choose among what recall gave, and what
   was deleted meanwhile is left out.
 - A stage that fails or is late makes the list worse, never an error: a path is missed, a ranker gives way to the
-  version before it and then to recall's own scores. The answer and the log say so.
+  version before it and then to recall's own scores, a model beside it to the ranker. The answer and the log say so.
 - The whole list is made at once and remembered; pages are parts of it.
 - Chance (`recommend.explore`) puts an item of the list first, by a hash of the request's id; how likely each was to be
   first is logged.
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,37 +27,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millstream.clock import Clock
-from millstream.errors import Error, NotFound
+from millstream.errors import NotFound
 from millstream.features import Entities
-from millstream.flows.formula import Formula
 from millstream.flows.predict import Submit
 from millstream.flows.recommend import cursor
 from millstream.flows.recommend.ask import AskLimits, check_n, checked
 from millstream.flows.recommend.explore import explored
 from millstream.flows.recommend.once import Once, digest
-from millstream.flows.recommend.placement import Placement
+from millstream.flows.recommend.placement import PathSettings, Placement
 from millstream.flows.recommend.rank import Matrix, More
+from millstream.flows.recommend.score import Ranked, Scoring, silent
 from millstream.flows.recommend.world import World
 from millstream.flows.rerank import Order, Rules, Slate
 from millstream.flows.served import ServedLog
+from millstream.guard.tenants import inside, outside
 from millstream.meter import Meter
 from millstream.recall.scene import Numbers, Scene
 from millstream.recall.union import Union
-from millstream.types import Ask, Listing, Output, Request, Served, Slot
+from millstream.types import Ask, Listing, Served, Slot
 
 Floats = NDArray[np.float32]
 LOOK_S = 0.01
-logger = logging.getLogger("millstream.flows")
-
-
-class Ranked(msgspec.Struct):
-    """Candidates with their scores [n]. `heads`: a ranker's outputs; `output`: None where no ranker answered;
-    `instead`: what answered for it, "" when it did itself."""
-
-    scores: Floats
-    heads: dict[str, Floats]
-    output: Output | None = None
-    instead: str = ""
 
 
 class Made(msgspec.Struct):
@@ -84,46 +73,52 @@ class Made(msgspec.Struct):
 
 
 class Lists:
-    """`call(ask)` is a future of a Listing. `world`: what this process knows of items and people; `entities`,
-    `matrix`: rows for the ranker, None where nothing ranks; `others(model)`: versions loaded beside the live one, the
-    newest first."""
+    """`call(ask)` is a future of a Listing. `world`: what this process knows of items and people, of one tenant where
+    there are any: names in a request and in its answer are as that one calls them. `entities`, `matrix`: rows for the
+    ranker, None where nothing ranks; `others(model)`: versions loaded beside the live one, the newest first."""
 
     def __init__(
         self, world: World, submit: Submit, others: Callable[[str], Sequence[str]], clock: Clock, served: ServedLog,
         meter: Meter, model: str, placements: dict[str, Placement], limits: AskLimits, explore: float,
         entities: Entities | None = None, matrix: Matrix = lambda user, items: None,
-        more: More = lambda model, version, history: {},
+        more: More = lambda model, history: {},
     ) -> None:  # fmt: skip
-        self._world, self._submit, self._others, self._clock, self._served = world, submit, others, clock, served
+        self._world, self._clock, self._served = world, clock, served
         self.model, self._placements, self._limits, self._explore = model, placements, limits, explore
-        self._entities, self._matrix, self._more = entities, matrix, more
+        self._entities, self._matrix = entities, matrix
         self._recalls = {name: world.recall(name, of.paths) for name, of in placements.items()}
         self._alike = {name: world.likeness(of.paths) for name, of in placements.items()}
-        self._formulas = {name: Formula(of.score) for name, of in placements.items()}
+        self._scoring = Scoring(submit, others, more, meter, model, [of.score for of in placements.values()])
         self._rules: dict[tuple[str, str], Rules] = {
             (name, arm): of.rules(arm) for name, of in placements.items() for arm in (of.arms or ("",))
         }
+        self._hashes = {key: rules.hash(placements[key[0]].list_max) for key, rules in self._rules.items()}
         self._once = Once[Made](limits.lists_kept)
-        self._instead = {
-            instead: meter.counter(
-                "millstream_rank_instead_total", "Lists that the live ranker did not score.", {"by": instead}
-            )
-            for instead in ("previous", "recall")
-        }
         self._relaxed = meter.counter("millstream_relaxed_total", "Positions at which a rule of order was given up.")
         self._empty = meter.counter("millstream_empty_lists_total", "Lists without an item.")
-        self._said = False
+
+    @property
+    def tenant(self) -> str:
+        """Whose lists these are; "" where there are no tenants."""
+        return self._world.tenant
 
     @property
     def kept(self) -> int:
         """How many lists are remembered."""
         return self._limits.lists_kept
 
+    def wait(self, deadline_ms: float) -> None:
+        """From now on give every path so long, for lists that nobody waits for."""
+        for name, of in self._placements.items():
+            paths = of.paths or dict.fromkeys(self._world.paths, PathSettings())
+            slow = {path: msgspec.structs.replace(one, deadline_ms=deadline_ms) for path, one in paths.items()}
+            self._recalls[name] = self._world.recall(name, slow)
+
     def call(self, ask: Ask) -> asyncio.Future[Listing]:
         """Raises BadInput, TooLarge, NotFound (a placement, a cursor), Conflict for an id of another request."""
         if ask.cursor:
             return asyncio.ensure_future(self._next(ask))
-        ask = checked(ask, self._limits, self._clock.now(), self._placements)
+        ask = checked(ask, self._limits, self._clock.now(), self._placements, self._world.tenant)
         asked = digest(
             ask.placement, ask.user, ask.visitor, ask.candidates, ask.exclude, ask.similar, sorted(ask.context.items())
         )
@@ -152,10 +147,11 @@ class Lists:
             scores=Slate.unpack(event.slate, event.candidates).scores[places], reasons=list(event.reasons),
             found=np.frombuffer(event.sources, np.uint32)[places],
             recalled=np.frombuffer(event.recalled, np.float32)[places],
-            heads={"probability": probability[places]} if len(probability) else {},
+            heads=({"probability": probability[places]} if len(probability) else {}) | _logged(event, places),
             prices=np.frombuffer(event.prices, np.float32),
             model=event.model if event.version else "", version=event.version, arm=event.rules,
-            missed=[*event.late, *(["rank"] if event.ranker else [])], relaxed=dict(relaxed), paths=list(event.paths),
+            missed=[*event.late, *(["rank"] if event.ranker else []), *silent(event.beside)],
+            relaxed=dict(relaxed), paths=list(event.paths),
             page=self._placements[event.placement].n, user=event.user,
         )  # fmt: skip
         self._once.remember(event.request, event.asked, made, event.user)
@@ -165,6 +161,7 @@ class Lists:
 
     async def _next(self, ask: Ask) -> Listing:
         ident, at = cursor.read(ask.cursor)
+        ident = inside(self._world.tenant, ident)
         until = self._clock.monotonic() + self._limits.cursor_wait_s  # another process may have made it just now
         while (made := self._once.get(ident)) is None and self._clock.monotonic() < until:
             await self._clock.sleep(LOOK_S)
@@ -176,13 +173,13 @@ class Lists:
     def _page(self, ident: str, made: Made, at: int, n: int, explain: bool) -> Listing:
         """Part of a list; what was deleted since, or blocked by the user, is left out."""
         until = min(at + (n or made.page), len(made.numbers))
-        catalogue = self._world.catalogue
+        catalogue, tenant = self._world.catalogue, self._world.tenant
         numbers = made.numbers[at:until]
         blocked = self._world.live.histories.blocks(made.user)
         alive = (self._world.filters.there(numbers) & ~np.isin(numbers, blocked)).tolist()
         slots = [
             Slot(
-                item=catalogue.name(int(made.numbers[place])),
+                item=outside(tenant, catalogue.name(int(made.numbers[place]))),
                 score=float(made.scores[place]),
                 reasons=made.reasons[place].split(),
                 price=_price(made, place),
@@ -191,6 +188,7 @@ class Lists:
             for place, there in zip(range(at, until), alive, strict=True)
             if there
         ]
+        ident = outside(tenant, ident)
         more = cursor.write(ident, until) if until < len(made.numbers) else ""
         return Listing(
             id=ident, model=made.model, version=made.version, items=slots, arm=made.arm, cursor=more,
@@ -210,7 +208,7 @@ class Lists:
         items = self._world.catalogue.names(union.numbers)
         tokens = self._tokens(who, items)
         history = self._world.liked(scene.done)
-        ranked = await self._rank(ask, who, tokens, union, placement, history)
+        ranked = await self._scoring.of(ask.id, who, tokens, history, placement, union.scores)
         slate = self._world.slate(scene, union.numbers, items, ranked.scores, ranked.heads, rules)
         order = rules.order(slate, placement.list_max)
         chance = None
@@ -233,38 +231,11 @@ class Lists:
             return None
         return self._entities.rows(who, items, self._matrix(who, items))
 
-    async def _rank(
-        self, ask: Ask, who: str, tokens: NDArray[np.uint32] | None, union: Union, placement: Placement,
-        history: list[str],
-    ) -> Ranked:  # fmt: skip
-        """Scores of the live version; of one that was live before; of recall."""
-        if tokens is None:
-            return Ranked(union.scores, {})  # nothing to rank, or nothing that ranks
-        for version in ("", *self._others(self.model)[:1]):
-            try:
-                inputs = {"tokens": tokens, **self._more(self.model, version, history)}
-                request = Request(self.model, inputs, len(tokens), id=ask.id, key=who, version=version)
-                output = await asyncio.wait_for(self._submit(request), placement.rank_ms / 1e3)
-                heads = _heads(output, len(tokens))
-                scores = self._formulas[ask.placement].of(heads)
-            except (Error, TimeoutError) as error:
-                if not self._said:
-                    self._said = True
-                    logger.warning(
-                        "lists go on without %s %s: %s", self.model, version or "(live)", error or "too late"
-                    )
-                continue
-            if version:
-                self._instead["previous"].add()
-            return Ranked(scores, heads, output, "previous" if version else "")
-        self._instead["recall"].add()
-        return Ranked(union.scores, {}, instead="recall")
-
     def _made(
         self, union: Union, ranked: Ranked, order: Order, arm: str, placement: Placement, paths: list[str], who: str
     ) -> Made:
         places, output, sold = order.places, ranked.output, order.charges
-        missed = [*union.late, *union.failed, *(["rank"] if ranked.instead else [])]
+        missed = [*union.late, *union.failed, *(["rank"] if ranked.instead else []), *silent(ranked.beside)]
         self._relaxed.add(sum(order.relaxed.values()))
         if not len(places):
             self._empty.add()
@@ -305,12 +276,14 @@ class Lists:
             recalled=union.scores.tobytes(),
             slate=slate.pack(names=False),
             rules=made.arm,
+            rules_hash=self._hashes[ask.placement, made.arm],
             context=ask.context,
             seed=scene.seed,
             ranker=ranked.instead,
             history=history,
             prices=made.prices.tobytes(),
             asked=asked,
+            beside=ranked.beside,
         )
 
 
@@ -341,16 +314,13 @@ def _price(made: Made, place: int) -> float:
     return float(np.nan_to_num(made.prices[place])) if len(made.prices) else 0.0
 
 
-def _heads(output: Output, rows: int) -> dict[str, Floats]:
-    """A ranker's outputs that are one number a row; NaN becomes 0."""
-    found = {
-        name: np.ascontiguousarray(np.nan_to_num(values.reshape(-1), nan=0.0), np.float32)
-        for name, values in output.outputs.items()
-        if values.size == rows and values.dtype.kind in "fiu"
+def _logged(event: Served, places: NDArray[np.uint32]) -> dict[str, Floats]:
+    """What models beside the ranker said of the items of a list."""
+    return {
+        f"{model}.{name}": np.frombuffer(scores, np.float32)[places]
+        for model, said in event.beside.items()
+        for name, scores in said.outputs.items()
     }
-    if not found:
-        raise NotFound(f"model {output.model} {output.version} has no output with one number a candidate")
-    return found
 
 
 def _why(made: Made, place: int) -> dict[str, Any]:

@@ -7,12 +7,14 @@ can be compared. Who gets which is decided by a hash of the user: the same one e
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from typing import Annotated
 
 import msgspec
 
 from millstream.errors import Misconfigured
 from millstream.flows.rerank.rules import Rules, Steps
+from millstream.guard.tenants import inside
 
 Meta = msgspec.Meta
 QUOTA_MAX = 10_000
@@ -92,6 +94,23 @@ class Placement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 return name
         return next(reversed(self.arms))
 
+    def inside(self, tenant: str) -> Placement:
+        """This placement with the items that its rules name as the log names those of a tenant."""
+        arms = {name: msgspec.structs.replace(of, rerank=_inside(tenant, of.rerank)) for name, of in self.arms.items()}
+        return msgspec.structs.replace(self, rerank=_inside(tenant, self.rerank), arms=arms)
+
     def rules(self, arm: str) -> Rules:
         """The rules of an arm."""
         return Rules(self.arms[arm].rerank if arm else self.rerank)
+
+
+class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A brand, shop or customer that an installation serves beside others, none of whom knows of the others."""
+
+    placements: Annotated[
+        dict[str, Placement], Meta(description="where its lists stand; without any, those of [recommend] are its own")
+    ] = {}
+
+
+def _inside(tenant: str, steps: Steps) -> Steps:
+    return tuple(step.named(partial(inside, tenant)) for step in steps)

@@ -16,6 +16,7 @@ import msgspec
 from millstream.clock import Clock
 from millstream.errors import BadInput, TooLarge
 from millstream.guard.pii import Redacted, pseudonym, visitor
+from millstream.guard.tenants import inside, person
 from millstream.meter import Meter
 from millstream.stream.event import encode
 from millstream.stream.log import Writer
@@ -42,7 +43,8 @@ class UpsertLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Upserts:
     """`call(topic, rows)` is a future of how many were accepted: all of them or, on a bad one, none. A row: an `id`,
-    and attributes beside it. `merge(merges)`: visitors that are users. `writer`: of a topic, asked once for each."""
+    and attributes beside it. `merge(merges)`: visitors that are users. `tenant`: whose they are, where there are any.
+    `writer`: of a topic, asked once for each."""
 
     def __init__(self, writer: Callable[[str], Writer], clock: Clock, meter: Meter, limits: UpsertLimits) -> None:
         self._limits, self._clock, self._writer = limits, clock, writer
@@ -50,15 +52,15 @@ class Upserts:
         help_ = "Users, items and identities made durable."
         self._accepted = {topic: meter.counter("millstream_upserts_total", help_, {"topic": topic}) for topic in TOPICS}
 
-    def call(self, topic: Topic, rows: Sequence[Mapping[str, Value]]) -> asyncio.Future[int]:
+    def call(self, topic: Topic, rows: Sequence[Mapping[str, Value]], tenant: str = "") -> asyncio.Future[int]:
         """BadInput, TooLarge; the future: Full, and what the log says."""
         limits = self._limits
         if len(rows) > limits.rows_max:
             raise TooLarge(f"{topic}: {len(rows)} in one request, at most {limits.rows_max}: split it")
-        ready = [self._entity(f"{topic}[{number}]", topic, row) for number, row in enumerate(rows)]
+        ready = [self._entity(f"{topic}[{number}]", topic, row, tenant) for number, row in enumerate(rows)]
         return self._append(topic, ready)
 
-    def merge(self, merges: Sequence[Merge]) -> asyncio.Future[int]:
+    def merge(self, merges: Sequence[Merge], tenant: str = "") -> asyncio.Future[int]:
         """As `call`; from now on what a visitor did is the user's."""
         if len(merges) > self._limits.rows_max:
             raise TooLarge(f"merges: {len(merges)} in one request, at most {self._limits.rows_max}: split it")
@@ -69,8 +71,8 @@ class Upserts:
             self._text(f"merges[{number}].visitor", one.visitor)
             self._text(f"merges[{number}].user", one.user)
             when = one.event_time if math.isfinite(one.event_time) and one.event_time > 0 else self._clock.now()
-            event = Merge(visitor=visitor(one.visitor), user=one.user, event_time=when)
-            ready.append((pseudonym(one.user).encode(), encode(event)))
+            who, user = person(tenant, visitor(one.visitor)), person(tenant, pseudonym(one.user))
+            ready.append((user.encode(), encode(Merge(visitor=who, user=user, event_time=when))))
         return self._append("identities", ready)
 
     def _append(self, topic: str, ready: list[tuple[bytes, Redacted]]) -> asyncio.Future[int]:
@@ -88,7 +90,7 @@ class Upserts:
         self._accepted[topic].add(len(durable))
         return len(durable)
 
-    def _entity(self, where: str, topic: Topic, row: Mapping[str, Value]) -> tuple[bytes, Redacted]:
+    def _entity(self, where: str, topic: Topic, row: Mapping[str, Value], tenant: str) -> tuple[bytes, Redacted]:
         ident = row.get("id")
         if not isinstance(ident, str) or not ident:
             raise BadInput(f"{where}.id: {ident!r} is no id; send a text")
@@ -100,7 +102,7 @@ class Upserts:
             if name != "id":
                 self._value(f"{where}.{name[:80]}", value)
                 attributes[name] = int(value) if isinstance(value, bool) else value
-        name = pseudonym(ident) if topic == "users" else ident
+        name = person(tenant, pseudonym(ident)) if topic == "users" else inside(tenant, ident)
         return name.encode(), encode(Entity(id=name, attributes=attributes))
 
     def _value(self, where: str, value: Value) -> None:

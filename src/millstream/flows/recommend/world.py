@@ -17,49 +17,61 @@ from numpy.typing import NDArray
 from millstream.errors import Misconfigured, NotFound
 from millstream.flows.recommend.placement import QUOTA_MAX, Filtering, PathSettings
 from millstream.flows.rerank import Rules, Slate, narrow
+from millstream.guard.tenants import outside
 from millstream.meter import Meter
 from millstream.recall.attributes import texts
 from millstream.recall.catalogue import Catalogue
-from millstream.recall.filters import Filters
+from millstream.recall.filters import Filters, gone
 from millstream.recall.filters import Rule as Filter
 from millstream.recall.live import Live
 from millstream.recall.scene import History, Numbers, Path, Scene
+from millstream.recall.shards import Scattered, Shards
 from millstream.recall.union import Recall
 from millstream.types import Ask
 
-LIKENESS = ("similar", "tags", "item_cf", "user_cf", "factors")
+LIKENESS = ("similar", "tags", "item_cf", "user_cf", "factors", "towers")
 """Paths that go by what was liked; the others know what is popular, new, or asked for."""
 COLUMNS = ("category", "author", "created", "bid", "quality", "impressions", "embedding")
 """Columns of a slate that the catalogue has under the same name."""
 
 
 class World:
-    """`paths`: of recall, by name."""
+    """`paths`: of recall, by name. Where there are tenants it is one's world: no other's items and people are in it."""
 
     def __init__(
-        self, catalogue: Catalogue, filters: Filters, live: Live, paths: Mapping[str, Path], meter: Meter
-    ) -> None:
+        self, catalogue: Catalogue, filters: Filters, live: Live, paths: Mapping[str, Path], meter: Meter,
+        shards: Shards | None = None,
+    ) -> None:  # fmt: skip
+        """`shards`: who search the paths that are Elsewhere."""
+        self._shards = shards
         self.catalogue, self.filters, self.live, self.paths = catalogue, filters, live, paths
+        self.tenant = live.tenant
         self._meter = meter
-        self._recalls: list[Recall] = []
+        self._recalls: list[Recall | Scattered] = []
 
-    def recall(self, placement: str, wanted: Mapping[str, PathSettings]) -> Recall:
+    def recall(self, placement: str, wanted: Mapping[str, PathSettings]) -> Recall | Scattered:
         """The paths of a placement; all there are where it names none. Misconfigured for one that is not here."""
         if unknown := [name for name in wanted if name not in self.paths]:
-            where, there = f"recommend.placements.{placement}.paths", ", ".join(self.paths)
+            of = f"tenants.{self.tenant}." if self.tenant else ""
+            where, there = f"recommend.{of}placements.{placement}.paths", ", ".join(self.paths)
             raise Misconfigured(f"{where}: there is no path {unknown[0]!r}; there are: {there}")
         chosen = (
             {"given": PathSettings(quota=QUOTA_MAX), **wanted} if wanted else dict.fromkeys(self.paths, PathSettings())
         )
         return self._asking({name: of for name, of in chosen.items() if name in self.paths})
 
-    def likeness(self, wanted: Mapping[str, PathSettings]) -> Recall:
+    def likeness(self, wanted: Mapping[str, PathSettings]) -> Recall | Scattered:
         """Of the paths of a placement, those that go by what was liked: for items like one."""
         chosen = {name: wanted.get(name, PathSettings()) for name in self.paths if name in LIKENESS}
         return self._asking(chosen)
 
-    def _asking(self, chosen: Mapping[str, PathSettings]) -> Recall:
-        made = Recall([(self.paths[name], of.quota, of.deadline_ms / 1e3) for name, of in chosen.items()], self._meter)
+    def _asking(self, chosen: Mapping[str, PathSettings]) -> Recall | Scattered:
+        paths = [(self.paths[name], of.quota, of.deadline_ms / 1e3) for name, of in chosen.items()]
+        made: Recall | Scattered
+        if self._shards is None:
+            made = Recall(paths, self._meter)
+        else:
+            made = Scattered(self._shards, self.catalogue, paths, self._meter, self.tenant)
         self._recalls.append(made)
         return made
 
@@ -84,12 +96,13 @@ class World:
             done=tuple(histories.kinds.index(kind) for kind in filtering.done if kind in histories.kinds),
         )
         shown = histories.shown(who) if filtering.seen_s else None
-        allowed = self.filters.allowed(rule, done, histories.blocks(who), exclude, shown, now)
+        away = gone(rule, done, histories.blocks(who), exclude, shown, now)
+        allowed = self.filters.allowed(rule, exclude=away)
         given = catalogue.numbers(ask.candidates)
         segment = _text(self.live.settings.segment, ask.context) or self.live.segment(who)
         return Scene(
             user=who, now=now, history=history, attributes=attributes, context=ask.context, allowed=allowed,
-            given=given[given >= 0], seed=seed, segment=segment, done=done,
+            given=given[given >= 0], seed=seed, segment=segment, done=done, rule=rule, gone=away,
         )  # fmt: skip
 
     def history(self, who: str) -> list[str]:
@@ -132,6 +145,7 @@ class World:
     def _like(self, item: str, now: float) -> History:
         number = self.catalogue.number(item)
         if number < 0:
+            item = outside(self.tenant, item)
             raise NotFound(f"similar: item {item[:80]!r} is not known here; POST /v1/items tells of items")
         return History(np.array([number], np.int32), np.zeros(1, np.uint8), np.array([now]))
 

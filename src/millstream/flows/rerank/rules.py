@@ -11,6 +11,7 @@ Rules of the room:
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from typing import Annotated, Final, NamedTuple
 
@@ -18,12 +19,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from millstream.errors import BadInput, Misconfigured
+from millstream.errors import BadInput, Conflict, Misconfigured
 from millstream.flows.rerank.diversity import Dpp, Mmr, Window
 from millstream.flows.rerank.exposure import Ads, Fresh
 from millstream.flows.rerank.sift import Blocks, Boost, NearDuplicates, Newer, Pins, Seen
 from millstream.flows.rerank.slate import Floats, Mask, Slate
-from millstream.flows.rerank.step import Claim, Page, Work
+from millstream.flows.rerank.step import Claim, Page, Step, Work
+from millstream.types import Served
 
 AnyStep = Seen | NearDuplicates | Blocks | Pins | Boost | Newer | Window | Mmr | Dpp | Fresh | Ads
 Steps = Annotated[
@@ -74,6 +76,23 @@ class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if isinstance(step, Boost):
                 named.setdefault(step.by, set()).add(step.value)
         return {column: frozenset(names) for column, names in named.items()}
+
+    def hash(self, n: int) -> str:
+        """Names what makes lists of at most n items: these steps with these settings, 16 hexadecimal digits. A setting
+        that is as by default does not count, so one that a later release adds changes no hash."""
+        steps = [{"step": step.__struct_config__.tag} | _changed(step) for step in self.steps]
+        told = msgspec.json.encode([n, steps], order="sorted")
+        return hashlib.blake2b(told, digest_size=8, person=b"rules").hexdigest()
+
+    def again(self, event: Served, n: int) -> Order:
+        """The list of a served event, made again from what was logged, bit for bit. Conflict: it was made by other
+        rules than these; Corrupt: its slate cannot be read."""
+        if event.rules_hash and event.rules_hash != self.hash(n):
+            raise Conflict(
+                f"request {event.request[:80]!r} was put in order by rules {event.rules_hash}, these are "
+                f"{self.hash(n)}: make it again by the rules, and the list_max, of that time"
+            )
+        return self.order(Slate.unpack(event.slate, event.candidates), n)
 
     def order(self, slate: Slate, n: int) -> Order:
         """The list of at most n items, 0 to LENGTH_MAX, else BadInput. A pure function: nothing is kept or written."""
@@ -176,6 +195,12 @@ class _Build:
         place = int(np.where(allowed, total, -np.inf).argmax())
         made = [f"{label}:{value:+.3g}" for label, worth in lifts if (value := float(worth[place]))]
         return place, " ".join(["score", *made])
+
+
+def _changed(step: Step) -> dict[str, object]:
+    """The settings of a step that are not as by default."""
+    fields = msgspec.structs.fields(step)
+    return {field.name: value for field in fields if (value := getattr(step, field.name)) != field.default}
 
 
 def _spread(scores: Floats) -> float:

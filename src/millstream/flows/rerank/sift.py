@@ -7,10 +7,12 @@ Rules of the room:
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Literal, Self
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from millstream.errors import Misconfigured
@@ -67,6 +69,9 @@ class Blocks(Step, frozen=True, tag="blocks"):
         tuple[Item, ...], msgspec.Meta(max_length=10_000, description="items that never stand in the list")
     ] = ()
 
+    def named(self, name: Callable[[str], str]) -> Self:
+        return replace(self, items=tuple(map(name, self.items)))
+
     def drop(self, slate: Slate, pinned: Mask) -> Mask | None:
         blocked = frozenset(self.items)
         return np.fromiter((item in blocked for item in slate.items), np.bool_, len(slate)) if blocked else None
@@ -83,6 +88,9 @@ class Pins(Step, frozen=True, tag="pins"):
     def __post_init__(self) -> None:
         if len(set(self.items.values())) != len(self.items):
             raise Misconfigured(f"step pins: two items have one position in {dict(self.items)}; give each its own")
+
+    def named(self, name: Callable[[str], str]) -> Self:
+        return replace(self, items={name(item): position for item, position in self.items.items()})
 
     def pins(self) -> dict[str, int]:
         return {item: position - 1 for item, position in self.items.items()}

@@ -11,7 +11,8 @@ Rules of the room:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Self
 
 import msgspec
 import numpy as np
@@ -79,6 +80,10 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="s
     def pins(self) -> dict[str, int]:
         """Item -> position, from 0."""
         return {}
+
+    def named(self, name: Callable[[str], str]) -> Self:
+        """The same step, the items that it is about being called as `name` calls them."""
+        return self
 
     def work(self, page: Page) -> Work | None:
         """What it does while the list is built; None: nothing on this page."""

@@ -4,7 +4,8 @@ Rules of the room:
 - The file takes tokens as serving makes them, and has the network as it was trained: what finds a token's place is in
   the file, so it is small where few tokens are known, and a strange one is as none, as in training.
 - It gives `probability`, of the task that comes first, and each head by its own name.
-- It is proved before anybody has it: ONNX Runtime and the network answer the same rows, or it is refused.
+- It is proved before anybody has it: ONNX Runtime and the network answer the same rows, or it is refused; so it is with
+  one row of `history` for all of them, which spares repeating it (`once` of a manifest's [batching]).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from torch import nn
 
 from millstream.errors import Misconfigured
-from millstream.learn.deep.fit import Learnt, told
+from millstream.learn.deep.fit import Floats, Learnt, told
 from millstream.learn.deep.rows import Shown
 from millstream.learn.deep.settings import PRIMARY
 from millstream.learn.deep.vocabulary import slots
@@ -39,17 +40,24 @@ def to_onnx(learnt: Learnt, shown: Shown) -> tuple[bytes, float]:
     than 1e-5: Misconfigured."""
     served = Served(learnt)
     history = learnt.network.shape.history
-    example = [np.ones((3, learnt.network.shape.width), np.uint32)]
-    example += [np.ones((3, history), np.uint32)] if history else []
-    names = ["tokens", "history"][: len(example)]
-    free = torch.export.Dim.DYNAMIC
+    widths = {"tokens": learnt.network.shape.width} | ({"history": history} if history else {})
+    proto = exported(served, widths, served.names)
+    if history:  # a size of its own: the exporter takes it for that of `tokens`, and there may be one row for all
+        proto.graph.input[1].type.tensor_type.shape.dim[0].dim_param = "histories"
+        del proto.graph.value_info[:]  # where that is written, too
+    model = proto.SerializeToString()
+    return model, _proved(model, learnt, shown)
+
+
+def exported(module: Any, widths: dict[str, int], names: list[str]) -> Any:
+    """The ONNX graph of a module over tokens: inputs uint32 [n, width] by name, and outputs called `names`."""
+    example = tuple(torch.from_numpy(np.ones((3, width), np.uint32)) for width in widths.values())
     with _quiet():
         made = torch.onnx.export(
-            served, tuple(map(torch.from_numpy, example)), dynamo=True, verbose=False, input_names=names,
-            output_names=served.names, dynamic_shapes=({0: free},) * len(example),
+            module, example, dynamo=True, verbose=False, input_names=list(widths), output_names=names,
+            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},) * len(example),
         )  # fmt: skip
-    model = made.model_proto.SerializeToString()
-    return model, _proved(model, learnt, shown)
+    return made.model_proto
 
 
 class Served(nn.Module):  # type: ignore[misc]
@@ -88,18 +96,25 @@ def _proved(model: bytes, learnt: Learnt, shown: Shown) -> float:
     given: dict[str, Array] = {"tokens": tokens}
     if learnt.network.shape.history:
         given["history"] = history
-    got = runtime.predict(given)
-    expected = learnt.outputs(tokens, history)
-    worst = 0.0
-    for at, name in enumerate([PRIMARY, *(head.name for head in learnt.heads)]):
-        true = expected[:, max(0, at - 1)]
-        apart = np.abs(np.asarray(got[name], np.float64) - true) / np.maximum(1.0, np.abs(true))
-        worst = max(worst, float(apart.max(initial=0.0)))
+    worst = _apart(runtime.predict(given), learnt.outputs(tokens, history), learnt)
+    if learnt.network.shape.history:
+        single = runtime.predict(given | {"history": history[:1]})
+        worst = max(worst, _apart(single, learnt.outputs(tokens, np.repeat(history[:1], len(tokens), axis=0)), learnt))
     if not worst <= TOLERANCE:
         raise Misconfigured(
             f"the ONNX file answers otherwise than the network, by up to {worst:.2g}; nothing was written. "
             "Take another version of torch or onnxscript"
         )
+    return worst
+
+
+def _apart(got: dict[str, Array], expected: Floats, learnt: Learnt) -> float:
+    """The largest difference of outputs, relative beyond 1."""
+    worst = 0.0
+    for at, name in enumerate([PRIMARY, *(head.name for head in learnt.heads)]):
+        true = expected[:, max(0, at - 1)]
+        apart = np.abs(np.asarray(got[name], np.float64) - true) / np.maximum(1.0, np.abs(true))
+        worst = max(worst, float(apart.max(initial=0.0)))
     return worst
 
 

@@ -71,10 +71,10 @@ def fit(
 ) -> Learnt:  # fmt: skip
     """Of rows before `end`, `passes` times; `item`: the candidate's place in a row, where there are histories.
     Misconfigured: the steps are too large for these rows."""
-    vocabulary = Vocabulary(shown, end, settings.bits, settings.seen)
+    vocabulary = Vocabulary.of(shown, end, settings.bits, settings.seen)
     shape = Shape(vocabulary.size, shown.width, len(heads), shown.history, item)
     scales = _scales(shown, end, heads)
-    with torch.random.fork_rng(devices=[]), _one_thread():
+    with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(seed)
         network = Network(shape, settings)
         _begin(network, shown, end, heads)
@@ -165,7 +165,8 @@ def _scales(shown: Shown, end: int, heads: Sequence[Head]) -> Floats:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Within it, torch computes on the calling thread alone."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

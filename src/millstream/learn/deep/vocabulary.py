@@ -24,9 +24,16 @@ class Vocabulary:
     """The places of slots. `known` int64 [size - 1]: the slots that have one, place 1 first; `of_slots` int64 [2^bits]:
     the place of each, 0 for none; `size`: places, that of none among them."""
 
-    def __init__(self, shown: Shown, end: int, bits: int, seen: int) -> None:
-        """Of rows before `end`."""
+    def __init__(self, counts: NDArray[np.int64], bits: int, seen: int) -> None:
+        """Of `counts` [2^bits], how often each slot was seen; those of fewer than `seen` have no place."""
         self.bits = bits
+        self.known: NDArray[np.int64] = np.flatnonzero(counts[1:] >= seen) + 1
+        self.of_slots = np.zeros(1 << bits, np.int64)
+        self.of_slots[self.known] = np.arange(1, len(self.known) + 1)
+
+    @classmethod
+    def of(cls, shown: Shown, end: int, bits: int, seen: int) -> Vocabulary:
+        """Of rows before `end`."""
         counts = np.zeros(1 << bits, np.int64)
         for at in range(0, end, CHUNK):
             rows = np.arange(at, min(end, at + CHUNK))
@@ -35,10 +42,7 @@ class Vocabulary:
                 counts += np.bincount(
                     slots(shown.histories(rows).astype(np.int64), bits).ravel(), minlength=len(counts)
                 )
-        counts[0] = 0
-        self.known: NDArray[np.int64] = np.flatnonzero(counts >= seen)
-        self.of_slots = np.zeros(1 << bits, np.int64)
-        self.of_slots[self.known] = np.arange(1, len(self.known) + 1)
+        return cls(counts, bits, seen)
 
     @property
     def size(self) -> int:
