@@ -46,9 +46,13 @@ PARTS: dict[str, tuple[str, list[str]]] = {
     "ranking": ("Ranking beside pure ONNX Runtime", [sys.executable, "bench/ranking.py"]),
     "arms": ("Whether a report finds the better rules", [sys.executable, "bench/arms.py"]),
     "report": ("A report of a large log", [sys.executable, "bench/report.py"]),
+    "batches": ("Lists for many at once", [sys.executable, "bench/batches.py"]),
+    "shards": ("Recall over several processes", [sys.executable, "bench/shards.py"]),
     "lists": ("Whole lists under load", [sys.executable, "bench/lists.py", "--items", "200000"]),
     "demo": ("The live demo, real time", [MILLSTREAM, "demo", "--seconds", "125", "--json", "--http-port", "0"]),
 }
+
+GROUPS = {"recommend": ["recall", "ranking", "lists", "arms", "report", "batches", "shards", "scale"]}
 
 # Parts that print tables of markdown, not of text.
 MARKDOWN = {"freshness", "serving", "straggler", "overload", "reload", "sizes", "formats", "features"}
@@ -85,8 +89,10 @@ def run(part: str) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help=f"which (default: all): {', '.join(PARTS)}")
-    parts = parser.parse_args().parts or list(PARTS)
+    names = [*PARTS, *GROUPS]
+    parser.add_argument("parts", nargs="*", choices=[*names, []], help=f"which (default: all): {', '.join(names)}")
+    named = parser.parse_args().parts or list(PARTS)
+    parts = [part for name in named for part in GROUPS.get(name, [name])]
     failed = [part for part in parts if not run(part)]
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")

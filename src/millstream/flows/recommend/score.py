@@ -131,7 +131,7 @@ class Scoring:
         """Once a model."""
         if model not in self._said:
             self._said.add(model)
-            logger.warning("lists go on without %s %s: %s", model, version, error or "too late")
+            logger.warning("lists go on without %s %s: %s", model, version, str(error) or "too late")
 
 
 def silent(beside: dict[str, Beside]) -> list[str]:
