@@ -195,6 +195,9 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_made(folder, tmp_pat
     for more, said in (({"placement": "door"}, "there are: home, mail"), ({"n": 101}, "1 to 100")):
         with pytest.raises(BadInput, match=said):
             made(folder, **more)
+    (folder / "lists").mkdir()
+    with pytest.raises(BadInput, match="is a folder"):
+        asyncio.run(batch.run(folder / "millstream.toml", None, folder / "lists"))
     (folder / "plain.toml").write_text("http_port = 0\n")
     with pytest.raises(Misconfigured, match="no placement"):
         asyncio.run(batch.run(folder / "plain.toml", None, folder / "out.parquet"))

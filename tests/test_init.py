@@ -20,6 +20,7 @@ from millstream.app import batch
 from millstream.app.installation import Installation, Settings
 from millstream.cli import main
 from millstream.clock import SystemClock
+from millstream.learn.tables import Tables, look
 from millstream.stream import Log, decode
 
 PORT = 18833
@@ -132,7 +133,7 @@ def test_where_everything_is_a_like_there_is_no_ranker_yet(tmp_path, capsys):
     assert suiting(tmp_path / "here", n=5) > 0.4, "recall goes by who liked the same"
 
 
-def test_bad_tables_are_told_and_leave_nothing(tmp_path, capsys):
+def test_bad_tables_are_told_and_leave_nothing(tmp_path, capsys, monkeypatch):
     def file(name, text):
         (tmp_path / name).write_text(text)
         return tmp_path / name
@@ -173,12 +174,19 @@ def test_bad_tables_are_told_and_leave_nothing(tmp_path, capsys):
     kept = file("full/kept.txt", "mine")
     assert "is not empty" in refused(tmp_path / "full", "--interactions", good, "--yes", capsys=capsys)
     assert kept.read_text() == "mine"
+    (tmp_path / "stood").mkdir()
+    monkeypatch.chdir(tmp_path / "stood")
+    for name in (".", tmp_path / "stood"):
+        with pytest.raises(SystemExit, match="is where you are"):
+            main(["init", str(name), "--interactions", str(good), "--yes"])
+    assert os.path.samefile(".", tmp_path / "stood")
     with pytest.raises(SystemExit, match="make it first"):
         main(["init", str(tmp_path / "no" / "folder"), "--interactions", str(good), "--yes"])
 
 
 def test_what_is_odd_in_few_rows_is_counted(tmp_path, capsys):
-    (tmp_path / "items.csv").write_text("sku,kind\n" + "".join(f"i{n},k{n % 2}\n" for n in range(7)) + "i1,k1\n")
+    known = [f"i{n},k{n % 2}\n" for n in range(7)] + [f"j{n},k0\n" for n in range(20)]
+    (tmp_path / "items.csv").write_text("sku,kind\n" + "".join(known) + "i1,k1\n  ,k1\n")
     rows = [f"u{n % 5},i{n % 9},{10**9 + n},{n % 5 + 1}\n" for n in range(200)]
     (tmp_path / "rated.csv").write_text("user,sku,ts,rating\n" + "".join(rows) + ",i1,5,5\nu1,i1,soon,5\n")
     (tmp_path / ".here.init").mkdir()  # of one that was killed
@@ -189,7 +197,17 @@ def test_what_is_odd_in_few_rows_is_counted(tmp_path, capsys):
     said = "\n".join(made["warnings"])
     assert "2 of 202 interactions" in said and "2 items of interactions are not in" in said
     assert "1 rows have an id that came before" in said
-    assert made["items"] == 8 and not [*tmp_path.glob(".here*")]
+    assert "1 rows without an id are left out" in said
+    assert made["items"] == 28 and not [*tmp_path.glob(".here*")]
+
+
+def test_the_latest_value_of_a_property_counts_in_whatever_way_times_are_written(tmp_path):
+    (tmp_path / "done.csv").write_text("user,itemid\n" + "".join(f"u{n},i{n}\n" for n in range(9)))
+    for new, old in (("2024-02-01T00:00:00", "2024-01-31T23:00:00"), (1706745600, 1706742000)):
+        rows = [f"i{n},size,{n},{new}\ni{n},colour,new{n % 2},{new}\ni{n},colour,old,{old}\n" for n in range(9)]
+        (tmp_path / "items.csv").write_text("itemid,property,value,timestamp\n" + "".join(rows))
+        looked = look(Tables([tmp_path / "done.csv"], [tmp_path / "items.csv"]))
+        assert [row["colour"] for row in looked.rows("items")] == [f"new{n % 2}" for n in range(9)]
 
 
 def test_on_a_terminal_it_asks_and_takes_what_is_typed(tmp_path):

@@ -336,6 +336,7 @@ ODD = [
     ({"cursor": "nonsense"}, BadInput, "cursor"),
     ({"cursor": "MDp6"}, NotFound, "not remembered"),
     ({"event_time": 9e9}, BadInput, "ahead of this server's clock"),
+    ({"event_time": -1e300}, BadInput, "before 1970"),
     ({"event_time": math.inf}, BadInput, "ahead of this server's clock"),
 ]
 

@@ -450,3 +450,19 @@ def test_over_many_logs_intervals_hold_as_often_as_said(tmp_path):
         assert sum(one[kind][1] <= boosted <= one[kind][2] for one in other) >= 16, (
             kind
         )  # P(Binomial(20, 0.95) < 16) = 0.3 %
+
+
+def test_imported_history_is_matched_with_what_was_done(tmp_path):
+    """It has no scores: one item was shown."""
+    with planted.installed(tmp_path) as at:
+        event = Served(
+            request="h", model="ranker", version="history", policy=0, arm="history", user="u", candidates=["a"],
+            event_time=2e6,
+        )  # fmt: skip
+        at.log.writer("served").append(b"", encode(event))
+        writer = at.log.writer("outcomes")
+        for kind in ("impression", "like"):
+            writer.append(b"", encode(Outcome(request="h", item="a", kind=kind, event_time=2e6)))
+        found = report(at, Span())
+    policy = found.placements[0].policies[0]
+    assert (policy.arm, policy.impressions, policy.positives, found.unmatched) == ("history", 1, 1, 0)

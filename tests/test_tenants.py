@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from millstream.app.forget import forget
 from millstream.app.installation import Installation, Settings
-from millstream.app.roles import Learn, Serve
+from millstream.app.roles import Learn, Serve, import_history
 from millstream.app.tenants import Tenants
 from millstream.clock import FakeClock
 from millstream.errors import BadInput, Conflict, Forbidden, Misconfigured, NotFound
@@ -20,7 +20,7 @@ from millstream.guard.pii import pseudonym, visitor
 from millstream.guard.tenants import inside, outside, person, proper, tenant_of
 from millstream.meter import Meter
 from millstream.stream import decode
-from millstream.types import Ask, Merge, Outcome, Principal, Rank, Request, TenantOutcome
+from millstream.types import Ask, Merge, Outcome, Output, Principal, Rank, Request, TenantOutcome
 
 ANYBODY = Principal("test")
 PATHS = ("popular", "newest", "similar", "tags", "given", "item_cf", "user_cf", "factors")
@@ -371,6 +371,37 @@ def test_lists_outlive_the_process_that_made_them(tmp_path):
     run(scene)
 
 
+def test_imported_history_is_that_of_the_tenant_whose_names_it_has(tmp_path):
+    async def scene():
+        async with shop(tmp_path) as at:
+            await at.do(("items", items(3), "acme"))
+            await at.do(("items", items(3), "zeta"))
+        (users := tmp_path / "users.csv").write_text("who\nacme/bob@example.com\n")
+        lines = [f"{who},{item},1000\n" for who in ("bob@example.com", "+44 20 7946 0958") for item in ("i1", "i2")]
+        (told := tmp_path / "told.csv").write_text(
+            "who,what,at\n" + "".join(f"acme/{one}" for one in lines).replace(",i", ",acme/i")
+        )
+        with Installation(tmp_path, msgspec.convert(TOLD, Settings), FakeClock(2.5e6)) as stopped:
+            assert import_history(stopped, users, "users", ["id=who"], 1.0) == 1
+            entries = ["user=who", "item=what", "event_time=at", "like=at>=1"]
+            assert import_history(stopped, told, "outcomes", entries, 1.0) == 4
+        async with shop(tmp_path, FakeClock(3e6)) as at:
+            await at.index()
+            listing = await at.do(ask("r1", "acme", visitor="v", n=30, explain=True))
+            popular = {one.item for one in listing.items if "popular" in one.why["recall"]}
+            assert popular == {"i1", "i2"}
+            for name in ("bob@example.com", "+44 20 7946 0958"):
+                who = person("acme", pseudonym(name))
+                assert sorted(at.serve.listers["acme"].world.history(who)) == ["acme/i1", "acme/i2"]
+            assert at.serve.listers["acme"].live.users()[0] == person("acme", pseudonym("bob@example.com"))
+            index = at.serve.listers["acme"].following._attached.index
+            assert {name for _, several in index.names() for name in several} == {"acme/i1", "acme/i2"}
+            zeta = await at.do(ask("r1", "zeta", visitor="v", n=30, explain=True))
+            assert not any("popular" in one.why["recall"] for one in zeta.items)
+
+    run(scene)
+
+
 def test_a_person_of_one_tenant_is_forgotten_and_their_namesake_is_not(tmp_path):
     async def scene():
         async with shop(tmp_path) as at:
@@ -440,6 +471,17 @@ def test_watermarks_and_plain_inference_are_nobodys(tmp_path):
             at.serve.door._predict.call = lambda request: asked.append(request.id) or done(None)
             await at.do(Request("ranker", {}, 0, id="acme/r1"), Principal("z", tenants=("zeta",)))
             assert asked == ["/acme/r1"], "or it would plant a request among those of acme"
+
+    run(scene)
+
+
+def test_for_whom_plain_inference_is_stands_nowhere_as_nobody_could_forget_them(tmp_path):
+    async def scene():
+        async with shop(tmp_path) as at:
+            at.serve.door._predict._submit = lambda request: done(Output({}, request.model, "1@0"))
+            await at.do(Request("any", {}, 0, id="r1", key="bob@example.com"))
+            (event,) = (decode(record.value) for record in at.at.log.reader("served").records(0))
+            assert (event.request, event.user) == ("/r1", "")
 
     run(scene)
 

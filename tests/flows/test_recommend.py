@@ -152,6 +152,7 @@ def test_the_memory_of_answers_is_bounded(tmp_path):
         ({"id": "x" * 513}, "of 513"),
         ({"event_time": float("nan")}, "unix seconds"),
         ({"event_time": float("inf")}, "unix seconds"),
+        ({"event_time": -5.0}, "before 1970; send unix seconds"),
         ({"event_time": NOW * 1000}, "unix seconds"),
         ({"id": "\ud800"}, "UTF-8"),
     ],

@@ -35,7 +35,7 @@ def by_name(found):
         (MOMENT.timestamp(), "s"), (str(int(MOMENT.timestamp() * 1e3)), "ms"), (MOMENT.timestamp() * 1e6, "us"),
         (int(MOMENT.timestamp() * 1e9), "ns"), ("2015-05-03T12:30:00Z", "iso"), ("2015-05-03 12:30:00", "iso"),
         ("2015-05-03 14:30:00+02:00", "iso"), (MOMENT, "iso"), (MOMENT.replace(tzinfo=None), "iso"),
-        ("2015-05-03 12:30:00 UTC", "iso"),
+        ("2015-05-03 12:30:00 UTC", "iso"), (" 2015-05-03 12:30:00", "iso"),
     ],
 )  # fmt: skip
 def test_a_time_is_read_in_whatever_unit_it_is_written(cell, unit):
@@ -125,3 +125,27 @@ def test_cells_become_attributes():
     assert value_of("a|b c|", "list") == ["a", "b c"] and value_of([["x", "y"], ["x"]], "list") == ["x", "y"]
     assert value_of("7.50", "float") == 7.5 and value_of("much", "float") is None and value_of("nan", "float") is None
     assert value_of(7.0, "str") == "7" and value_of("", "str") is None and value_of(" x ", "str") == "x"
+    assert value_of("['Action', \"Sci-Fi\"]", "list") == ["Action", "Sci-Fi"] and value_of("[a]", "list") == ["a"]
+    assert value_of("   ", "str") is None and value_of("1925-04-10", "iso") == 1.0, "long ago, not unknown"
+
+
+def test_a_vector_keeps_all_its_numbers():
+    items = facts(
+        table(
+            sku=["a", "b", "c"], vector=["[0.5, 0.5, 1.0]", "[0, 0, 1]", "[1, 0, 0]"],
+            place=["Oslo, Norway", "Rome, Italy", "Oslo, Norway"],
+        )
+    )  # fmt: skip
+    assert guess_entities("items", items)["embedding"] == Part("vector", "list")
+    assert guess_entities("items", items)["place"] == Part("place"), "commas, but no list"
+    assert value_of([0.5, 0.5, 0.0, 0.0], "list") == ["0.5", "0.5", "0", "0"]
+    assert value_of("[0.5, 0.5, 0.0]", "list") == ["0.5", "0.5", "0.0"]
+
+
+def test_a_column_that_gets_a_meaning_is_no_attribute_beside():
+    found = facts(table(sku=["a", "b", "c"] * 9, grp=["x", "y", "x"] * 9, genres=["p|q", "q|r", "p|r"] * 9))
+    guessed = guess_entities("items", found)
+    assert "grp" in guessed and guessed["tags"].column == "genres"
+    said = read_entries(["items.category=grp", "items.author=genres"])["items"]
+    made = revised(guessed, said, found, "file")
+    assert "grp" not in made and made["category"].column == "grp" and made["tags"].column == "genres"

@@ -244,6 +244,14 @@ def test_what_the_definition_cannot_take_keeps_no_role_from_starting(tmp_path, c
     assert "m2 stays unknown" in caplog.text
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    for ending in (".csv", ".jsonl"):
+        file = write(tmp_path / f"rows{ending}", ITEMS)
+        plain = [*read_rows(file)]
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+        assert [*read_rows(file)] == plain
+
+
 def test_importing_while_a_role_runs_is_a_conflict_that_names_it(tmp_path):
     file = write(tmp_path / "x.csv", ROWS)
     with installation(tmp_path) as running:

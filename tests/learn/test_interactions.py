@@ -84,6 +84,10 @@ def test_odd_rows_are_counted_and_many_of_them_are_an_error():
     good = [("a", "x", 1000 + n, "v") for n in range(97)]
     found = read(events(*good, ("", "x", 5, "v"), ("a", None, 5, "v"), ("a", "x", "soon", "v")), MAP, 500, NOW, "file")
     assert (found.odd, found.read, len(found.times)) == (3, 100, 97)
+    map = MAP | {"event_time": Part("t", "iso")}
+    dated = [(user, item, time, kind) for (user, item, _, kind), time in zip(good, ["2020-01-01"] * 97, strict=True)]
+    found = read(events(*dated, ("  ", "x", "2020-01-01", "v"), ("a", "x", "0001-01-02", "v")), map, 500, NOW, "file")
+    assert (found.odd, len(found.times)) == (2, 97), "nobody is called by spaces, and nothing happened in year 1"
     for cell, said in (("soon", r"column 't' should be a time \(s\), got 'soon'"), (NOW * 1000, ".*in the future")):
         with pytest.raises(BadInput, match=rf"file row 98: {said}.*and 9 more of 107.*--map") as told_:
             read(events(*good, *[("a", "x", cell, "v")] * 10), MAP, 500, NOW, "file")

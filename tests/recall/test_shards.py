@@ -399,6 +399,7 @@ def test_a_shard_that_speaks_nonsense_is_left_and_the_other_answers(tmp_path, sa
             expected = {item for _, (item, _) in STEPS_10 if share(item, 2) == 0}
             assert set(world.catalogue.names(union.numbers)) == expected
             assert union.late == (("shard 1",) if said else ("newest of shard 1",))
+            await come(lambda: all(shards.there) and len(mad.writers) == (2 if said else 1))  # connected to anew
             asked.close()
 
     asyncio.run(scene())

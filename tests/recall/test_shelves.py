@@ -254,6 +254,24 @@ def test_an_embedding_of_another_width_is_left_out(tmp_path):
     assert shelved.ann.born == 0
 
 
+def test_items_without_an_embedding_are_not_looked_at_with_each_index(tmp_path, towers):
+    catalogue = Catalogue()
+    film(catalogue, "bare", "plain", told=1.0)
+    film(catalogue, "a", "b", "late", embedding=[1.0, 0.0])
+    shelf = shelf_of(tmp_path, CONTENT, ["a", "b"], Base.build(np.eye(2, dtype=np.float32), "cosine"))
+    content, watching = Beside(Shelved(shelf, catalogue)), Born(catalogue, TELLING, Meter())
+    assert catalogue.names(watching.missing((content,), 100.0)) == ["late"]
+    film(catalogue, "plain", told=200.0)
+    assert catalogue.names(watching.missing((content,), 100.0)) == ["plain", "late"], "told of since"
+    names = ["a", "b", "bare"]
+    vectors_of = shelf_of(tmp_path, TOWERS, names, Base.build(towers.items(TELLING.items(names))), "1")
+    both = (content, Beside(Shelved(vectors_of, catalogue), towers))
+    assert catalogue.names(watching.missing(both, 300.0)) == ["plain", "late"], "towers make one of every item"
+    nobody = Catalogue()
+    film(nobody, "bare")
+    assert len(Born(nobody, None, Meter()).missing((Beside(Shelved(shelf, nobody)),), 100.0)) == 0
+
+
 def test_names_by_rows(tmp_path):
     Names.save(tmp_path, "", [])
     assert list(Names(tmp_path)) == [] and len(Names(tmp_path)) == 0

@@ -84,6 +84,8 @@ async def run(
     _arrow()
     if not out.parent.is_dir():
         raise BadInput(f"{out}: there is no folder {out.parent}; make it, or name another file")
+    if out.is_dir():
+        raise BadInput(f"{out} is a folder; name a file in it")
     with Installation.open(file) as found:
         settings, clock = found.settings, found.clock
     placements = _placements(settings, tenant, file)

@@ -64,6 +64,8 @@ class Founded(msgspec.Struct, kw_only=True):
 
 def check_free(folder: Path) -> None:
     """BadInput where something is in the way."""
+    if folder.absolute().resolve() == Path.cwd():  # the whole folder would take its place, and leave who stands in it
+        raise BadInput(f"{folder} is where you are: name a new folder in it, or beside it")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder} is not empty: an installation begins in a folder of its own; name another one")
     if not folder.absolute().parent.is_dir():
@@ -164,7 +166,7 @@ class _Founding:
             return set(used)
         column, counts = map["id"].column, Counter[str]()
         for row in self._looked.rows(table):
-            counts[columns.text_of(row.get(column)) if row.get(column) not in (None, "") else ""] += 1
+            counts["" if columns.is_blank(row.get(column)) else columns.text_of(row.get(column))] += 1
         odd, ids = counts.pop("", 0), set(counts)
         where = self._looked.tables.name(table)
         if odd > ODD_SHARE * (odd + counts.total()):
@@ -196,7 +198,7 @@ class _Founding:
             return
         names = {field: sketch.attribute(map, field) for field in map if field != "id"}
         for row in self._looked.rows(table):
-            if (cell := row.get(map["id"].column)) in (None, ""):
+            if columns.is_blank(cell := row.get(map["id"].column)):
                 continue
             made: dict[str, Any] = {"id": columns.text_of(cell)}
             made |= {name: columns.value_of(row.get(map[f].column), map[f].type) for f, name in names.items()}

@@ -105,6 +105,7 @@ class House:
         there are none."""
         self._upserts, self._lists = upserts, lists
         self._tenants = Tenants(tenants, self._meter)
+        self._predict.says_whose = not self._tenants
 
     def upsert(
         self, topic: Literal["users", "items"], rows: Sequence[Mapping[str, Any]], principal: Principal,

@@ -358,7 +358,8 @@ def _places(event: Listed | Served) -> NDArray[Any]:
     if event.placement:
         order = np.frombuffer(event.order, "<u4").astype(np.int64)
     else:  # what was answered: best first, after what chance put there
-        order = np.argsort(-np.frombuffer(event.scores, "<f4"), kind="stable")
+        scores = np.frombuffer(event.scores, "<f4") if event.scores else np.zeros(len(event.candidates), "<f4")
+        order = np.argsort(-scores, kind="stable")  # without scores, as in imported history: as they were told
         if event.explored >= 0:
             order = np.concatenate(([event.explored], order[order != event.explored]))
     candidates = event.candidates

@@ -436,12 +436,12 @@ def import_history(installation: Installation, file: Path, topic: str, entries: 
     if not file.is_file():
         raise BadInput(f"{file}: no such file")
     at, fields, rows = installation, read_map(entries), read_rows(file)
-    folder, limits = at.folder / "log", at.settings.log
+    folder, limits, tenants = at.folder / "log", at.settings.log, at.settings.recommend.tenants
     if topic != "outcomes":
-        return import_entities(folder, limits, topic, rows, fields, at.clock.now())
+        return import_entities(folder, limits, topic, rows, fields, at.clock.now(), tenants)
     return import_outcomes(
         folder, limits, at.entities(), at.model, rows, fields,
-        delay_s=delay_s, window_s=at.settings.join.settled_s, features=at.ranker_set,
+        delay_s=delay_s, window_s=at.settings.join.settled_s, features=at.ranker_set, tenants=tenants,
     )  # fmt: skip
 
 

@@ -20,7 +20,10 @@ Submit = Callable[[Request], "asyncio.Future[Output]"]
 
 
 class Predict:
-    """`call(request)` is a future of the engine's Output."""
+    """`call(request)` is a future of the engine's Output. `says_whose`: the log says for whom (`Request.key`); not
+    where there are tenants, as a name that is of none of them is nobody's whom one could forget."""
+
+    says_whose = True
 
     def __init__(self, submit: Submit, clock: Clock, served: ServedLog | None = None) -> None:
         self._submit, self._clock, self._served = submit, clock, served
@@ -39,7 +42,7 @@ class Predict:
             version=output.version,
             policy=output.policy,
             arm=output.arm,
-            user=request.key,
+            user=request.key if self.says_whose else "",
             candidates=[],
             event_time=self._clock.now(),
         )

@@ -115,7 +115,7 @@ def _facts(name: str, cells: list[Any]) -> Facts:
     filled = [one for one in cells if one is not None and one != ""]
     lists = [one for cell in filled if (one := _list(cell)) is not None]
     plain = not any(isinstance(one, (list, tuple)) or "|" in str(one) for one in filled)
-    if plain and len({len(one) for one in lists}) == 1:
+    if plain and not all(map(_bracketed, filled)) and len({len(one) for one in lists}) == 1:
         lists = []  # "Dec 27, 2006", "Oslo, Norway": commas, but no list
     numbers = sorted(number for one in filled if (number := _number(one)) is not None)
     times = sum(_moment(one) is not None for one in filled if not isinstance(one, (int, float, list)))
@@ -233,8 +233,9 @@ def revised(map: Map, said: Mapping[str, Part | None], found: Sequence[Facts], w
             continue
         if part.column not in columns:
             raise BadInput(f"{where}: no column {part.column!r}; the columns are {', '.join(columns)}")
-        for other in [name for name, one in made.items() if one.column == part.column and field in (*FIELDS, "id")]:
-            del made[other]
+        for other in [name for name, one in made.items() if one.column == part.column]:
+            if field in (*FIELDS, "id") or (field in ROLES and other not in ROLES):
+                del made[other]
         made[field] = part if part.type else Part(part.column, _type_for(field, columns[part.column]))
     return made
 
@@ -256,9 +257,14 @@ def value_of(cell: Any, type: str) -> Any:
     if type == "list":
         found = _list(cell)
         return found if found is not None else [str(cell)]
-    if type == "iso" or type in TIMES:
-        return when(cell, type)
-    return text_of(cell)
+    if type == "iso":  # before 1970 is long ago, not unknown
+        return None if (time := when(cell, type)) is None else max(1.0, time)
+    return when(cell, type) if type in TIMES else text_of(cell) or None
+
+
+def is_blank(cell: Any) -> bool:
+    """Whether a cell names nobody and nothing: empty, only spaces, or no number."""
+    return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
 
 
 def text_of(cell: Any) -> str:
@@ -347,20 +353,30 @@ def _number(cell: Any) -> float | None:
 
 
 def _list(cell: Any) -> list[str] | None:
-    """The values of a cell that holds several."""
+    """The values of a cell that holds several; of a vector's numbers none is left out."""
     if isinstance(cell, (list, tuple)):
         flat = [one for each in cell for one in (each if isinstance(each, (list, tuple)) else [each])]
-        return list(dict.fromkeys(text_of(one) for one in flat if one is not None and one != ""))
-    if not isinstance(cell, str) or not _SEPARATORS.search(cell):
+        texts = [text_of(one) for one in flat if one is not None and one != ""]
+        return texts if any(isinstance(one, float) for one in flat) else list(dict.fromkeys(texts))
+    if not isinstance(cell, str):
+        return None
+    if bracketed := _bracketed(cell):  # ["a", "b"], as programs write a list into one cell
+        cell = cell.strip()[1:-1]
+    elif not _SEPARATORS.search(cell):
         return None
     found = [one.strip() for one in (cell.split("|") if "|" in cell else _SEPARATORS.split(cell))]
-    return [one for one in found if one]
+    return [one for each in found if (one := each.strip("\"'") if bracketed else each)]
+
+
+def _bracketed(cell: Any) -> bool:
+    return isinstance(cell, str) and cell.strip()[:1] == "[" and cell.strip()[-1:] == "]"
 
 
 def _moment(cell: Any) -> float | None:
     """A date or an ISO 8601 text as unix seconds."""
     try:
         if isinstance(cell, str):
+            cell = cell.strip()
             if len(cell) < 8 or not cell[:4].isdigit():
                 return None
             cell = datetime.datetime.fromisoformat(cell.removesuffix(" UTC"))

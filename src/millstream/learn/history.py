@@ -11,6 +11,8 @@ History carries its own arrival stamps, event time plus a declared delay, or not
 could ever be right. Where rows take a feature set, it is read as of each request's time, by what had arrived before: of
 what the log has already, and of this history. Its last event moves event time past the windows of all the join's tasks,
 so every row ends as an example of each.
+
+Where there are tenants names stand as the log has them, `acme/42`: a row's request is of the tenant of its user.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ from millstream.features.pipeline import group_of
 from millstream.features.replay import Came, events_from, matrix, whole
 from millstream.features.sets import FeatureSet
 from millstream.guard.pii import pseudonym
+from millstream.guard.tenants import inside, outside, person, tenant_of
 from millstream.stream.event import Event, encode
 from millstream.stream.log import Log, LogLimits, open_log
 from millstream.stream.operator import group
@@ -128,7 +131,7 @@ def _delimited(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -151,9 +154,11 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def import_entities(
-    folder: Path, limits: LogLimits, topic: str, rows: Iterable[Row], fields: Mapping[str, Field], arrival: float
-) -> int:
-    """Append users or items to their topic; how many. Rows before a bad one are there: import the mended file again."""
+    folder: Path, limits: LogLimits, topic: str, rows: Iterable[Row], fields: Mapping[str, Field], arrival: float,
+    tenants: Collection[str] = (),
+) -> int:  # fmt: skip
+    """Append users or items (of `tenants`, where there are any) to their topic; how many. Rows before a bad one are
+    there: import the mended file again."""
     if "id" not in fields:
         raise BadInput(f"a map for {topic} needs id=COLUMN, got {', '.join(fields) or 'nothing'}")
     count = 0
@@ -165,7 +170,7 @@ def import_entities(
             named = values.pop("id")
             if named is None:
                 raise BadInput(f"row {count}: column {fields['id'].column!r} is the id and must not be empty")
-            id = pseudonym(str(named)) if topic == "users" else str(named)
+            id = _person(str(named), tenants) if topic == "users" else str(named)
             attributes = {name: value for name, value in values.items() if value is not None}
             writer.append_soon(id.encode(), encode(Entity(id=id, attributes=attributes)))
     return count
@@ -189,11 +194,12 @@ def import_outcomes(
     delay_s: float,
     window_s: float,
     features: FeatureSet | None = None,
+    tenants: Collection[str] = (),
 ) -> int:
     """Append history as served events and outcomes, in order of event time; how many rows. `window_s`: event time in
     which every task of the join is done with an impression; `features`: the set that the rows of `entities`' definition
-    take."""
-    shown = _in_order(rows, fields)
+    take; `tenants`: those there are."""
+    shown = _in_order(rows, fields, tenants)
     clock = FakeClock(0.0)
     with open_log(folder, clock, limits) as log:
         groups = [group("examples"), *([group_of(features)] if features else [])]
@@ -201,7 +207,9 @@ def import_outcomes(
             if not log.committed(name, topic):
                 log.commit(name, topic, {0: 0})
         served, outcomes = log.writer("served", 0), log.writer("outcomes", 0)
-        requests = [f"history-{number}" for number in range(served.end, served.end + len(shown))]
+        requests = [
+            inside(_tenant(one.user, tenants), f"history-{number}") for number, one in enumerate(shown, served.end)
+        ]
         kept = _as_known(features, log, shown, requests, delay_s) if features else None
         for number, (request, one) in enumerate(zip(requests, shown, strict=True)):
             clock.jump(one.event_time - clock.now())
@@ -251,7 +259,19 @@ def _as_known(
     return matrix(features, events, names, micros([one.event_time for one in shown], "event_time"))
 
 
-def _in_order(rows: Iterable[Row], fields: Mapping[str, Field]) -> list[_Shown]:
+def _tenant(name: str, tenants: Collection[str]) -> str:
+    """Whose a name of the log is; "" where it is no tenant's."""
+    tenant = tenant_of(name)
+    return tenant if tenant in tenants else ""
+
+
+def _person(name: str, tenants: Collection[str]) -> str:
+    """Somebody as who answers names them in the log."""
+    tenant = _tenant(name, tenants)
+    return person(tenant, pseudonym(outside(tenant, name)))
+
+
+def _in_order(rows: Iterable[Row], fields: Mapping[str, Field], tenants: Collection[str]) -> list[_Shown]:
     missing = {"user", "item", "event_time"} - set(fields)
     if missing:
         raise BadInput(f"a map for outcomes needs {', '.join(sorted(missing))} too: FIELD=COLUMN")
@@ -268,7 +288,7 @@ def _in_order(rows: Iterable[Row], fields: Mapping[str, Field]) -> list[_Shown]:
             for name, value in numbers.items()
             if value is not None
         }
-        found.append(_Shown(pseudonym(str(user)), str(item), values.pop("event_time"), values))
+        found.append(_Shown(_person(str(user), tenants), str(item), values.pop("event_time"), values))
     order = np.argsort([one.event_time for one in found], kind="stable")
     return [found[i] for i in order.tolist()]
 

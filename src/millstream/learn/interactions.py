@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millstream.errors import BadInput
-from millstream.learn.columns import Map, Row, text_of, when
+from millstream.learn.columns import Map, Row, is_blank, text_of, when
 
 FOLD_S: Final = 1800.0
 ODD_SHARE: Final = 0.05
@@ -92,7 +92,7 @@ def read(rows: Iterable[Row], map: Map, newest: int, now: float, where: str) -> 
             odd += 1
             first_odd = first_odd or f"{where} row {count}: {wrong}"
             continue
-        code = -1 if kind is None or kind == "" else kinds.setdefault(text_of(kind).lower(), len(kinds))
+        code = -1 if is_blank(kind) else kinds.setdefault(text_of(kind).lower(), len(kinds))
         if len(kinds) > KINDS_MAX:
             raise BadInput(
                 f"{where}: column {map['kind'].column!r} has more than {KINDS_MAX} kinds of events: it is something "
@@ -119,11 +119,11 @@ def read(rows: Iterable[Row], map: Map, newest: int, now: float, where: str) -> 
 def _wrong(user: Any, item: Any, time: float | None, now: float, told: Mapping[str, Any], map: Map) -> str:
     """What is wrong with a row; "" for nothing."""
     for field, cell in (("user", user), ("item", item)):
-        if cell is None or cell == "" or cell != cell:
+        if is_blank(cell):
             return f"column {map[field].column!r} ({field}) is empty"
-    if time is None or time > now + AHEAD_S:
+    if time is None or time <= 0 or time > now + AHEAD_S:
         part, cell = map["event_time"], told["event_time"]
-        late = f", which would be {time - now:.0f} s in the future" if time is not None else ""
+        late = f", which would be {time - now:.0f} s in the future" if time is not None and time > now else ""
         return f"column {part.column!r} should be a time ({part.type}), got {str(cell)[:40]!r}{late}"
     return ""
 

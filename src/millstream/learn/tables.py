@@ -175,7 +175,7 @@ def _pivoted(rows: Iterable[Row], tall: tuple[str, str, str], properties: Sequen
         what = columns.text_of(row.get(name, ""))
         item = made.setdefault(columns.text_of(row.get(id, "")), {id: row.get(id), **dict.fromkeys(properties)})
         if what in wanted:
-            at = columns.when(row[time], "s") or 0.0 if time else 0.0
+            at = columns.when(row[time], "s") or columns.when(row[time], "iso") or 0.0 if time else 0.0
             key = str(item[id]), what
             if at >= when.get(key, 0.0):
                 when[key], item[what] = at, row.get(value)

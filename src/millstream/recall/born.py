@@ -71,7 +71,11 @@ class Born:
         numbers = np.arange(count, dtype=np.int32)
         away = self._catalogue.told[:count] >= made_at - SLACK_S
         for shelf in shelves:
-            away |= shelf.shelved.places.rows(numbers) < 0
+            lacks = shelf.shelved.places.rows(numbers) < 0
+            if shelf.towers is None:  # of an item without an embedding there is nothing to add
+                embedding = self._catalogue.embedding[:count]
+                lacks &= np.isfinite(embedding[:, 0]) if embedding.shape[1] else False
+            away |= lacks
         return numbers[away & self._catalogue.alive[:count]]
 
     def begin(self, shelves: tuple[Beside, ...], missing: Numbers) -> None:

@@ -115,7 +115,7 @@ class Shard:
                 task.add_done_callback(lambda _: room.release())
         except (EOFError, asyncio.CancelledError):  # the other end has gone, or this process ends
             pass
-        except (OSError, ValueError) as error:  # of another release, say
+        except (OSError, ValueError, msgspec.MsgspecError) as error:  # of another release, say
             logger.warning("a connection to this shard ends: %s", error)
         finally:
             self._writers.discard(writer)

@@ -251,7 +251,7 @@ class _Link:
             try:
                 while True:
                     self._hear(_read_told(await frame(reader)))
-            except (OSError, EOFError, ValueError) as error:
+            except (OSError, EOFError, ValueError, msgspec.MsgspecError) as error:
                 logger.warning("shard %d of recall is lost (%s); looking for it", self._number, error)
             finally:
                 self._lost(writer)

@@ -79,7 +79,9 @@ def check_n(n: int, limits: AskLimits) -> None:
 
 
 def check_time(event_time: float, now: float, ahead_s_max: float) -> None:
-    """BadInput for an event time that is none, or too far ahead; 0 is left to the service."""
+    """BadInput for an event time that is none, before 1970, or too far ahead; 0 is left to the service."""
+    if event_time < 0 and math.isfinite(event_time):  # its outcomes would all come too late
+        raise BadInput(f"event_time {event_time:g} lies before 1970; send unix seconds, or none for now")
     ahead = event_time - now
     if not math.isfinite(ahead) or (event_time and ahead > ahead_s_max):
         raise BadInput(
