@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millstream.app.installation import Installation, Settings
-from millstream.app.matching import Span
-from millstream.app.report import report
-from millstream.app.whatif import what_if
+from millstream.app.report.matching import Span
+from millstream.app.report.summary import report
+from millstream.app.report.whatif import what_if
 from millstream.clock import FakeClock
 from millstream.flows.recommend.explore import explored
 from millstream.flows.rerank import Order, Rules, Slate

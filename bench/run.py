@@ -45,14 +45,14 @@ PARTS: dict[str, tuple[str, list[str]]] = {
     "scale": ("A million items and ten million", [sys.executable, "bench/scale.py"]),
     "ranking": ("Ranking beside pure ONNX Runtime", [sys.executable, "bench/ranking.py"]),
     "arms": ("Whether a report finds the better rules", [sys.executable, "bench/arms.py"]),
-    "report": ("A report of a large log", [sys.executable, "bench/report.py"]),
+    "reports": ("A report of a large log", [sys.executable, "bench/reports.py"]),
     "batches": ("Lists for many at once", [sys.executable, "bench/batches.py"]),
     "shards": ("Recall over several processes", [sys.executable, "bench/shards.py"]),
     "lists": ("Whole lists under load", [sys.executable, "bench/lists.py", "--items", "200000"]),
     "demo": ("The live demo, real time", [MILLSTREAM, "demo", "--seconds", "125", "--json", "--http-port", "0"]),
 }
 
-GROUPS = {"recommend": ["recall", "ranking", "lists", "arms", "report", "batches", "shards", "scale"]}
+GROUPS = {"recommend": ["recall", "ranking", "lists", "arms", "reports", "batches", "shards", "scale"]}
 
 # Parts that print tables of markdown, not of text.
 MARKDOWN = {"freshness", "serving", "straggler", "overload", "reload", "sizes", "formats", "features"}

@@ -21,9 +21,9 @@ import pytest
 import millstream
 from millstream import config
 from millstream.app.installation import Installation, Settings
+from millstream.app.report.whatif import Candidate
 from millstream.app.roles import Learn, Serve
 from millstream.app.training import train
-from millstream.app.whatif import Candidate
 from millstream.cli import parser
 from millstream.clock import SystemClock
 from millstream.features import Column, Definition

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from millstream.app.installation import Installation, Settings
-from millstream.app.matching import Span
-from millstream.app.report import report
+from millstream.app.report.matching import Span
+from millstream.app.report.summary import report
+from millstream.app.report.whatif import what_if
 from millstream.app.roles import Serve
-from millstream.app.whatif import what_if
 from millstream.cli import main
 from millstream.clock import FakeClock
 from millstream.errors import BadInput, Conflict, NotFound

@@ -14,7 +14,7 @@ from millstream.cli.verbs import Verbs, bounded, port
 from millstream.errors import BadInput, Error
 
 if TYPE_CHECKING:
-    from millstream.app.founding import Founded
+    from millstream.app.init.founding import Founded
     from millstream.learn.interactions import Interactions, Liked
     from millstream.learn.tables import Looked
 
@@ -52,7 +52,7 @@ def add(verbs: Verbs) -> None:
 
 
 def _init(args: argparse.Namespace) -> object:
-    from millstream.app import founding
+    from millstream.app.init import founding
     from millstream.clock import SystemClock
     from millstream.learn import tables
     from millstream.learn.columns import read_entries

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from millstream.cli.verbs import Verbs, moment, say
 
 if TYPE_CHECKING:
-    from millstream.app.report import Figure, Placed, Report
-    from millstream.app.whatif import WhatIf
+    from millstream.app.report.summary import Figure, Placed, Report
+    from millstream.app.report.whatif import WhatIf
 
 
 def add(verbs: Verbs) -> None:
@@ -30,9 +30,9 @@ def add(verbs: Verbs) -> None:
 
 def _report(args: argparse.Namespace) -> object:
     from millstream.app.installation import Installation
-    from millstream.app.matching import Span
-    from millstream.app.report import report
-    from millstream.app.whatif import what_if
+    from millstream.app.report.matching import Span
+    from millstream.app.report.summary import report
+    from millstream.app.report.whatif import what_if
 
     span = Span(args.since, args.until, args.placement, args.tenant)
     with Installation.open(args.config) as installation:

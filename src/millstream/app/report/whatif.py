@@ -24,8 +24,8 @@ import numpy as np
 
 from millstream import config
 from millstream.app.installation import Installation
-from millstream.app.matching import Matched, Matching, Say, Span
-from millstream.app.report import Figure, check_tenant, items, meaning, nothing
+from millstream.app.report.matching import Matched, Matching, Say, Span
+from millstream.app.report.summary import Figure, check_tenant, items, meaning, nothing
 from millstream.errors import BadInput, Error, Misconfigured, NotFound
 from millstream.flows.recommend.placement import Placement
 from millstream.flows.rerank import Rules, Slate, narrow

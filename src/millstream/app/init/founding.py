@@ -22,7 +22,7 @@ from typing import Any, Final
 import msgspec
 
 from millstream import config
-from millstream.app import sketch
+from millstream.app.init import sketch
 from millstream.app.installation import Installation, Settings
 from millstream.app.training import Made, train
 from millstream.clock import Clock, SystemClock

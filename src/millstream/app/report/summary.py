@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 
 from millstream.app.installation import Installation
-from millstream.app.matching import Matching, Meaning, Policy, Say, Span
+from millstream.app.report.matching import Matching, Meaning, Policy, Say, Span
 from millstream.errors import BadInput, NotFound, TooLarge
 from millstream.guard.tenants import start
 from millstream.learn import estimate

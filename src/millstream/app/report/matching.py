@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from millstream.app.buckets import Buckets
+from millstream.app.report.buckets import Buckets
 from millstream.errors import BadInput
 from millstream.guard.tenants import start
 from millstream.meter import Meter

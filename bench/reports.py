@@ -1,6 +1,6 @@
 """What a report of a large log costs: seconds, and memory that must not grow with the log.
 
-    python bench/report.py [--lists 250000 1000000] [--json]
+    python bench/reports.py [--lists 250000 1000000] [--json]
 
 A log of so many lists is written: 100 candidates, 20 places, 10 of them shown, one of these liked, 100,000 people, of a
 catalogue of 100,000 items; lists are copies of a few that the rules made, under other names. Then `millstream report`
