@@ -8,7 +8,6 @@ Rules of the room:
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from millstream.app import training
 from millstream.app.installation import Installation
 from millstream.app.training import MADE_BY, Made
-from millstream.errors import BadInput, Error, Misconfigured, Missing
+from millstream.errors import BadInput, Error
 from millstream.learn.calibration import Calibration
 from millstream.learn.deep import DeepSettings, Head, Kind, Shown, Source, Span, heads, read
 from millstream.learn.offline import HELD, Plan, Progress
@@ -51,7 +50,7 @@ def train_joined(
 ) -> Made:
     """As `train`, from the examples that are there."""
     at = installation
-    _check_installed()
+    training.need_torch("a deep ranker")
     settings = _settings(at, plan)
     outputs, live = _heads(at, settings), _Live.of(at)
     own = settings.history if kind == "din" else 0
@@ -77,22 +76,12 @@ def train_joined(
     )  # fmt: skip
 
 
-def _check_installed() -> None:
-    """Before the log is read and an hour is spent on it."""
-    for package, extra in (("torch", "torch"), ("onnxscript", "convert")):
-        if importlib.util.find_spec(package) is None:
-            raise Missing.extra(extra, f"training a deep ranker ({package})")
-
-
 def _settings(at: Installation, plan: Plan) -> DeepSettings:
     if plan.trials:
         raise BadInput(
             "--search tries settings of the learners that learn on; a deep ranker has them by --set or [deep]"
         )
-    try:
-        return msgspec.convert(msgspec.to_builtins(at.settings.deep) | plan.settings, DeepSettings)
-    except msgspec.ValidationError as error:
-        raise Misconfigured(f"deep: {error}") from None
+    return training.chosen(at.settings.deep, plan, "deep")
 
 
 def _heads(at: Installation, settings: DeepSettings) -> tuple[Head, ...]:

@@ -29,12 +29,13 @@ from millstream.meter import Meter
 from millstream.recall.catalogue import Catalogue
 from millstream.recall.cooccur import Cooccurrence
 from millstream.recall.filters import Filters
-from millstream.recall.index import Attached, Indexes, Mine
+from millstream.recall.index import Attached, Indexes
 from millstream.recall.live import Live
 from millstream.recall.paths import Given, Newest, Popular, SimilarToLast, Tags
 from millstream.recall.scene import Found, Scene
 from millstream.recall.scene import Path as Way
 from millstream.recall.shards import Elsewhere, Shards
+from millstream.recall.shelf import Mine
 from millstream.recall.shelving import Source
 from millstream.recall.towers import Retrieval
 from millstream.stream import LenientReader

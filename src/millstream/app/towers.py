@@ -10,7 +10,6 @@ Rules of the room:
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ import numpy as np
 from millstream.app import training
 from millstream.app.installation import Installation
 from millstream.app.training import MADE_BY
-from millstream.errors import BadInput, Error, Misconfigured, Missing
+from millstream.errors import BadInput, Error, Misconfigured
 from millstream.features import Entities
 from millstream.learn.offline import HELD, Plan, Progress
 from millstream.learn.towers.judge import Retrieved, judged, popularity
@@ -82,7 +81,7 @@ def train(
     goes live, another waits until somebody promotes it. BadInput: nothing was liked, or a search or a part is asked
     for; Misconfigured: `recall.towers` names no model; Missing: torch, or what writes ONNX, is not installed."""
     at = installation
-    model, settings = _checked(at, plan, role), _settings(at, plan)
+    model, settings = _checked(at, plan, role), training.chosen(at.settings.towers, plan, "towers")
     likes = _read(at, plan)
     inside = len(likes) if plan.until is None else int(np.searchsorted(likes.times, plan.until, side="right"))
     end = inside if plan.until is not None else int(inside * (1 - HELD))
@@ -113,17 +112,8 @@ def _checked(at: Installation, plan: Plan, role: str) -> str:
             "--search and --as are for rankers; towers have settings by --set or [towers], and count once live"
         )
     at.definition.id_place  # noqa: B018  a history names items
-    for package, extra in (("torch", "torch"), ("onnxscript", "convert")):
-        if importlib.util.find_spec(package) is None:
-            raise Missing.extra(extra, f"training two towers ({package})")
+    training.need_torch("two towers")
     return model
-
-
-def _settings(at: Installation, plan: Plan) -> TowerSettings:
-    try:
-        return msgspec.convert(msgspec.to_builtins(at.settings.towers) | plan.settings, TowerSettings)
-    except msgspec.ValidationError as error:
-        raise Misconfigured(f"towers: {error}") from None
 
 
 def _read(at: Installation, plan: Plan) -> Likes:

@@ -6,15 +6,16 @@ and the counters of the servers. So all of it works while roles run, while they 
 
 from __future__ import annotations
 
+import importlib.util
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 import numpy as np
 
 from millstream.app.installation import Installation
-from millstream.errors import Conflict, Error, NotFound
+from millstream.errors import Conflict, Error, Misconfigured, Missing, NotFound
 from millstream.learn import offline
 from millstream.learn.judge import Report, read_report
 from millstream.learn.learning import MADE_BY as LEARNT
@@ -32,7 +33,34 @@ from millstream.stream import decode
 from millstream.types import Delta
 
 MADE_BY = "millstream train"
+S = TypeVar("S", bound=msgspec.Struct)
 NEWEST = 1000  # deltas that are looked through for the last one
+
+
+def make_rows(at: Installation) -> None:
+    """Make the rows of features out of the history, as `learn` would, so that the first ranking has them."""
+    for one in at.registry.sets.values():
+        from millstream.features.pipeline import Pipeline
+
+        pipeline = Pipeline(one, at.log, at.rows, at.clock, Meter())
+        while pipeline.step():
+            pass
+        pipeline.close()
+
+
+def need_torch(what: str) -> None:
+    """Missing: torch, or what writes ONNX, is not installed. Before the log is read and an hour is spent on it."""
+    for package, extra in (("torch", "torch"), ("onnxscript", "convert")):
+        if importlib.util.find_spec(package) is None:
+            raise Missing.extra(extra, f"training {what} ({package})")
+
+
+def chosen(settings: S, plan: Plan, table: str) -> S:
+    """A network's settings of `table`, with those that the plan sets; Misconfigured for one that is not right."""
+    try:
+        return msgspec.convert(msgspec.to_builtins(settings) | plan.settings, type(settings))
+    except msgspec.ValidationError as error:
+        raise Misconfigured(f"{table}: {error}") from None
 
 
 class Staleness(msgspec.Struct, frozen=True):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from millstream.cli.verbs import Verbs, asyncio_run, count_of
+from millstream.cli.verbs import Verbs, asyncio_run, count_of, say
 from millstream.errors import BadInput
 
 URL = "http://127.0.0.1:8000"
@@ -47,11 +46,7 @@ def _batch(args: argparse.Namespace) -> object:
     from millstream.app import batch
 
     users = None if args.users == "all" else Path(args.users)
-    return asyncio_run(batch.run(args.config, users, args.out, args.placement, args.n, _say, args.tenant))
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    return asyncio_run(batch.run(args.config, users, args.out, args.placement, args.n, say, args.tenant))
 
 
 def _asked(args: argparse.Namespace) -> object:

@@ -29,7 +29,7 @@ from rich.live import Live
 
 from millstream import config
 from millstream.app.installation import Installation, Settings
-from millstream.app.training import train
+from millstream.app.training import make_rows, train
 from millstream.clock import SystemClock
 from millstream.demo import definitions
 from millstream.demo.board import Figures, board, shelf, verdict
@@ -42,7 +42,6 @@ from millstream.demo.settings import LISTS, TOML
 from millstream.demo.shelf import Shelf
 from millstream.demo.visits import Visits, apart
 from millstream.errors import Misconfigured
-from millstream.features.pipeline import Pipeline
 from millstream.learn.history import Field, import_entities, import_outcomes
 from millstream.learn.quality import auc
 from millstream.meter import Meter
@@ -116,7 +115,7 @@ class Demo:
             {name: Field(name) for name in rows[0]}, delay_s=DELAY_S, window_s=settings.join.settled_s,
             features=installation.ranker_set,
         )  # fmt: skip
-        _make_rows(installation)
+        make_rows(installation)
         version = train(installation).version
         installation.repository.change_policy(
             settings.recommend.model,
@@ -233,15 +232,6 @@ def _until(shown: Sequence[Shown], split: int, end: float) -> list[Shown]:
     """All moments moved in time, by one span, so that the first `split` of them end at `end`."""
     moved = end - shown[split - 1].event_time
     return [msgspec.structs.replace(one, event_time=one.event_time + moved) for one in shown]
-
-
-def _make_rows(installation: Installation) -> None:
-    """Make the rows of features out of the history, as `learn` would, so that the first ranking has them."""
-    for one in installation.registry.sets.values():
-        pipeline = Pipeline(one, installation.log, installation.rows, installation.clock, Meter())
-        while pipeline.step():
-            pass
-        pipeline.close()
 
 
 class _Frozen:

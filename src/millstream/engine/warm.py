@@ -125,16 +125,20 @@ def _try_once(lane: Lane, example: dict[str, Array]) -> None:
             "[example] that the model takes"
         ) from error
     for name, array in each.items():
-        same = array.shape == one[name].shape
-        if same and array.dtype.kind == "f":
-            same = np.allclose(array, one[name], rtol=1e-3, atol=1e-4, equal_nan=True)
-        elif same:
-            same = bool((array == one[name]).all())
-        if not same:
+        if not _same(array, one[name]):
             raise errors.Misconfigured(
                 f"{lane.label}: output {name!r} is another with one row of {', '.join(once)} for all than with one for "
                 "each; remove `once` from [batching]"
             )
+
+
+def _same(one: Array, other: Array) -> bool:
+    """Whether two answers are the same but for the order in which a library adds up."""
+    if one.shape != other.shape:
+        return False
+    if one.dtype.kind == "f":
+        return np.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True)
+    return bool((one == other).all())
 
 
 def _some(array: Array) -> Array:
@@ -186,12 +190,7 @@ def _compare(lane: Lane, alone: list[dict[str, Array]], together: list[dict[str,
         if not isinstance(with_another, dict):
             raise errors.Misconfigured(f"{lane.label}: [batching.length] was tried and failed: {with_another}")
         for name, array in one.items():
-            same = array.shape == with_another[name].shape
-            if array.dtype.kind == "f" and same:
-                same = np.allclose(array, with_another[name], rtol=1e-3, atol=1e-4, equal_nan=True)
-            elif same:
-                same = bool((array == with_another[name]).all())
-            if not same:
+            if not _same(array, with_another[name]):
                 raise errors.Misconfigured(
                     f"{lane.label}: output {name!r} of a row changes when it is padded to a longer one's length; mask "
                     "the padding in the model (by `lengths`), name outputs that are as long as the input in `trim`, or "

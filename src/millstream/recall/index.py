@@ -32,8 +32,7 @@ from millstream.recall.ann import Ann, Base, mapped
 from millstream.recall.catalogue import Catalogue
 from millstream.recall.cooccur import Cooccurrence, Csr, ItemCf, Near, Neighbours, UserCf
 from millstream.recall.factors import Factors, Model
-from millstream.recall.shelf import Mine as Mine
-from millstream.recall.shelf import Names, Placed, Shelf, Shelved, rows_of
+from millstream.recall.shelf import Mine, Names, Placed, Shelf, Shelved, rows_of
 from millstream.store.blob import digest, fsync_path, full
 
 FORMAT: Final = 1

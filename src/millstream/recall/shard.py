@@ -22,9 +22,9 @@ import numpy as np
 from millstream.meter import Meter
 from millstream.recall.catalogue import Catalogue
 from millstream.recall.filters import Filters
-from millstream.recall.index import Mine
 from millstream.recall.scene import Bits, History, Numbers, Path, Scene
 from millstream.recall.shards import FRAME_MAX, Asked, Past, Told, address, frame, framed
+from millstream.recall.shelf import Mine
 from millstream.recall.union import Recall
 
 PENDING_MAX: Final = 64

@@ -36,8 +36,8 @@ from millstream.clock import Clock
 from millstream.meter import Meter
 from millstream.recall.catalogue import Catalogue
 from millstream.recall.filters import Rule
-from millstream.recall.index import Mine
 from millstream.recall.scene import Bits, Found, History, Path, Scene, best
+from millstream.recall.shelf import Mine
 from millstream.recall.union import Answer, Recall, Union, joined
 
 FRAME_MAX: Final = 16 << 20

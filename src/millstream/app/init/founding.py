@@ -24,7 +24,7 @@ import msgspec
 from millstream import config
 from millstream.app.init import sketch
 from millstream.app.installation import Installation, Settings
-from millstream.app.training import Made, train
+from millstream.app.training import Made, make_rows, train
 from millstream.clock import Clock, SystemClock
 from millstream.errors import BadInput, Conflict, Error
 from millstream.learn import columns
@@ -133,7 +133,7 @@ class _Founding:
             showings, positives = self._history(at, settings)
             share = 100 * positives / max(showings, 1)
             self._say(f"{showings:,} showings are history, {positives:,} of them liked ({share:.1f} %)")
-            self._rows(at)
+            make_rows(at)
             made = self._train(at, positives, showings)
             indexed = self._index(at, settings)
         figures = made.figures.get("candidate") if made else None
@@ -236,16 +236,6 @@ class _Founding:
             delay_s=DELAY_S, window_s=settings.join.settled_s, features=at.ranker_set,
         )  # fmt: skip
         return showings, positives
-
-    def _rows(self, at: Installation) -> None:
-        """The rows of features, so that the first ranking has them."""
-        for one in at.registry.sets.values():
-            from millstream.features.pipeline import Pipeline
-
-            pipeline = Pipeline(one, at.log, at.rows, at.clock, Meter())
-            while pipeline.step():
-                pass
-            pipeline.close()
 
     def _train(self, at: Installation, positives: int, showings: int) -> Made | None:
         """The first version; None where nearly all showings were liked, or nearly none."""
