@@ -171,10 +171,10 @@ class Serve:
         if tenants := list(limits.places):
             from millstream.app.lists import Lister
 
-            entities = self.known.entities if self.known is not None else None
+            entities, matrix = self.known.entities if self.known is not None else None, self._matrix()
             for tenant in tenants:
                 listers[tenant] = Lister(
-                    at, self.meter, self.engine, self.engine.submit, served, entities, self._matrix(), self._more,
+                    at, self.meter, self.engine, self.engine.submit, served, entities, matrix, self._more,
                     self._partition, tenant,
                 )  # fmt: skip
         lists = {tenant: lister.lists for tenant, lister in listers.items()}
