@@ -13,15 +13,14 @@ import uuid
 from pathlib import Path
 
 from millstream.stream import LogLimits
+from service import free_port
 
 
 class Broker:
     """`pause` makes it answer nobody, as a machine that hangs; `stop` ends it, `start` brings it back."""
 
     def __init__(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="kafka-"))
         self.process: subprocess.Popen[bytes] | None = None
         self.start()

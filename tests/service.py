@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import os
+import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import orjson
+
+
+def free_port():
+    """A port that nobody listens at, and that the kernel hands to no connection before it is bound."""
+    with Path("/proc/sys/net/ipv4/ip_local_port_range").open() as limits:
+        ephemeral = int(limits.read().split()[0])
+    while True:
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", random.randrange(ephemeral // 2, ephemeral)))
+            return probe.getsockname()[1]
 
 
 class Served:

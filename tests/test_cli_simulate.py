@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import socket
 import threading
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from millstream.cli import main, parser
 from millstream.errors import BadInput
 from millstream.simulate import Simulator
 from millstream.stream import decode
-from service import Served
+from service import Served, free_port
 
 SMALL = ("--users", "30", "--items", "40", "--count", "200")
 
@@ -100,6 +99,7 @@ def test_a_file_of_a_world_that_cannot_be_read_is_a_sentence(tmp_path):
 
 TOML = """
 http_port = {port}
+grpc_port = 0
 [learn]
 model = "ranker"
 [ftrl]
@@ -112,9 +112,7 @@ item = [{{ name = "id" }}]
 
 @pytest.mark.slow
 def test_a_service_that_is_killed_costs_requests_and_not_the_result(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     toml, world = tmp_path / "millstream.toml", tmp_path / "world"
     toml.write_text(TOML.format(port=port))
     simulated(world, *SMALL, "--seed", "11", "--delay", "1000000")

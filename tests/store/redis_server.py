@@ -3,11 +3,12 @@
 import importlib.util
 import shutil
 import signal
-import socket
 import subprocess
 from pathlib import Path
 
 import redis
+
+from service import free_port
 
 
 def _program():
@@ -20,9 +21,7 @@ def _program():
 class Server:
     def __init__(self, folder):
         self.folder, self._process = folder, None
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}"
 
     def start(self, *more):
