@@ -25,7 +25,7 @@ from millstream.stream import Log, encode
 from millstream.stream.audit import Acknowledged
 from millstream.stream.operator import Step
 from millstream.types import Outcome
-from millstream.watch.guard import Guards
+from millstream.watch.canary.guard import Guards
 
 VERBS = [
     [], ["capacity"], ["report"], ["demo"], ["serve"], ["up"], ["init"], ["models"], ["recommend"],

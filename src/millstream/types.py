@@ -459,6 +459,38 @@ class PolicyChange(msgspec.Struct, frozen=True, kw_only=True, tag="policy"):
     text: str
 
 
+class Readings(msgspec.Struct, frozen=True, kw_only=True, tag="readings", omit_defaults=True):
+    """What the monitors of one role `watch` read at a moment, `at`: `values` float64 LE, one a key, a key as
+    `watch.reading.Key` writes it. No keys: those of this writer's record before. A count is of the time since the
+    readings before; a level is how it stands."""
+
+    at: float
+    values: bytes
+    keys: list[str] = []
+
+
+class Alert(msgspec.Struct, frozen=True, kw_only=True, tag="alert", omit_defaults=True):
+    """A rule that holds of something, or holds no more.
+
+    `id`: of this rule and these `labels` since it began to hold; `state`: "firing" or "resolved"; `value` was read
+    where `limit` is allowed; `since`, `at`: unix seconds when it began to hold, and of this word. `said`: all of it in a
+    sentence; `runbook`: where to read what to do; `did`: what was done by it, and how to undo that.
+    """
+
+    id: str
+    rule: str
+    severity: str
+    state: str
+    labels: dict[str, str]
+    value: float
+    limit: float
+    since: float
+    at: float
+    said: str
+    runbook: str = ""
+    did: str = ""
+
+
 class Entity(msgspec.Struct, frozen=True, kw_only=True, tag="entity"):
     """A user or an item as it is known now: an event of topic `users` or `items`, the latest of an id counts."""
 

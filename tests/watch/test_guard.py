@@ -21,7 +21,7 @@ from millstream.models import Guard, Repository
 from millstream.models.model import load
 from millstream.models.traffic import Copy, canary, make, promote, roll_back
 from millstream.types import Request
-from millstream.watch.guard import Guards, last_word
+from millstream.watch.canary.guard import Guards, last_word
 
 QUICK = Guard(requests_min=50, requests=400)
 

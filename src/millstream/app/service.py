@@ -35,7 +35,7 @@ from millstream.models.recorded import Recorder, RecordSettings
 from millstream.models.repository import Repository
 from millstream.ops.memory import Watchdog
 from millstream.types import Shadow
-from millstream.watch.guard import Guards
+from millstream.watch.canary.guard import Guards
 from millstream.watch.shadow import Comparisons
 
 if TYPE_CHECKING:  # serving models alone imports neither the log nor the compiler of feature rows

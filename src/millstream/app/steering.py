@@ -16,7 +16,7 @@ from millstream.models import traffic
 from millstream.models.policy import Policy
 from millstream.models.repository import Repository
 from millstream.models.traffic import Move
-from millstream.watch.guard import Word, last_word
+from millstream.watch.canary.guard import Word, last_word
 from millstream.watch.shadow import Comparisons, Report
 
 HISTORY = 20

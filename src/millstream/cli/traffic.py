@@ -85,7 +85,7 @@ def _show(args: argparse.Namespace) -> object:
     import msgspec
 
     from millstream.models.repository import Repository
-    from millstream.watch.guard import last_word
+    from millstream.watch.canary.guard import last_word
 
     repository = Repository.open(args.path)
     shown: dict[str, Any] = msgspec.to_builtins(repository.policy(args.model))

@@ -73,7 +73,7 @@ class Numbers:
 
 
 class Watched:
-    """What one arm ("live" or "canary") of a guarded canary did by policy, in series that watch/guard.py reads.
+    """What one arm ("live" or "canary") of a guarded canary did by policy, which watch/canary/guard.py reads.
 
     A request's score is the first element of the first numeric output: one number a request, as rows of one request
     are not independent. NaN and infinity are no scores. `release` gives the slots back.

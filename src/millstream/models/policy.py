@@ -2,7 +2,7 @@
 
 Rules of the room:
 - Promote, A/B, canary, shadow, pause and roll back are all one replacement of this file.
-- A canary's `guard` says how much worse than live it may be; watch/guard.py takes it back, or promotes it, by that.
+- A canary's `guard` says how much worse than live it may be; watch/canary/guard.py takes it back, or promotes it.
 - `canary` takes its share first; what is left goes by the weights of `split` when there are any, else to `live`.
 - A policy is checked whole before anybody acts on it, and a message names file, field, what was got and what to do.
 - Versions are numbers in the file (a person writes `live = 12`) and text everywhere else.

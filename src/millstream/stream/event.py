@@ -21,6 +21,7 @@ import msgspec
 from millstream import errors
 from millstream.guard.pii import Redacted, pseudonym, redact
 from millstream.types import (
+    Alert,
     Delta,
     Entity,
     Example,
@@ -32,6 +33,7 @@ from millstream.types import (
     Merge,
     Outcome,
     PolicyChange,
+    Readings,
     Roll,
     Served,
     SetAside,
@@ -41,7 +43,7 @@ from millstream.types import (
 
 Event = (
     Outcome | Served | Shadow | Example | SetAside | Delta | PolicyChange | Entity | Fact | FeaturesRead
-    | Forgotten | Roll | Forget | Forgot | Merge
+    | Forgotten | Roll | Forget | Forgot | Merge | Readings | Alert
 )  # fmt: skip
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -141,6 +143,7 @@ _DECLARED: dict[type, tuple[tuple[str, Callable[[Any], Any]], ...]] = {
     PolicyChange: (("who", pseudonym), ("why", redact), ("text", redact)),
     Entity: (("attributes", _attributes),),
     FeaturesRead: (("keys", _keys),),
+    Alert: (("said", redact), ("did", redact)),
 }
 _GATES = {event: _gates(event) for event in get_args(Event)}
 _PLAIN = frozenset(event for event, gates in _GATES.items() if not gates and event is not Fact)

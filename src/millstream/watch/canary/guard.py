@@ -30,7 +30,7 @@ from millstream.models.policy import Policy
 from millstream.models.repository import Repository
 from millstream.models.traffic import Change, only_on, promote
 from millstream.store.blob import lock, write_atomic
-from millstream.watch.rules import Counts, Verdict, decide, rows
+from millstream.watch.canary.rules import Counts, Verdict, decide, rows
 
 log = logging.getLogger(__name__)
 
