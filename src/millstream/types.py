@@ -473,8 +473,8 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True, tag="alert", omit_default
     """A rule that holds of something, or holds no more.
 
     `id`: of this rule and these `labels` since it began to hold; `state`: "firing" or "resolved"; `value` was read
-    where `limit` is allowed; `since`, `at`: unix seconds when it began to hold, and of this word. `said`: all of it in a
-    sentence; `runbook`: where to read what to do; `did`: what was done by it, and how to undo that.
+    where `limit` is allowed; `since`, `at`: unix seconds when it began to hold, and of this word; `said`: all of it in
+    a sentence; `runbook`: where to read what to do; `did`: what was done by it, and how to undo that.
     """
 
     id: str

@@ -9,7 +9,7 @@ import pytest
 
 from millstream.engine.tally import GROUPS, SCORES, TIMES, WAITS, WIDTH
 from millstream.models import Guard
-from millstream.watch import rules
+from millstream.watch.canary import rules
 from millstream.watch.canary.rules import Counts, decide, due
 
 SHARE = 0.05
