@@ -27,10 +27,10 @@ import mmap
 import os
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, MutableSequence, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal, NotRequired, TypedDict, cast
+from typing import BinaryIO, Literal, NamedTuple, NotRequired, TypedDict, cast
 
 import msgspec
 import numpy as np
@@ -133,6 +133,17 @@ def quantile(bounds: tuple[float, ...], counts: Sequence[float], q: float) -> fl
         left -= count
         low = edge
     return bounds[-1]
+
+
+class Series(NamedTuple):
+    """One series of one process: `values` are its slots, a number, or of a histogram the counts of its buckets and the
+    sum."""
+
+    name: str
+    kind: str
+    labels: dict[str, str]
+    bounds: tuple[float, ...]
+    values: list[float]
 
 
 class Meter:
@@ -344,8 +355,8 @@ class Meter:
         self._unsaved = ""
         return True
 
-    def pages(self) -> Iterable[tuple[dict[str, dict[str, object]], Sequence[float]]]:
-        """(directory, numbers) of every process that shares the folder, in order of their names; of one that has
+    def pages(self) -> Iterable[tuple[str, dict[str, dict[str, object]], Sequence[float]]]:
+        """(name, directory, numbers) of every process that shares the folder, in order of their names; of one that has
         ended, without its gauges."""
         others = sorted(self._folder.glob("*.json"), key=lambda path: path.stem) if self._folder else []
         for directory in others:
@@ -358,10 +369,22 @@ class Meter:
                 continue
             if not alive:
                 series = {key: spec for key, spec in series.items() if spec["kind"] != "gauge"}
-            yield series, numbers
+            yield directory.stem, series, numbers
         with self._making:
-            own = dict(self._series), _floats(bytes(cast(memoryview, self._page)))
-        yield own
+            series, numbers = dict(self._series), _floats(bytes(cast(memoryview, self._page)))
+        yield self._name, series, numbers
+
+    def by_process(self, names: Container[str]) -> Iterator[tuple[str, list[Series]]]:
+        """The series of these names as each process has them, (process, series), this one's own last."""
+        for name, directory, page in self.pages():
+            found = []
+            for spec in directory.values():
+                if spec["name"] in names:
+                    at = int(str(spec["slot"]))
+                    labels, bounds = cast("dict[str, str]", spec["labels"]), cast("list[float]", spec["bounds"])
+                    values = [float(page[i]) for i in range(at, at + _size(spec))]
+                    found.append(Series(str(spec["name"]), str(spec["kind"]), labels, tuple(bounds), values))
+            yield name, found
 
     def total(self) -> dict[str, dict[str, object]]:
         """Every series summed over the processes: key -> {name, help, kind, labels, bounds, values}.
@@ -370,7 +393,7 @@ class Meter:
         one that comes last speaks.
         """
         total: dict[str, dict[str, object]] = {}
-        for series, page in self.pages():
+        for _, series, page in self.pages():
             for key, spec in series.items():
                 at = int(str(spec["slot"]))
                 values = [float(page[i]) for i in range(at, at + _size(spec))]
@@ -391,7 +414,7 @@ class Meter:
         """One series summed over the processes, as its slots are: a number, or of a histogram the counts of its buckets
         and the sum. Empty when no process has it. May be called from any thread."""
         key, total = _key(name, labels), list[float]()
-        for series, page in self.pages():
+        for _, series, page in self.pages():
             if (spec := series.get(key)) is not None:
                 at = int(str(spec["slot"]))
                 found = [float(page[i]) for i in range(at, at + _size(spec))]

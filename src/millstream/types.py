@@ -491,6 +491,45 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True, tag="alert", omit_default
     did: str = ""
 
 
+class Review(msgspec.Struct, frozen=True, kw_only=True, tag="review", omit_defaults=True):
+    """A scored row that is worth a person's look: an event of topic `reviews`.
+
+    `id`: of this request and item, always the same; `tokens`, `definition`: as in `Example`; `score`: as served, and
+    `calibrated`; `reasons`: why it is here, the first counts; `worth`: in [0, 1], of two of one reason the higher comes
+    first; `said`: why, in a sentence; `shown`: what a person is told of the item and the user; `others`: what other
+    models or versions made of it; `partition`, `offset`: of the served event; `at`: when it was chosen, unix seconds.
+    """
+
+    id: str
+    request: str
+    item: str
+    user: str
+    model: str
+    version: str
+    definition: str
+    tokens: bytes
+    score: float
+    calibrated: float
+    reasons: list[str]
+    worth: float
+    event_time: float
+    at: float
+    said: Text = ""
+    shown: dict[str, str | int | float | list[str | int | float] | None] = {}
+    others: dict[str, float] = {}
+    partition: int = 0
+    offset: int = 0
+
+
+class ReviewLabel(msgspec.Struct, frozen=True, kw_only=True, tag="review_label"):
+    """What a person said of a review: `label` is "positive", "negative" or "skip". Of two the later counts."""
+
+    id: str
+    label: str
+    who: str
+    at: float
+
+
 class Entity(msgspec.Struct, frozen=True, kw_only=True, tag="entity"):
     """A user or an item as it is known now: an event of topic `users` or `items`, the latest of an id counts."""
 

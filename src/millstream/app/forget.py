@@ -33,6 +33,7 @@ from millstream.errors import BadInput, Busy, Conflict, Misconfigured
 from millstream.guard.pii import pseudonym
 from millstream.guard.tenants import person
 from millstream.learn import Learning
+from millstream.learn.curate import dataset as datasets
 from millstream.meter import Meter
 from millstream.ops.backup import remove_pins
 from millstream.store.blob import locked
@@ -59,9 +60,9 @@ class Stays(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, kw_only=True):
     """What was removed. `records` of the log by topic, in `segments` that were replaced; `rows` of features;
     `snapshots`: entities in saved states of sets that nobody keeps; `waiting`: requests that the join remembered;
-    `attributes` and `answers` in the memory of running servers; `bases` of weights that were put. `roles`: which took
-    part. `shared`: request ids that others used as well, whose outcomes stay as theirs. `damaged`: segments that could
-    not be read, and may hold the rest: then it is not `sound`."""
+    `labelled`: rows of datasets; `attributes` and `answers` in the memory of running servers; `bases` of weights that
+    were put. `roles`: which took part. `shared`: request ids that others used as well, whose outcomes stay as theirs.
+    `damaged`: segments and datasets that could not be read, and may hold the rest: then it is not `sound`."""
 
     sound: bool = True
     found: bool = False
@@ -70,6 +71,7 @@ class Report(msgspec.Struct, kw_only=True):
     rows: int = 0
     snapshots: int = 0
     waiting: int = 0
+    labelled: int = 0
     attributes: int = 0
     answers: int = 0
     bases: int = 0
@@ -128,9 +130,10 @@ async def forget(
         roles.count(offset, report)
         orders.roll()
         records.clear_orders(at.log)
-    report.records, report.shared, report.damaged = found.records, found.shared, found.damaged
-    report.sound = not found.damaged
-    kept = (report.rows, report.snapshots, report.waiting, report.attributes, report.answers)
+    report.records, report.shared = found.records, found.shared
+    report.damaged += found.damaged
+    report.sound = not report.damaged
+    kept = (report.rows, report.snapshots, report.waiting, report.labelled, report.attributes, report.answers)
     report.found = bool(found.records) or any(kept)
     report.stays = _stays(at)
     return report
@@ -214,6 +217,10 @@ def _files(at: Installation, order: Forget, report: Report) -> None:
     for pattern in ("*.npz", ".*.npz.part"):  # of servers that do not run, or were killed: they read the log again
         for kept in at.live.rglob(pattern):
             kept.unlink(missing_ok=True)
+    if order.kind == "user":
+        gone_rows, unread = datasets.forget(at.folder / "datasets", Names.of(order))
+        report.labelled += gone_rows
+        report.damaged += unread
     gone = forget_files(at.rows, order.kind, np.array(order.keys, np.uint64), Names.of(order))
     report.rows += gone.rows
     report.snapshots += gone.snapshots

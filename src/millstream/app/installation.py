@@ -16,6 +16,7 @@ import msgspec
 from millstream import config
 from millstream.app.service import ServeSettings
 from millstream.clock import Clock, SystemClock
+from millstream.console.settings import ConsoleSettings
 from millstream.errors import Conflict, Misconfigured
 from millstream.features import Definition, Entities
 from millstream.features.feature import Side
@@ -23,6 +24,7 @@ from millstream.flows.collect import CollectLimits
 from millstream.flows.facts import FactLimits
 from millstream.flows.recommend import RecommendLimits
 from millstream.learn import LearnSettings
+from millstream.learn.curate.settings import CurateSettings
 from millstream.learn.deep.settings import DeepSettings
 from millstream.learn.judge import Task
 from millstream.learn.towers.settings import TowerSettings
@@ -41,7 +43,9 @@ from millstream.stream import Join, JoinSettings, LenientReader, Log, LogLimits,
 from millstream.stream.event import Event, decode
 from millstream.stream.log import open_log
 from millstream.types import Entity
+from millstream.watch.experiments.settings import ExperimentSettings
 from millstream.watch.report.settings import ReportSettings
+from millstream.watch.settings import WatchSettings
 
 if TYPE_CHECKING:  # it brings the compiler, which an installation that serves ONNX alone lacks
     from millstream.features.registry import Registry
@@ -96,6 +100,12 @@ class Settings(ServeSettings, frozen=True, forbid_unknown_fields=True, kw_only=T
     deep: DeepSettings = DeepSettings()
     towers: TowerSettings = TowerSettings()
     report: ReportSettings = ReportSettings()
+    curate: CurateSettings = CurateSettings()
+    console: ConsoleSettings = ConsoleSettings()
+    watch: WatchSettings = WatchSettings()
+    experiments: Annotated[
+        dict[str, ExperimentSettings], msgspec.Meta(description="questions to splits, by name; see docs/experiments.md")
+    ] = {}
 
     def __post_init__(self) -> None:
         """What learning names must be there: said here, no role starts again and again for it."""

@@ -27,7 +27,7 @@ from millstream.app.workers import Workers
 from millstream.clock import Clock, SystemClock
 from millstream.config import orphaned
 from millstream.engine.follow import Follow
-from millstream.errors import BadInput, Busy, Conflict, Corrupt, Error, Full, Misconfigured, NotFound
+from millstream.errors import BadInput, Busy, Conflict, Corrupt, Error, Full, Misconfigured, Missing, NotFound
 from millstream.features import Entities
 from millstream.features.pipeline import GROUPS, Pipeline, group_of
 from millstream.flows.collect import Collect
@@ -54,6 +54,7 @@ from millstream.types import Array, Example, FeaturesRead, Forget, PolicyChange,
 if TYPE_CHECKING:  # lists need the compiler and an index of vectors
     from millstream.app.lists import Lister
     from millstream.app.shard import Searches
+    from millstream.app.watching import Watch
     from millstream.recall.build import Builder
 
 TAKE_S = 1.0  # between two tries to be the one that logs the policies' changes
@@ -452,10 +453,25 @@ async def run_role(file: Path, role: str, place: Place | None = None) -> None:
             await _run_serve(Serve(installation, place), installation)
         elif role == "learn":
             await _run_learn(Learn(installation), installation)
+        elif role == "watch":
+            from millstream.app.watching import Watch
+
+            await _run_watch(Watch(installation), installation)
+        elif role == "console":
+            await run_console(installation)
         else:
             from millstream.app.shard import Searches
 
             await _run_shard(Searches(installation, int(role.removeprefix("recall-"))), installation)
+
+
+async def run_console(installation: Installation) -> None:
+    """The pages for people, until SIGTERM or SIGINT. Missing: its extra is not installed."""
+    try:
+        from millstream.app import console
+    except ImportError as error:
+        raise Missing.extra("console", f"the console ({error})") from None
+    await console.run(installation)
 
 
 async def _run_serve(serve: Serve, installation: Installation) -> None:
@@ -483,6 +499,12 @@ async def _run_learn(learn: Learn, installation: Installation) -> None:
     learn.close()
 
 
+async def _run_watch(watch: Watch, installation: Installation) -> None:
+    stand_back()
+    await _until_asked(watch.step, lambda: 0.25, installation.clock)
+    watch.close()
+
+
 async def _run_shard(shard: Searches, installation: Installation) -> None:
     stand_ready()
     gauges = asyncio.ensure_future(Gauges(shard.meter, shard.meter.name, whole=False).keep(installation.clock))
@@ -492,7 +514,7 @@ async def _run_shard(shard: Searches, installation: Installation) -> None:
     shard.stop()
 
 
-async def _until_asked(step: Callable[[], None], pause_s: Callable[[], float], clock: Clock) -> None:
+async def _until_asked(step: Callable[[], object], pause_s: Callable[[], float], clock: Clock) -> None:
     asked = until_asked()
     while not asked.is_set():
         if orphaned():
@@ -508,7 +530,9 @@ async def supervise(file: Path) -> None:
     command = [sys.executable, "-m", "millstream", "up", "-c", str(file), "--role"]
     clock, meter, settings = SystemClock(), installation.meter("supervisor"), installation.settings
     shards = settings.recall.shards if settings.recall.shards > 1 and settings.recommend.places else 0
-    names = ("learn", *(f"recall-{number}" for number in range(shards)))
+    watch = ("watch",) if settings.watch.on else ()
+    watch += ("console",) if settings.console.on else ()
+    names = ("learn", *watch, *(f"recall-{number}" for number in range(shards)))
     beside = {name: partial(Launch, [*command, name]) for name in names}
     with installation.alone():
         if settings.workers == 1:

@@ -17,6 +17,8 @@ import numpy as np
 from millstream.app.installation import Installation
 from millstream.errors import Conflict, Error, Misconfigured, Missing, NotFound
 from millstream.learn import offline
+from millstream.learn.curate import dataset as stored
+from millstream.learn.curate.dataset import Curated, Dataset
 from millstream.learn.judge import Report, read_report
 from millstream.learn.learning import MADE_BY as LEARNT
 from millstream.learn.learning import group
@@ -139,14 +141,16 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def train(
-    installation: Installation, plan: Plan | None = None, role: str = "", say: Progress = lambda line: None
-) -> Made:
+    installation: Installation, plan: Plan | None = None, role: str = "", say: Progress = lambda line: None,
+    dataset: str = "",
+) -> Made:  # fmt: skip
     """Join all that the log holds and train a version of the installation's model from it by `plan`. The first version
     goes live; another enters as `role` says: "shadow", "canary" with a guard, or "" for nobody. Where a role joins
-    already, what that made is trained from. BadInput: there is nothing to learn."""
+    already, what that made is trained from. `dataset`: "NAME" or "NAME@VERSION", labelled rows that are learnt beside
+    them. BadInput: there is nothing to learn; NotFound, Conflict: there is no such dataset, or of other features."""
     if join(installation):
         say("another process joins what comes (`millstream up`?): training from the examples that are there")
-    return train_joined(installation, plan or Plan(), role, say)
+    return train_joined(installation, plan or Plan(), role, say, dataset)
 
 
 def join(at: Installation) -> bool:
@@ -166,7 +170,9 @@ def join(at: Installation) -> bool:
     return False
 
 
-def train_joined(installation: Installation, plan: Plan, role: str = "", say: Progress = lambda line: None) -> Made:
+def train_joined(
+    installation: Installation, plan: Plan, role: str = "", say: Progress = lambda line: None, dataset: str = ""
+) -> Made:
     """As `train`, from the examples that are there."""
     at = installation
     source = Source(at.model, at.definition.hash, at.definition.width, at.task, at.also)
@@ -174,14 +180,18 @@ def train_joined(installation: Installation, plan: Plan, role: str = "", say: Pr
     state.mkdir(parents=True, exist_ok=True)
     live = at.repository.policy(at.model).live if at.model in at.repository.models() else ""
     beside = at.repository.manifest(at.model, live) if live else None
+    of, curated = _curated(at, dataset) if dataset else (None, None)
     trained = offline.train(
         at.log.reader("examples"), source, plan, lambda other: at.learner(**other), kind, state, say,
         had=int(str(beside.lineage.get("upto", 0))) if beside else 0,
         some=beside is not None and beside.features == source.definition and not at.settings.learner.start,
+        curated=curated,
     )  # fmt: skip
     found = {"candidate": trained.figures, "live": _live(at, live, trained, say), "served": trained.served}
+    if curated is not None:
+        found |= _by_gold(at, live, trained, curated)
     figures = {name: one for name, one in found.items() if one is not None}
-    version, role = put(at, at.model, *_version(at, plan, trained, figures), role)
+    version, role = put(at, at.model, *_version(at, plan, trained, figures, of), role)
     return Made(
         model=at.model,
         version=version,
@@ -202,7 +212,7 @@ def put(at: Installation, model: str, manifest: Manifest, files: dict[str, bytes
 
 
 def _version(
-    at: Installation, plan: Plan, trained: Trained, figures: dict[str, Figures]
+    at: Installation, plan: Plan, trained: Trained, figures: dict[str, Figures], of: Dataset | None
 ) -> tuple[Manifest, dict[str, bytes]]:
     learner = trained.learner
     learner.delta()  # a base carries these slots itself
@@ -217,12 +227,37 @@ def _version(
             "upto": trained.upto,
             "passes": plan.passes,
             "figures": {name: known_of(one) for name, one in figures.items()},
+            **({"dataset": f"{of.name}@{of.version}", "dataset_digest": of.digest} if of else {}),
         },
     )
     slope, intercept = trained.calibration.fit() if at.settings.learn.calibrate else (1.0, 0.0)
     correction = msgspec.structs.replace(at.task.correction, slope=slope, intercept=intercept)
     metadata = {**correction.metadata(), "calibration": trained.calibration.dump()}
     return manifest, {manifest.file: learner.dump(metadata)}
+
+
+def _curated(at: Installation, spec: str) -> tuple[Dataset, Curated]:
+    """A dataset, and its rows. NotFound; Corrupt; Conflict: other features made its rows."""
+    of = stored.find(at.folder / "datasets", spec)
+    if of.definition != at.definition.hash:
+        raise Conflict(
+            f"dataset {of.name}@{of.version} has rows of features {of.definition}, and [features] is "
+            f"{at.definition.hash} now: label rows of these, `millstream curate fill` finds some"
+        )
+    return of, stored.columns(of, stored.rows(at.folder / "datasets", of))
+
+
+def _by_gold(at: Installation, live: str, trained: Trained, curated: Curated) -> dict[str, Figures | None]:
+    """How good what was trained is by gold rows, and beside it the live version's file, and what a teacher added."""
+    correction = at.task.correction
+    found = {"candidate by gold": offline.judged_by(trained.learner.served(correction), curated)}
+    if trained.plain is not None:
+        found["without a teacher by gold"] = offline.judged_by(trained.plain.served(correction), curated)
+    if live and at.repository.manifest(at.model, live).features == at.definition.hash:
+        with suppress(Error):
+            file = at.repository.folder(at.model, live) / at.repository.manifest(at.model, live).file
+            found["live by gold"] = offline.judged_by(online.load_served(file), curated)
+    return found
 
 
 def known_of(one: Figures) -> dict[str, float]:

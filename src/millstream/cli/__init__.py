@@ -18,6 +18,8 @@ import msgspec
 from millstream import __version__
 from millstream.cli import (
     backup,
+    console,
+    curate,
     features,
     forget,
     init,
@@ -28,8 +30,10 @@ from millstream.cli import (
     report,
     serve,
     simulate,
+    trace,
     traffic,
     train,
+    watch,
 )
 from millstream.cli.verbs import Verbs
 from millstream.errors import Error
@@ -76,7 +80,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=f"millstream {__version__}")
     made.set_defaults(json=False, verbose=False)
     verbs = Verbs(made)
-    groups = (serve, init, train, recommend, report, models, features, traffic, log, keys, backup, forget, simulate)
+    groups = (
+        serve, init, train, recommend, report, models, features, traffic, curate, watch, log, keys, console, backup,
+        forget, simulate, trace,
+    )  # fmt: skip
     for group in groups:
         group.add(verbs)
     return made

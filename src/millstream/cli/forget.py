@@ -47,6 +47,7 @@ def _lines(report: Report) -> list[str]:
         "rows of features": report.rows,
         "saved states of features": report.snapshots,
         "requests waiting for outcomes": report.waiting,
+        "labelled rows of datasets": report.labelled,
         "attributes in running servers": report.attributes,
         "answers in running servers": report.answers,
     }

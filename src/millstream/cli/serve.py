@@ -176,8 +176,10 @@ def _serve(args: argparse.Namespace) -> None:
 
 
 def _role(text: str) -> str:
-    if text not in ("serve", "learn") and not re.fullmatch(r"recall-\d{1,2}", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: a role is serve, learn, or recall-N for shard N of recall")
+    if text not in ("serve", "learn", "watch", "console") and not re.fullmatch(r"recall-\d{1,2}", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: a role is serve, learn, watch, console, or recall-N for shard N of recall"
+        )
     return text
 
 

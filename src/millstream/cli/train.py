@@ -66,6 +66,10 @@ def _add_offline(offline: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the learner: bits=22"
     )
     offline.add_argument(
+        "--dataset", default="", metavar="NAME[@VERSION]",
+        help="learn labelled rows of `millstream curate export` beside the examples, and judge by its gold rows, too",
+    )  # fmt: skip
+    offline.add_argument(
         "--as", dest="role", choices=("shadow", "canary"), default="",
         help="the part it gets at once; as a shadow it takes the place of an earlier one that was trained",
     )  # fmt: skip
@@ -85,6 +89,10 @@ def _offline(args: argparse.Namespace) -> object:
         seed=args.seed,
         settings=dict(map(_setting, args.set)),
     )
+    if args.model and args.dataset:
+        raise BadInput(
+            f"--dataset is for the model that learns row by row, and --model {args.model} is none: leave one out"
+        )
     with Installation.open(args.config) as installation:
         if args.model == "towers":
             from millstream.app import towers
@@ -94,7 +102,7 @@ def _offline(args: argparse.Namespace) -> object:
         if args.model:
             made = deep.train(installation, args.model, plan, args.role, say)
         else:
-            made = train(installation, plan, args.role, say)
+            made = train(installation, plan, args.role, say, args.dataset)
     return made if args.json else list(_shown(made))
 
 

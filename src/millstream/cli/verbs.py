@@ -15,14 +15,14 @@ T = TypeVar("T")
 class Verbs:
     """The verbs of a parser; each takes the options that every verb has."""
 
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
+    def __init__(self, parser: argparse.ArgumentParser, required: bool = True) -> None:
         # Suppressed: `models --json list` has said it before `list` could take it back by a default of its own.
         self._shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
         self._shared.add_argument(
             "--json", action="store_true", help="print the result as one line of JSON, last, on stdout"
         )
         self._shared.add_argument("--verbose", action="store_true", help="say more on stderr")
-        self._parsers = parser.add_subparsers(required=True, metavar="VERB")
+        self._parsers = parser.add_subparsers(required=required, metavar="VERB")
 
     def add(self, name: str, run: Callable[[argparse.Namespace], object], help: str) -> argparse.ArgumentParser:
         made = self._parsers.add_parser(name, help=help, description=help, parents=[self._shared])

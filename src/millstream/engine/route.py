@@ -101,7 +101,7 @@ class Route:
         self.described: dict[str, Description] = {}  # by the version asked for; the same object until the route changes
         self.widest: dict[str, int] = {}  # by an input's name, over all lanes
         self._model = model
-        self._salt = blake2b(model.encode(), digest_size=16).digest()
+        self._salt = _salt(model)
         self._unnamed = itertools.count()
         self.lanes = dict(lanes)
         self._live = lanes[policy.live]
@@ -166,12 +166,11 @@ class Route:
         if choice.canary is None and not choice.split:
             return choice.live
         key = sticky(request, self.policy.sticky_by) or f"unnamed {next(self._unnamed)}"
-        drawn = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16, salt=self._salt).digest()
-        if choice.canary and int.from_bytes(drawn[:8], "little") < choice.share * 2**64:
+        first, second = _drawn(self._salt, key)
+        if choice.canary and first < choice.share * 2**64:
             return choice.canary
         if choice.split:
-            place = bisect_right(choice.edges, int.from_bytes(drawn[8:], "little") / 2**64)
-            return choice.split[min(place, len(choice.split) - 1)]
+            return choice.split[min(bisect_right(choice.edges, second / 2**64), len(choice.split) - 1)]
         return choice.live
 
     def _suited(self, leeway: Leeway) -> _Choice:
@@ -184,6 +183,29 @@ class Route:
     def unasked(self) -> list[str]:
         """Versions that are to have a share, and can have none of any request that came."""
         return [one for one in self.unlike if not any(one in _versions(choice) for choice in self._suiting.values())]
+
+
+def assigned(model: str, policy: Policy, key: str) -> str:
+    """The version that a policy gives a caller, where all that it names can answer: what `Route` does, from nothing but
+    names. `key`: as `sticky` tells it."""
+    first, second = _drawn(_salt(model), key)
+    if policy.canary and first < policy.canary.share * 2**64:
+        return policy.canary.version
+    if not policy.split:
+        return policy.live
+    split = sorted(policy.split, key=int)
+    edges = list(accumulate(policy.split[version] / sum(policy.split.values()) for version in split))
+    return split[min(bisect_right(edges, second / 2**64), len(split) - 1)]
+
+
+def _salt(model: str) -> bytes:
+    return blake2b(model.encode(), digest_size=16).digest()
+
+
+def _drawn(salt: bytes, key: str) -> tuple[int, int]:
+    """A caller's two numbers below 2**64, for canary and split."""
+    drawn = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16, salt=salt).digest()
+    return int.from_bytes(drawn[:8], "little"), int.from_bytes(drawn[8:], "little")
 
 
 def _versions(choice: _Choice) -> set[str]:

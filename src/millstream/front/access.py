@@ -155,6 +155,9 @@ def line(record: Record) -> bytes:
         "bytes_in": record.bytes_in,
         "bytes_out": record.bytes_out,
         "request": record.request,
+        "tenant": record.tenant,
+        "placement": record.placement,
+        "rules": record.rules,
         "trace": record.trace,
     }
     return orjson.dumps({name: value for name, value in known.items() if value not in ("", 0)}) + b"\n"

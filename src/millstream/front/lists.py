@@ -70,12 +70,14 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Lists:
-    """The routes. `principal` says who an exchange is from, or raises; `new_id` names a request that has no id."""
+    """The routes. `principal` says who an exchange is from, or raises; `new_id` names a request that has no id;
+    `monotonic`: the time of records."""
 
     def __init__(
-        self, door: Door, principal: Callable[[Exchange], Principal], new_id: Callable[[Exchange], str]
-    ) -> None:
-        self._door, self._principal, self._new_id = door, principal, new_id
+        self, door: Door, principal: Callable[[Exchange], Principal], new_id: Callable[[Exchange], str],
+        monotonic: Callable[[], float],
+    ) -> None:  # fmt: skip
+        self._door, self._principal, self._new_id, self._monotonic = door, principal, new_id, monotonic
         self.similar = Route(RECOMMEND, WRITE, self._similar)
         self.items, self.users = Route(OTHER, WRITE, self._put_items), Route(OTHER, WRITE, self._put_users)
         self.merge = Route(OTHER, WRITE, self._merge)
@@ -90,7 +92,9 @@ class Lists:
             n=asked.n, exclude=asked.exclude, context=asked.context, similar=asked.item, explain=asked.explain,
             event_time=asked.event_time, tenant=asked.tenant,
         )  # fmt: skip
-        exchange.wait(self._door.call(ask, principal), lambda _, listing: answer.answer(write_listing(listing)))
+        if exchange.record is not None:
+            exchange.record.wants(ask, self._monotonic())
+        exchange.wait(self._door.call(ask, principal), _alike)
 
     def _put_items(self, exchange: Exchange) -> None:
         no_page(exchange)
@@ -110,6 +114,12 @@ class Lists:
 
     def _accept(self, exchange: Exchange, accepted: Any) -> None:
         exchange.wait(accepted, lambda _, count: answer.answer(b'{"accepted":%d}' % count))
+
+
+def _alike(exchange: Exchange, listing: Listing) -> bytes:
+    if exchange.record is not None:
+        exchange.record.ranked(listing)
+    return answer.answer(write_listing(listing))
 
 
 def write_listing(listing: Listing) -> bytes:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from millstream.clock import Clock
-from millstream.types import Output, Ran
+from millstream.types import Ask, Listing, Output, Ran, Rank, Ranked
 
 if TYPE_CHECKING:
     from millstream.front.exchange import Exchange
@@ -24,7 +24,8 @@ GONE = 499  # as status of a request whose client did not wait for the answer
 
 class Record(msgspec.Struct):
     """One request. `begun`: monotonic; `time`: unix seconds at its end; `asked_s`: from its begin to the Door;
-    `status`: HTTP's number or gRPC's code. `trace`: the trace id in hex; `span`, `parent`: of its span, 0 for none."""
+    `status`: HTTP's number or gRPC's code; `arm`: of traffic; of a list `placement`, and `rules`, the arm of its rules.
+    `trace`: the trace id in hex; `span`, `parent`: of its span, 0 for none."""
 
     begun: float
     border: str = "http"
@@ -40,6 +41,9 @@ class Record(msgspec.Struct):
     arm: str = ""
     rows: int = 0
     request: str = ""
+    placement: str = ""
+    rules: str = ""
+    tenant: str = ""
     asked_s: float = 0.0
     queue_s: float = 0.0
     ran: Ran | None = None
@@ -53,6 +57,19 @@ class Record(msgspec.Struct):
     def asks(self, model: str, rows: int, request: str, now: float) -> None:
         """The Door is asked, at a monotonic time."""
         self.model, self.rows, self.request, self.asked_s = model, rows, request, now - self.begun
+
+    def wants(self, ask: Rank | Ask, now: float) -> None:
+        """The Door is asked for a ranking or a list."""
+        self.asks(ask.model if isinstance(ask, Rank) else "", len(ask.candidates), ask.id, now)
+        self.tenant = ask.tenant
+        if isinstance(ask, Ask):
+            self.placement = ask.placement
+
+    def ranked(self, made: Ranked | Listing) -> None:
+        """A ranking or a list is made."""
+        self.model, self.version = made.model, made.version
+        if isinstance(made, Listing):
+            self.rules = made.arm
 
     def answered(self, output: Output) -> None:
         """A version has answered."""

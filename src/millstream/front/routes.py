@@ -31,7 +31,7 @@ from millstream.front.traffic import Traffic
 from millstream.front.v2 import V2
 from millstream.meter import Meter
 from millstream.models.traffic import MOVES
-from millstream.types import Listing, Principal, Rank
+from millstream.types import Listing, Principal
 
 ROUTES_MAX = 1024
 WHERE = "GET / lists the routes"
@@ -61,7 +61,7 @@ class Routes:
         self, door: Door, meter: Meter, clock: Clock, limits: HttpLimits, observer: Observer | None = None
     ) -> None:
         self._door, self._limits, self.monotonic, self.observer = door, limits, clock.monotonic, observer
-        features, lists = Features(door, self.principal), Lists(door, self.principal, self.new_id)
+        features, lists = Features(door, self.principal), Lists(door, self.principal, self.new_id, clock.monotonic)
         self._fixed = {
             b"/": Route(OTHER, READ, self._root),
             b"/v1/recommend": Route(RECOMMEND, WRITE, self._recommend),
@@ -182,8 +182,7 @@ class Routes:
         principal = self.principal(exchange)
         rank = recommend.read_rank(exchange.body, self.new_id(exchange))
         if exchange.record is not None:
-            model = rank.model if isinstance(rank, Rank) else ""
-            exchange.record.asks(model, len(rank.candidates), rank.id, self.monotonic())
+            exchange.record.wants(rank, self.monotonic())
         exchange.wait(self._door.call(rank, principal), _ranked)
 
     def _outcomes(self, exchange: Exchange) -> None:
@@ -201,7 +200,7 @@ def _openapi() -> bytes:
 
 def _ranked(exchange: Exchange, ranked: Any) -> bytes:
     if exchange.record is not None:
-        exchange.record.model, exchange.record.version = ranked.model, ranked.version
+        exchange.record.ranked(ranked)
     if isinstance(ranked, Listing):
         return answer.answer(write_listing(ranked))
     return answer.answer(recommend.write_ranked(ranked))

@@ -100,7 +100,7 @@ class Traces:
         self._sent = meter.counter("millstream_traces_total", "Traced requests that the collector has got")
         self._failing = False
         self._make = _Spans(scheme)
-        self._exporter = _exporter(settings)
+        self._exporter = exporter(settings.endpoint, settings.timeout_s)
         queue = meter.counter(*lost, {"cause": "queue"})
         self._aside = Aside("millstream-traces", self._take, settings.waiting_max, queue)
         self.start = self._aside.start
@@ -143,24 +143,24 @@ class Traces:
                 logger.error("%s takes no traces: answers go on, traces are lost", self._settings.endpoint)
 
 
-def _exporter(settings: TraceSettings) -> Any:
+def exporter(endpoint: str, timeout_s: float) -> Any:
+    """What takes spans to a collector at a URL; `/v1/traces` where it says no path. Missing: the extra `otel`."""
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ImportError as error:
         raise Missing.extra("otel", f"traces ({error})") from None
     # It would say every failed message; what there is to say is said here, once.
     logging.getLogger("opentelemetry.exporter.otlp").setLevel(logging.CRITICAL)
-    endpoint = settings.endpoint.rstrip("/")
+    endpoint = endpoint.rstrip("/")
     if endpoint.count("/") == 2:
         endpoint += "/v1/traces"
-    return OTLPSpanExporter(endpoint=endpoint, timeout=settings.timeout_s)
+    return OTLPSpanExporter(endpoint=endpoint, timeout=timeout_s)
 
 
-class _Spans:
-    """Makes the spans of a record: the request, and below it what its time went to."""
+class Origin:
+    """Makes spans that say they are Millstream's. Missing: the extra `otel`."""
 
-    def __init__(self, scheme: str) -> None:
-        self._scheme = scheme
+    def __init__(self) -> None:
         try:
             from opentelemetry.sdk.resources import Resource
             from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -169,6 +169,36 @@ class _Spans:
         version = millstream.__version__
         self._resource = Resource.create({"service.name": "millstream", "service.version": version})
         self._scope = InstrumentationScope("millstream", version)
+
+    def span(
+        self, trace: int, name: str, span: int, above: int, begin: float, end: float, attributes: Told,
+        serves: bool = False, far: bool = False, broken: bool = False,
+    ) -> ReadableSpan:  # fmt: skip
+        """A span within [begin, end], unix seconds; `above`: the span that it is part of, 0 for none, `far` where
+        another program made that one; `serves`: it answers somebody; `broken`: it failed."""
+        from opentelemetry.sdk.trace import ReadableSpan
+        from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
+
+        sampled = TraceFlags(TraceFlags.SAMPLED)
+        return ReadableSpan(
+            name=name,
+            context=SpanContext(trace, span, False, sampled),
+            parent=SpanContext(trace, above, far, sampled) if above else None,
+            resource=self._resource,
+            attributes=attributes,
+            kind=SpanKind.SERVER if serves else SpanKind.INTERNAL,
+            status=Status(StatusCode.ERROR) if broken else Status(),
+            start_time=int(begin * 1e9),
+            end_time=int(max(begin, end) * 1e9),
+            instrumentation_scope=self._scope,
+        )
+
+
+class _Spans:
+    """Makes the spans of a record: the request, and below it what its time went to."""
+
+    def __init__(self, scheme: str) -> None:
+        self._scheme, self._origin = scheme, Origin()
 
     def __call__(self, record: Record, dice: random.Random) -> Iterator[ReadableSpan]:
         end = record.time
@@ -203,24 +233,9 @@ class _Spans:
         attributes: Told,
         serves: bool = False,
     ) -> ReadableSpan:
-        from opentelemetry.sdk.trace import ReadableSpan
-        from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
-
-        trace = int(record.trace, 16)
         broken = serves and (record.status >= 500 if isinstance(record.status, int) else record.status in _OURS)
-        sampled = TraceFlags(TraceFlags.SAMPLED)
-        return ReadableSpan(
-            name=name,
-            context=SpanContext(trace, span, False, sampled),
-            parent=SpanContext(trace, above, serves, sampled) if above else None,
-            resource=self._resource,
-            attributes=attributes,
-            kind=SpanKind.SERVER if serves else SpanKind.INTERNAL,
-            status=Status(StatusCode.ERROR) if broken else Status(),
-            start_time=int(begin * 1e9),
-            end_time=int(max(begin, end) * 1e9),
-            instrumentation_scope=self._scope,
-        )
+        trace = int(record.trace, 16)
+        return self._origin.span(trace, name, span, above, begin, end, attributes, serves, serves, broken)
 
 
 # The codes of gRPC that are the server's fault, as OpenTelemetry's conventions have it.
@@ -257,6 +272,9 @@ def _attributes(record: Record, scheme: str) -> Told:
         "arm": record.arm,
         "rows": record.rows,
         "request": record.request,
+        "placement": record.placement,
+        "rules": record.rules,
+        "tenant": record.tenant,
         "key": record.key,
     }
     return told | {f"millstream.{name}": value for name, value in ours.items() if value}

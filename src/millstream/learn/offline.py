@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 
 from millstream.errors import BadInput
 from millstream.learn.calibration import Calibration
+from millstream.learn.curate.dataset import Curated
 from millstream.learn.judge import Task
 from millstream.learn.train import Batch, gather, in_words, known_before, known_by, known_first
-from millstream.learn.validation import Figures, Scores
-from millstream.models.online import OnlineLearner
+from millstream.learn.validation import Figures, Labels, Scores
+from millstream.models.online import OnlineLearner, Served
 from millstream.stream.log import Reader
 
 CHUNK: Final = 50_000
@@ -108,6 +109,40 @@ def learn(learner: OnlineLearner, rows: Rows, passes: int, first: int, end: int,
             say(f"pass {number + 1} of {passes}")
 
 
+def learn_curated(learner: OnlineLearner, curated: Curated | None, passes: int, pseudo: bool = True) -> None:
+    """Fold labelled rows into the learner, but the gold ones; without `pseudo` none of a teacher's."""
+    if curated is None:
+        return
+    mine = curated.human | curated.pseudo if pseudo else curated.human
+    for _ in range(passes):
+        learner.learn(curated.tokens[mine], curated.labels[mine], curated.weights[mine])
+
+
+def set_apart(rows: Rows, curated: Curated) -> None:
+    """Judge by no row of the log that is learnt from a dataset, too, and learn none that is gold."""
+    known, gold = curated.tokens[~curated.gold], curated.tokens[curated.gold]
+    for at in range(0, len(rows), CHUNK):
+        part = slice(at, at + CHUNK)
+        rows.told[part] &= ~_among(rows.tokens[part], known)
+        rows.weights[part] *= ~_among(rows.tokens[part], gold)
+
+
+def _among(tokens: NDArray[np.uint32], others: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Which rows [n, width] are the same as one of `others` [m, width]."""
+    there = {row.tobytes() for row in others}
+    return np.fromiter((row.tobytes() in there for row in np.ascontiguousarray(tokens)), np.bool_, len(tokens))
+
+
+def judged_by(learner: Served, curated: Curated) -> Figures | None:
+    """How good a model is by the gold rows, which it has not learnt; None where there are none."""
+    if not curated.gold.any():
+        return None
+    books, labels = Scores(), curated.labels[curated.gold].astype(np.float64)
+    scores = learner.predict({"tokens": curated.tokens[curated.gold]})["probability"].astype(np.float64)
+    books.add(scores, Labels(labels, np.ones(len(labels)), np.zeros(len(labels), np.bool_)))
+    return books.figures()
+
+
 def raw(learner: OnlineLearner, rows: Rows, first: int, end: int) -> NDArray[np.float32]:
     """What the learner says of rows, without learning them."""
     parts = [
@@ -185,7 +220,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 class Trained(msgspec.Struct, frozen=True, kw_only=True):
     """A learner made of `examples` rows, those before offset `upto`, and how good it was on the rows from `first` on
-    before it learnt any of them; `served`: how good the scores were that people got with them."""
+    before it learnt any of them; `served`: how good the scores were that people got with them. `plain`: a learner of
+    the same without a teacher's labels, where there were any."""
 
     learner: OnlineLearner
     calibration: Calibration
@@ -195,14 +231,16 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True):
     first: int
     figures: Figures | None
     served: Figures | None
+    plain: OnlineLearner | None = None
 
 
 def train(
     reader: Reader, source: Source, plan: Plan, make: Make, kind: str, folder: Path, say: Progress, *,
-    had: int = 0, some: bool = False,
+    had: int = 0, some: bool = False, curated: Curated | None = None,
 ) -> Trained:  # fmt: skip
     """Carry out a plan. Without an end of its span, what is judged learns four fifths of it, and what is made all.
-    `had`: the offset up to which the live version has learnt; `some`: there must be examples.
+    `had`: the offset up to which the live version has learnt; `some`: there must be examples. `curated`: labelled rows
+    to learn beside those of the log, which judge by none that is among them.
 
     BadInput: the span ends before it begins, or has no example where it was asked for, or some must be."""
     if plan.since is not None and plan.until is not None and not plan.since < plan.until:
@@ -213,6 +251,8 @@ def train(
     if not rows.inside and (some or plan.spans):
         raise BadInput(f"{source.model}: nothing can be learnt: {_nothing(reader, source, plan)}")
     inside = rows.inside
+    if curated is not None:
+        set_apart(rows, curated)
     say(f"{inside} examples to learn" + (f", {len(rows) - inside} after them to judge by" if plan.until else ""))
     chosen = dict(plan.settings)
     if plan.trials:
@@ -223,6 +263,7 @@ def train(
     end = inside if plan.until is not None else int(inside * (1 - HELD))
     learner = make(chosen)
     learn(learner, rows, plan.passes, 0, end, say)
+    learn_curated(learner, curated, plan.passes)
     said = source.task.correction.apply(raw(learner, rows, end, len(rows)))
     found = figures(said, rows, end, len(rows))
     served = figures(rows.scores[end:], rows, end, len(rows))
@@ -230,10 +271,16 @@ def train(
     if end < inside:
         if plan.passes > 1:
             learner, end = make(chosen), 0
+            learn_curated(learner, curated, plan.passes)
         learn(learner, rows, plan.passes, end, inside, say)
+    plain = None
+    if curated is not None and curated.pseudo.any():
+        plain = make(chosen)
+        learn_curated(plain, curated, plan.passes, pseudo=False)
+        learn(plain, rows, plan.passes, 0, inside, say)
     return Trained(
         learner=learner, calibration=calibration, upto=upto, examples=inside, rows=rows,
-        first=len(rows) - len(said), figures=found, served=served,
+        first=len(rows) - len(said), figures=found, served=served, plain=plain,
     )  # fmt: skip
 
 

@@ -73,7 +73,7 @@ def audit(log: Log, ledger: Iterable[Acknowledged], window_s: float, ahead_s: fl
     `window_s`: the longest window of the join's tasks; `ahead_s`: its setting of that name. They decide only what still
     waits.
     """
-    logged = _Logged(log, _read_upto(log), ahead_s)  # before `examples`: what has been read by now has its place there
+    logged = _Logged(log, read_upto(log), ahead_s)  # before `examples`: what has been read by now has its place there
     found = _Placed(log)
     acknowledged = {one.outcome: one.event_time for one in ledger}
     # what stands in the log and nowhere else, the last times of a key first: a retry may be the one that has a place
@@ -171,8 +171,8 @@ class _Logged:
         return max(event_time, latest) + window_s > self._watermark or came_at == self._watermark
 
 
-def _read_upto(log: Log) -> Mapping[int, int]:
-    """Per partition of `outcomes`, the first offset that no step of the join has read."""
+def read_upto(log: Log) -> Mapping[int, int]:
+    """Per partition of `outcomes`, the first offset that no step of the join has read; none where it has read none."""
     reader = log.reader("examples")
     meta = b""
     for frame in reader.frames(0, max(reader.start(0), reader.end(0) - 1)):

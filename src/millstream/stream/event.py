@@ -34,6 +34,8 @@ from millstream.types import (
     Outcome,
     PolicyChange,
     Readings,
+    Review,
+    ReviewLabel,
     Roll,
     Served,
     SetAside,
@@ -43,7 +45,7 @@ from millstream.types import (
 
 Event = (
     Outcome | Served | Shadow | Example | SetAside | Delta | PolicyChange | Entity | Fact | FeaturesRead
-    | Forgotten | Roll | Forget | Forgot | Merge | Readings | Alert
+    | Forgotten | Roll | Forget | Forgot | Merge | Readings | Alert | Review | ReviewLabel
 )  # fmt: skip
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -144,6 +146,8 @@ _DECLARED: dict[type, tuple[tuple[str, Callable[[Any], Any]], ...]] = {
     Entity: (("attributes", _attributes),),
     FeaturesRead: (("keys", _keys),),
     Alert: (("said", redact), ("did", redact)),
+    Review: (("user", pseudonym), ("shown", _attributes)),
+    ReviewLabel: (("who", pseudonym),),
 }
 _GATES = {event: _gates(event) for event in get_args(Event)}
 _PLAIN = frozenset(event for event, gates in _GATES.items() if not gates and event is not Fact)

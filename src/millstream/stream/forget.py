@@ -8,8 +8,9 @@ Rules of the room:
 - A record that goes becomes `Forgotten`, as long as it was, without its key. All other bytes but its frame's checksum
   stay. What was cleared once is found no more: doing it again changes nothing.
 - Whose a record is: `Served` by its user; what people did, examples and shadows by the request that was served to
-  them; facts by the column of the kind; users by their id; samples of reads by their keys. A request id that somebody
-  else was served under too is theirs as well, so what hangs on it stays.
+  them; facts by the column of the kind; users by their id; samples of reads by their keys; reviews by their user or
+  request, and labels by the review. A request id that somebody else was served under too is theirs as well, so what
+  hangs on it stays.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from millstream.stream.segment import FRAME, PREFIX, RECORD, BadFrame, Frame, Ma
 from millstream.types import Entity, Fact, FeaturesRead, Forget, Merge, Served
 
 TOPIC: Final = "forget"
+REVIEWS: Final = "reviews"
 BY_REQUEST: Final = ("outcomes", "examples", "shadow")
 NOBODYS: Final = frozenset(("deltas", "policy", "items", TOPIC))
 """Topics without people who are served: weights, changes of traffic by operators, items."""
@@ -111,7 +113,9 @@ def find(log: Log, names: Collection[str], kind: str = "user") -> Found:
         found.requests -= others
         found.shared = len(others)
     for topic in topics:
-        if topic != "served":
+        if topic == REVIEWS and kind == "user":
+            _look(log, topic, _reviewed(log, names, found.requests), found)
+        elif topic != "served":
             _look(log, topic, _of_requests(found.requests) if topic in BY_REQUEST else named, found)
     return found
 
@@ -161,7 +165,17 @@ class _ServedTo(msgspec.Struct):
     type: str = ""
 
 
+class _Reviewed(msgspec.Struct):
+    """Whose a review, or a label of one, is; the rest of it is not read."""
+
+    id: str = ""
+    request: str = ""
+    user: str = ""
+    type: str = ""
+
+
 _request = msgspec.msgpack.Decoder(_Request).decode
+_review = msgspec.msgpack.Decoder(_Reviewed).decode
 _tagged = msgspec.msgpack.Decoder(_Tag).decode
 _served = msgspec.msgpack.Decoder(_ServedTo).decode
 
@@ -200,6 +214,20 @@ def _served_to_others(names: Collection[str], requests: set[str], others: set[st
 
 def _of_requests(requests: set[str]) -> Mine:
     return lambda value: bool(requests) and _request(value).request in requests
+
+
+def _reviewed(log: Log, names: Collection[str], requests: set[str]) -> Mine:
+    """Reviews of what was served to these people, and the labels that others gave them, wherever those stand."""
+    ids: set[str] = set()
+
+    def noted(value: bytes) -> bool:
+        one = _review(value)
+        if one.type == "review" and (one.user in names or one.request in requests):
+            ids.add(one.id)
+        return False
+
+    _look(log, REVIEWS, noted, Found())
+    return lambda value: bool(ids) and _review(value).id in ids
 
 
 def _about(value: bytes, names: Collection[str], kind: str) -> bool:

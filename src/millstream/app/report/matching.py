@@ -39,7 +39,9 @@ SAY_S: Final = 5.0
 EXTRA: Final = 5
 RANKINGS: Final = "(rankings)"
 """The placement of what was put in order without one: candidates of the caller's own."""
-SHOWN, POSITIVE, CONVERTED, PAID, HIDDEN, DWELL = (1 << bit for bit in range(6))
+SHOWN, POSITIVE, CONVERTED, PAID, HIDDEN, DWELL, FIRST, SECOND = (1 << bit for bit in range(8))
+NAMED: Final = (FIRST, SECOND)
+"""Bits of the kinds that a meaning names."""
 _MIX: Final = np.uint64(0x9E3779B97F4A7C15)
 
 _LIST: Final = np.dtype(
@@ -54,14 +56,18 @@ _VISIT: Final = np.dtype([("policy", "<u4"), ("person", "<u8"), ("time", "<f8")]
 _list, _outcome, _visit = struct.Struct("<qQdIII5d"), struct.Struct("<qqqdB"), struct.Struct("<IQd")
 
 Say = Callable[[str], None]
-Weigh = Callable[[Served], tuple[float, ...] | None]
+Weigh = Callable[[Any], tuple[float, ...] | None]
 """EXTRA numbers to be kept beside a list; None: none."""
+Name = Callable[[Any], "Policy"]
+"""The policy that made a list."""
 
 
 class Listed(msgspec.Struct, frozen=True, tag="served", gc=False):
     """Of a served event what a report needs: what may be long beside it is passed over."""
 
     request: str
+    model: str
+    version: str
     user: str
     arm: str
     candidates: list[str]
@@ -75,6 +81,8 @@ class Listed(msgspec.Struct, frozen=True, tag="served", gc=False):
     rules: str = ""
     rules_hash: str = ""
     prices: bytes = b""
+    late: list[str] = []
+    ranker: str = ""
 
 
 class Policy(NamedTuple):
@@ -87,13 +95,15 @@ class Policy(NamedTuple):
 
 class Meaning(NamedTuple):
     """What kinds of outcomes mean. `positives`: kind -> value from which it speaks for an item; `conversions`, whose
-    values are money; `paid`: kinds on which an ad's price is due; `hidden`; `dwell`: seconds."""
+    values are money; `paid`: kinds on which an ad's price is due; `hidden`; `dwell`: seconds; `named`: kind -> value,
+    of two kinds at most that are told apart."""
 
     positives: Mapping[str, float]
     conversions: tuple[str, ...]
     paid: tuple[str, ...]
     hidden: tuple[str, ...]
     dwell: str
+    named: Mapping[str, float] = {}
 
     def of(self, kind: str, value: float) -> int:
         """The bits of an outcome."""
@@ -103,6 +113,8 @@ class Meaning(NamedTuple):
         converted = kind in self.conversions and value > 0
         found = SHOWN | POSITIVE * positive | CONVERTED * converted | HIDDEN * (kind in self.hidden)
         found |= PAID * (kind in self.paid and value > 0) | DWELL * (kind == self.dwell)
+        if kind in self.named and value >= self.named[kind]:
+            found |= NAMED[[*self.named].index(kind)]
         return found if found != SHOWN or kind in self.positives else 0
 
 
@@ -118,19 +130,26 @@ class Span(NamedTuple):
 
 class Matched(NamedTuple):
     """A part of the log: `part`, and of its lists `time` [L], `extra` float64 [L, EXTRA], NaN where there was nothing
-    to keep, and `first`, the place in `part` of each one's first position, -1 of an empty list."""
+    to keep, and `first`, the place in `part` of each one's first position, -1 of an empty list; `means` uint8 [P]: the
+    bits of all that was done with a place."""
 
     part: Part
     time: Floats
     extra: Floats
     first: NDArray[np.int64]
+    means: NDArray[np.uint8]
 
 
 class Matching:
-    """Reads the log when it is made; then `parts` and `visits` give it back. `folder`: for the files in between."""
+    """Reads the log when it is made; then `parts` and `visits` give it back. `folder`: for the files in between;
+    `event`: as what a list is decoded, which `weigh` and `name` are told."""
 
-    def __init__(self, log: Log, folder: Path, span: Span, meaning: Meaning, weigh: Weigh | None, say: Say) -> None:
+    def __init__(
+        self, log: Log, folder: Path, span: Span, meaning: Meaning, weigh: Weigh | None, say: Say,
+        event: type[Listed] | type[Served] = Listed, name: Name | None = None,
+    ) -> None:  # fmt: skip
         self._span, self._meaning, self._weigh, self._said = span, meaning, weigh, _Said(say)
+        self._name = name or by_rules
         self._start = start(span.tenant)
         self._lists, self._places, self._outcomes, self._visits = (
             Buckets(folder, kind, BUCKETS) for kind in (_LIST, _PLACE, _OUTCOME, _VISIT)
@@ -142,7 +161,7 @@ class Matching:
         self.lists = self.odd = self.unmatched = 0
         self.end = -np.inf
         try:
-            self._read(log, "served", Served if weigh else Listed, self._take_list)
+            self._read(log, "served", event, self._take_list)
             self._read(log, "outcomes", Outcome, self._take_outcome)
         except BaseException:
             self.close()
@@ -203,7 +222,7 @@ class Matching:
         except (ValueError, IndexError):
             self.odd += 1
             return
-        extra = self._weigh(event) if self._weigh is not None and isinstance(event, Served) else None
+        extra = self._weigh(event) if self._weigh is not None else None
         policy = self._policy(event)
         person = int.from_bytes(
             blake2b((event.user or event.request).encode(errors="surrogatepass"), digest_size=8).digest()
@@ -231,10 +250,7 @@ class Matching:
             self._outcomes.add(request % BUCKETS, packed)
 
     def _policy(self, event: Listed | Served) -> int:
-        if event.placement:
-            policy = Policy(event.placement, event.rules, event.rules_hash)
-        else:
-            policy = Policy(RANKINGS, event.arm, "")
+        policy = self._name(event)
         number = self._policies.get(policy)
         if number is None:
             number = self._policies[policy] = len(self._policies)
@@ -293,7 +309,7 @@ class Matching:
             revenue=done.money + paid,
         )
         first = np.where(count > 0, starts, -1)
-        return Matched(part, lists["time"].astype(np.float64), lists["extra"].astype(np.float64), first)
+        return Matched(part, lists["time"].astype(np.float64), lists["extra"].astype(np.float64), first, done.means)
 
     def _done(self, keys: NDArray[np.uint64], outcomes: NDArray[Any]) -> _Done:
         """What was done with each place of a list, by keys of request and item."""
@@ -314,6 +330,13 @@ class Matching:
             np.asarray(np.bincount(place[sold], value[sold], len(keys)), np.float64),
             np.asarray(np.bincount(place[stayed], value[stayed], len(keys)), np.float64),
         )
+
+
+def by_rules(event: Listed | Served) -> Policy:
+    """The policy of a list: the rules that put it in order, or the arm of the model where there were none."""
+    if event.placement:
+        return Policy(event.placement, event.rules, event.rules_hash)
+    return Policy(RANKINGS, event.arm, "")
 
 
 class _Done(NamedTuple):

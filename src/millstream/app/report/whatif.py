@@ -102,7 +102,7 @@ def what_if(at: Installation, file: Path, span: Span, say: Say = lambda line: No
     length = asked.list_max or placements[name].list_max
     judge = _Judge(rules, length, items(at, (*FILLED, "deleted"), span, say) if rules.reads else Catalogue())
     span = span._replace(placement=name)
-    matching = Matching(at.log, at.folder / "state", span, meaning(at), judge, say)
+    matching = Matching(at.log, at.folder / "state", span, meaning(at), judge, say, Served)
     try:
         if not matching.lists:
             raise nothing(span)
