@@ -37,6 +37,8 @@ VERBS = [
       "history", "comparison")),
     ["log"], *(["log", one] for one in ("list", "tail", "verify", "audit", "export", "sql", "import")),
     ["doctor"], ["trace"],
+    ["watch"], *(["watch", one] for one in ("alerts", "rules", "quantities", "replay", "undo")),
+    *(["watch", one] for one in ("levels", "triangle", "export")),
     ["features"], *(["features", one] for one in ("list", "show", "diff", "sql", "get", "verify", "materialise")),
     ["features", "export"], ["features", "dag"],
     ["backup"], ["restore"], ["forget"], ["simulate"], ["keys"], *(["keys", one] for one in ("new", "list", "revoke")),
@@ -124,7 +126,7 @@ def test_every_verb_has_help(call, verb):
 
 def test_every_verb_is_known_here(call):
     """A verb that is added belongs in VERBS."""
-    for group in ([], ["models"], ["features"], ["traffic"], ["curate"], ["log"], ["keys"]):
+    for group in ([], ["models"], ["features"], ["traffic"], ["curate"], ["watch"], ["log"], ["keys"]):
         listed = call(*group, "--help")[1].split("VERB", 1)[1].split("positional", 1)[-1]
         names = {line.split()[0] for line in listed.splitlines() if line.startswith("    ") and line[4] != " "}
         assert {verb[len(group)] for verb in VERBS if verb[: len(group)] == group and len(verb) == len(group) + 1} == {

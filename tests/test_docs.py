@@ -281,6 +281,7 @@ def test_every_metric_is_listed_and_every_listed_one_is_there(service):
         "millstream_feature",
         "millstream_empty_lists_total",
         "millstream_learning_",
+        "millstream_lists_total",
         "millstream_rank_instead_total",
         "millstream_recall_",
         "millstream_relaxed_total",

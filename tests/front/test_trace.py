@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import logging
 import random
 import subprocess
@@ -11,14 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
 import pytest
 import uvloop
 from front_house import Client, House, affine, http
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from millstream.clock import FakeClock, SystemClock
 from millstream.errors import Misconfigured
@@ -28,52 +25,11 @@ from millstream.front.grpc.service import Inference
 from millstream.front.record import Observer, Record
 from millstream.front.trace import Traces, TraceSettings, parent
 from millstream.meter import Meter
+from millstream.types import Listing, Slot
+from otlp_collector import Collector, told
 
 TRACE, ABOVE = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 FOLLOWED, NOT_FOLLOWED = f"00-{TRACE}-{ABOVE}-01", f"00-{TRACE}-{ABOVE}-00"
-
-
-class Collector(ThreadingHTTPServer):
-    """Keeps the spans that it is sent; refuses them while `status` is not 200."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Desk)
-        self.spans: list[Any] = []
-        self.service: dict[str, Any] = {}
-        self.status, self.refused = 200, 0
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-
-    def named(self, name: str) -> list[Any]:
-        return [span for span in self.spans if span.name == name]
-
-
-class Desk(BaseHTTPRequestHandler):
-    server: Collector
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.headers.get("Content-Encoding") == "gzip":
-            body = gzip.decompress(body)
-        assert self.path == "/v1/traces"
-        if self.server.status == 200:
-            for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-                self.server.service = told(resource.resource)
-                for scope in resource.scope_spans:
-                    self.server.spans += scope.spans
-        else:
-            self.server.refused += 1
-        self.send_response(self.server.status)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-def told(of: Any) -> dict[str, Any]:
-    return {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in of.attributes}
 
 
 @pytest.fixture
@@ -210,6 +166,27 @@ def test_a_call_of_grpc_and_every_request_of_a_stream_is_a_span(collector: Colle
     assert said["rpc.method"] == "ModelInfer" and said["rpc.grpc.status_code"] == 0
     assert told(missing)["rpc.grpc.status_code"] == 5
     assert len(collector.named("queue")) == 2
+
+
+def test_a_list_and_a_ranking_say_whose_they_are_and_what_made_them(collector: Collector) -> None:
+    def made(request: Any, principal: Any) -> Any:
+        return Listing(request.id, "ranker", "3@7", [Slot("a", 0.5)], arm="calm")
+
+    with Traced(collector.url, share=1.0) as house:
+        assert house.ask(http("POST", "/v1/recommend", b'{"id": "r2", "user": "u", "candidates": ["a", "b"]}')) == 200
+        house.door._answer = made  # type: ignore[method-assign]
+        asked = b'{"id": "r1", "user": "u", "placement": "home", "n": 3, "tenant": "acme"}'
+        assert house.ask(http("POST", "/v1/recommend", asked)) == 200
+        assert house.ask(http("POST", "/v1/similar", b'{"id": "r3", "item": "i1", "placement": "below"}')) == 200
+        until(lambda: sum(span.kind == 2 for span in collector.spans) == 3)
+    by = {said["millstream.request"]: said for span in collector.spans if "millstream.request" in (said := told(span))}
+    names = ("model", "version", "placement", "rules", "tenant", "rows")
+    found = {ident: tuple(said.get(f"millstream.{name}", "") for name in names) for ident, said in by.items()}
+    assert found == {
+        "r1": ("ranker", "3@7", "home", "calm", "acme", ""),
+        "r2": ("ranker", "1", "", "", "", 2),
+        "r3": ("ranker", "3@7", "below", "calm", "", ""),
+    }
 
 
 def test_who_decided_is_followed_and_of_the_others_a_share_is_traced(collector: Collector) -> None:

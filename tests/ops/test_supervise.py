@@ -153,25 +153,25 @@ def toml(tmp_path):
 
 
 def up(toml, *more) -> subprocess.Popen[str]:
-    """The real thing, when both roles run."""
+    """The real thing, with all its roles."""
     command = [sys.executable, "-m", "millstream", "up", "-c", str(toml), *more]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, text=True)
 
 
 def writers(toml) -> set[int]:
     """The processes that have taken a partition of their own, as the roles do when they are up."""
-    locks = [toml.parent / "log" / topic / "0" / "lock" for topic in ("outcomes", "deltas")]
+    locks = [toml.parent / "log" / topic / "0" / "lock" for topic in ("outcomes", "deltas", "readings")]
     return {int(lock.read_text() or 0) for lock in locks if lock.exists()}
 
 
-def both_up(supervisor, toml) -> bool:
+def all_up(supervisor, toml) -> bool:
     roles = children(supervisor.pid)
-    return len(roles) == 2 and set(roles) == writers(toml)
+    return len(roles) == 3 and set(roles) == writers(toml)
 
 
 def test_sigterm_ends_all(toml):
     supervisor = up(toml)
-    asyncio.run(until(lambda: both_up(supervisor, toml)))
+    asyncio.run(until(lambda: all_up(supervisor, toml)))
     roles = children(supervisor.pid)
     supervisor.terminate()
     assert supervisor.wait(20) == 0
@@ -180,13 +180,13 @@ def test_sigterm_ends_all(toml):
 
 def test_roles_of_a_supervisor_that_was_killed_end_and_free_the_log(toml):
     supervisor = up(toml)
-    asyncio.run(until(lambda: both_up(supervisor, toml)))
+    asyncio.run(until(lambda: all_up(supervisor, toml)))
     roles = children(supervisor.pid)
     supervisor.kill()
     supervisor.wait()
     asyncio.run(until(lambda: not any(alive(pid) for pid in roles)))
     again = up(toml)
-    asyncio.run(until(lambda: both_up(again, toml)))
+    asyncio.run(until(lambda: all_up(again, toml)))
     again.terminate()
     assert again.wait(20) == 0
 

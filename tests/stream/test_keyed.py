@@ -1,4 +1,4 @@
-"""Records found by key: what a search finds is what reading everything finds, wherever segments end and whatever broke."""
+"""Records found by key: a search finds what reading everything finds, wherever segments end and whatever broke."""
 
 import math
 import random
@@ -6,8 +6,8 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kafka_broker import Broker, limits
 
+from kafka_broker import Broker, limits
 from millstream.clock import FakeClock
 from millstream.guard.pii import Redacted
 from millstream.stream import Log, LogLimits, keyed
@@ -148,6 +148,8 @@ def test_segments_that_retention_takes_meanwhile_are_passed_over(tmp_path):
 def test_a_log_on_a_cluster_is_searched_piece_by_piece(tmp_path, monkeypatch):
     monkeypatch.setattr(keyed, "PIECE", 7)
     broker, clock = Broker(), FakeClock(1000.0)
+    with Log(tmp_path, FakeClock(1000.0)) as before:  # what was logged before stays in the folder, and is nobody's
+        before.writer("t", 0).append(b"a", Redacted(b"in the folder"))
     try:
         with open_log(tmp_path, clock, limits(broker)) as log:
             reader = written(log, clock, 5, partitions=2, count=60)

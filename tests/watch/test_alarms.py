@@ -127,7 +127,7 @@ def test_two_servers_cannot_be_told_apart_and_one_that_fails_where_none_does_can
     history.add(START, fleet({("s0", "m"): (0, 400), ("s1", "m"): (300, 400)}))
     assert values(SICK, history) == []
     history = History()
-    history.add(START, fleet({(name, "m"): (9 if name == "s2" else 0, 400) for name in ("s0", "s1", "s2")}))
+    history.add(START, fleet({(name, "m"): (12 if name == "s2" else 0, 400) for name in ("s0", "s1", "s2")}))
     assert max(one.value for one in values(SICK, history)) == 1000.0
 
 

@@ -33,9 +33,11 @@ STREAMS: Final = {
     "pushes": "millstream_pushes_total",
     "applied": "millstream_deltas_applied_total",
 }
+ALIVE: Final = "process_resident_memory_bytes"
 KEPT: Final = frozenset(
     {
         *STREAMS.values(),
+        ALIVE,
         "millstream_answer_seconds",
         "millstream_compute_seconds",
         "millstream_rows_total",
@@ -79,9 +81,9 @@ class Counts:
         """Read the pages."""
         moment, processes = _Moment(), list[str]()
         for process, series in self._meter.by_process(KEPT):
-            if process != self._meter.name:
-                processes.append(process)
             for one in series:
+                if one.name == ALIVE and one.values[0] > 0:
+                    processes.append(process)
                 at = moment.setdefault(one.name, {})
                 labels = tuple(sorted(one.labels.items()))
                 seen = at.get(labels)
@@ -96,13 +98,15 @@ class Counts:
             while now - self._moments[0][0] > LATENCY_S + 1.0:
                 self._moments.popleft()
         if now >= self._next_past:
-            self._next_past = max(now, self._next_past + PAST_S) if self._next_past > 0 else now + PAST_S
-            for name, metric in STREAMS.items():
-                self._past[name].append(self.rate(metric))
+            self._next_past = now + PAST_S
+            rates = {name: self.rate(metric) for name, metric in STREAMS.items()}
+            with self._lock:
+                for name, rate in rates.items():
+                    self._past[name].append(rate)
 
     @property
     def processes(self) -> tuple[str, ...]:
-        """The processes that have a page of counters, in order."""
+        """The processes that live, by the names of their pages, in order."""
         with self._lock:
             return self._processes
 
@@ -138,7 +142,9 @@ class Counts:
         if (two := self._between(LATENCY_S)) is None:
             return 0.0
         _, before, now = two
-        return max(0.0, sum(map(_count, _of(now, name, labels or {}))) - sum(map(_count, _of(before, name, labels or {}))))
+        return max(
+            0.0, sum(map(_count, _of(now, name, labels or {}))) - sum(map(_count, _of(before, name, labels or {})))
+        )
 
     def quantile(self, name: str, q: float, labels: Mapping[str, str] | None = None) -> float:
         """Of a histogram over the last minute; NaN where nothing came."""

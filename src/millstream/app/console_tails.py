@@ -175,15 +175,20 @@ def line(event: Event) -> str:
     match event:
         case Served():
             place = f" for {event.placement}" if event.placement else ""
-            return f"{event.model} {event.version} answered {event.user or 'somebody'}{place}: {len(event.candidates)} items"
+            who = event.user or "somebody"
+            return f"{event.model} {event.version} answered {who}{place}: {len(event.candidates)} items"
         case Outcome():
-            return f"{event.kind} of {event.item or 'nothing'} in {event.request}" + (f": {event.text}" if event.text else "")
+            return f"{event.kind} of {event.item or 'nothing'} in {event.request}" + (
+                f": {event.text}" if event.text else ""
+            )
         case Example():
-            return f"{event.item} was {event.label:g} ({event.task or 'label'}), scored {event.score:.3f} by {event.version}"
+            label = f"{event.label:g} ({event.task or 'label'})"
+            return f"{event.item} was {label}, scored {event.score:.3f} by {event.version}"
         case SetAside():
             return f"{event.outcome or event.count} set aside: {event.cause}"
         case Delta():
-            return f"{event.model} {event.base}@{event.sequence}: {len(event.slots) // 4} weights of {len(event.arrivals) // 8} examples"
+            learnt = f"{len(event.slots) // 4} weights of {len(event.arrivals) // 8} examples"
+            return f"{event.model} {event.base}@{event.sequence}: {learnt}"
         case PolicyChange():
             return f"{event.model} policy {event.version} by {event.who}: {event.why}"
         case Alert():
@@ -230,9 +235,8 @@ def _plain(event: Event, value: Any, name: str = "") -> Any:
         if name not in _ARRAYS or len(value) % dtype.itemsize:
             return f"{len(value)} bytes"
         numbers = np.frombuffer(value, dtype)
-        few = [round(one, 6) if isinstance(one, float) and math.isfinite(one) else str(one) if isinstance(one, float) else one
-               for one in numbers[:_ELEMENTS].tolist()]  # fmt: skip
+        few = [_plain(event, one) for one in numbers[:_ELEMENTS].tolist()]
         return few + ([f"… {len(numbers):,} in all"] if len(numbers) > _ELEMENTS else [])
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else str(value)
     return value

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -228,7 +228,7 @@ def _writer(at: Installation) -> Iterator[Writer]:
                 writer = log.writer(TOPIC, partition)
             except Conflict:
                 continue
-            yield cast(Writer, writer)
+            yield writer
             return
     raise Busy(f"{PARTITIONS} processes write topic {TOPIC!r} at this moment; try again")
 

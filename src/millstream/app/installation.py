@@ -105,7 +105,7 @@ class Settings(ServeSettings, frozen=True, forbid_unknown_fields=True, kw_only=T
     watch: WatchSettings = WatchSettings()
     experiments: Annotated[
         dict[str, ExperimentSettings], msgspec.Meta(description="questions to splits, by name; see docs/experiments.md")
-    ] = {}
+    ] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """What learning names must be there: said here, no role starts again and again for it."""

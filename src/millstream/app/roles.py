@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from millstream.app.installation import Installation, Known
+from millstream.app.labels import LabelCounts
 from millstream.app.orders import LEARN, SERVE, Orders
 from millstream.app.place import Place
 from millstream.app.plain import until_asked
@@ -329,7 +330,7 @@ class Learn:
     def __init__(self, installation: Installation) -> None:
         self._at = at = installation
         self.meter = at.meter("learn")
-        self._log, self._deleted = at.log, _unread_deleted(self.meter)
+        self._log, self._deleted, self._labels = at.log, _unread_deleted(self.meter), LabelCounts(self.meter)
         self.join = at.join(self._count)
         self.learning = Learning(
             at.settings.learn,
@@ -361,6 +362,7 @@ class Learn:
         if isinstance(event, Example):
             labels = {"task": event.task, "label": str(int(event.label))}
             self.meter.counter("millstream_examples_total", "Examples made by the join.", labels).add()
+            self._labels(event)
         elif isinstance(event, SetAside):
             cause = {"cause": event.cause}
             aside = self.meter.counter("millstream_set_aside_total", "Outcomes that will not be learnt.", cause)

@@ -334,6 +334,10 @@ def _of_tenant(story: Story, tenant: str) -> Story:
     def mine(name: str) -> str:
         return outside(tenant, name)
 
+    def key(of: str) -> str:
+        begins = f"{start(tenant)}{story.request}/"  # of an outcome that has no id of its own: request/item/kind
+        return f"{story.request}/{mine(of.removeprefix(begins))}" if of.startswith(begins) else mine(of)
+
     asked = replace(story.asked, user=mine(story.asked.user), history=[*map(mine, story.asked.history)])
     return replace(
         story,
@@ -347,8 +351,8 @@ def _of_tenant(story: Story, tenant: str) -> Story:
             replace(one, entities={kind: [*map(mine, names)] for kind, names in one.entities.items()})
             for one in story.reads
         ],
-        outcomes=[replace(one, key=mine(one.key), item=mine(one.item)) for one in story.outcomes],
-        examples=[replace(one, item=mine(one.item), outcomes=[*map(mine, one.outcomes)]) for one in story.examples],
+        outcomes=[replace(one, key=key(one.key), item=mine(one.item)) for one in story.outcomes],
+        examples=[replace(one, item=mine(one.item), outcomes=[*map(key, one.outcomes)]) for one in story.examples],
         pushes=[_seen_by(one, mine, tenant) for one in story.pushes],
     )
 

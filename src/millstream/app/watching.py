@@ -31,11 +31,14 @@ from millstream.stream import LenientReader, Log, Writer, encode
 from millstream.stream.event import decode
 from millstream.types import Alert, Readings
 from millstream.watch.alarms.action import act
+from millstream.watch.alarms.deliver import Deliveries
+from millstream.watch.alarms.levels import Budget, Levels
 from millstream.watch.alarms.rule import Rule
 from millstream.watch.alarms.state import Alarms
 from millstream.watch.history import History
 from millstream.watch.monitor import Logged, Monitor, Monitors, Sample
 from millstream.watch.monitors.meters import Meters
+from millstream.watch.monitors.quality import Quality
 from millstream.watch.quantities import QUANTITIES
 from millstream.watch.reading import Key, Reader, Scribe
 from millstream.watch.settings import WatchSettings
@@ -43,9 +46,9 @@ from millstream.watch.settings import WatchSettings
 logger = logging.getLogger("millstream")
 
 
-def monitors() -> list[Monitor]:
-    """Those that an installation is watched by."""
-    return [Meters()]
+def monitors(history: History) -> list[Monitor]:
+    """Those that an installation is watched by; `history`: of what they read."""
+    return [Meters(), Quality(history)]
 
 
 class Watch:
@@ -55,8 +58,9 @@ class Watch:
         self._at = at = installation
         settings, partition = at.settings.watch, at.settings.log.partition
         self.meter = at.meter("watch")
-        self._monitors = Monitors(monitors(), self.meter)
+        self.levels = Levels(settings.levels)
         self.history = History(settings.keys_max)
+        self._monitors = Monitors([*monitors(self.history), self.levels], self.meter)
         self._readings, self._alerts = at.log.writer("readings", partition), at.log.writer("alerts", partition)
         self._scribe = Scribe()
         self._wall, self._mono = at.clock.now(), at.clock.monotonic()
@@ -65,6 +69,8 @@ class Watch:
         self._wall = max(self._wall, self.history.last)
         self.alarms = Alarms(settings.in_force, self.history)
         self.alarms.resume(firing(at.log, self.meter, partition))
+        self._deliveries = Deliveries(settings.deliver, self.meter, at.clock)
+        self._deliveries.resume(self.alarms.firing)
         self._offsets: dict[tuple[str, int], int] = {}
         self._topics = {topic: LenientReader(at.log.reader(topic), self.meter) for topic in self._monitors.topics}
         for topic, reader in self._topics.items():  # from now on
@@ -111,10 +117,8 @@ class Watch:
         self.history.add(now, read)
         alerts = [self._do(alert) for alert in self.alarms.look(now)]
         for alert in alerts:
-            logger.log(
-                _SAYS[alert.severity] if alert.state == "firing" else logging.INFO, "%s: %s", alert.rule, alert.said
-            )
             self._append(self._alerts, alert.id, alert)
+        self._deliveries.put(alerts)
         self._show(read)
         return alerts
 
@@ -123,7 +127,6 @@ class Watch:
         if alert.state == "resolved" or rule is None or not rule.action:
             return alert
         alert = replace(alert, did=act(self._at.repository, rule, alert))
-        logger.warning("%s: %s", alert.rule, alert.did)
         self.alarms.resume([alert])
         return alert
 
@@ -167,7 +170,8 @@ class Watch:
         self._shown |= firing.keys()
 
     def close(self) -> None:
-        """Let go."""
+        """Tell what waits to be told, and let go."""
+        self._deliveries.close()
 
 
 def recorded(log: Log, meter: Meter, partition: int = 0) -> Iterator[tuple[float, dict[Key, float]]]:
@@ -235,6 +239,14 @@ def wellbeing(installation: Installation) -> Wellbeing:
     return Wellbeing(well=said.startswith("Well"), said=said, at=looked, firing=fires)
 
 
+def budgets(installation: Installation) -> list[Budget]:
+    """What is left of what was promised of each model, by what was recorded."""
+    watch, history = installation.settings.watch, History(installation.settings.watch.keys_max)
+    for at, read in recorded(installation.log, Meter(), installation.settings.log.partition):
+        history.add(at, {key: count for key, count in read.items() if key.quantity in ("missed", "allowed")})
+    return Levels(watch.levels).budgets(history)
+
+
 def last_alerts(installation: Installation, count: int) -> list[Alert]:
     """The last words of alerts, oldest first."""
     topic = LenientReader(installation.log.reader("alerts"), Meter())
@@ -261,6 +273,3 @@ def alert_of(log: Log, id: str, partition: int = 0) -> Alert:
     if not found:
         raise NotFound(f"no alert {id!r}; `millstream watch alerts -c FILE` lists them")
     return found[-1]
-
-
-_SAYS = {"page": logging.ERROR, "ticket": logging.WARNING, "note": logging.INFO}

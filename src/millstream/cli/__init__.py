@@ -20,6 +20,7 @@ from millstream.cli import (
     backup,
     console,
     curate,
+    experiment,
     features,
     forget,
     init,
@@ -81,8 +82,8 @@ def parser() -> argparse.ArgumentParser:
     made.set_defaults(json=False, verbose=False)
     verbs = Verbs(made)
     groups = (
-        serve, init, train, recommend, report, models, features, traffic, curate, watch, log, keys, console, backup,
-        forget, simulate, trace,
+        serve, init, train, recommend, report, experiment, models, features, traffic, curate, watch, log, keys,
+        console, backup, forget, simulate, trace,
     )  # fmt: skip
     for group in groups:
         group.add(verbs)

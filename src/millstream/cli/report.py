@@ -66,7 +66,7 @@ def _policies(placed: Placed) -> Iterator[str]:
     rows.append(["catalogue shown", *("-" if one.covered is None else f"{one.covered:.2%}" for one in policies)])
     measures = dict.fromkeys(name for one in policies for name in one.figures)
     rows += [[name, *(_figure(one.figures.get(name)) for one in policies)] for name in measures]
-    yield from _table(rows)
+    yield from table(rows)
     for one in placed.differences:
         which = f"{one.measure} of {one.first} less {one.second}"
         better = f"  {one.better} is better" if one.better else ""
@@ -84,7 +84,7 @@ def _sources(placed: Placed) -> Iterator[str]:
             ]
             for one in placed.sources
         ]  # fmt: skip
-        yield from _table(rows)
+        yield from table(rows)
 
 
 def _positions(placed: Placed) -> Iterator[str]:
@@ -96,7 +96,7 @@ def _positions(placed: Placed) -> Iterator[str]:
         ]
         for one in placed.positions
     ]  # fmt: skip
-    yield from _table(rows)
+    yield from table(rows)
 
 
 def _judged(found: WhatIf) -> Iterator[str]:
@@ -116,7 +116,7 @@ def _judged(found: WhatIf) -> Iterator[str]:
         [one.reward, *(_figure(of) for of in (one.logged, one.ips, one.snips, one.dr, one.gain))]
         for one in found.earned
     ]
-    yield from _table(rows)
+    yield from table(rows)
     yield found.verdict
 
 
@@ -126,8 +126,8 @@ def _figure(one: Figure | None) -> str:
     return f"{one.value:.4g}" + ("" if one.low is None or one.high is None else f" ({one.low:.4g} to {one.high:.4g})")
 
 
-def _table(rows: Iterable[list[str]]) -> Iterator[str]:
-    """Columns as wide as what stands in them; the first to the left, the others to the right."""
+def table(rows: Iterable[list[str]]) -> Iterator[str]:
+    """Lines of columns, as wide as what stands in them; the first to the left, the others to the right."""
     rows = list(rows)
     wide = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     yield ""

@@ -42,6 +42,7 @@ def _add_demo(verbs: Verbs) -> None:
     demo.add_argument("--seconds", type=positive, help="end so long after the first request (default: until Ctrl-C)")
     demo.add_argument("--rate", type=positive, default=500.0, help="rankings a second to aim at (default: 500)")
     demo.add_argument("--http-port", type=port, default=8000, help="port of the service (default: 8000)")
+    demo.add_argument("--console-port", type=port, default=8002, help="port of the console (default: 8002)")
     demo.add_argument("--dir", type=Path, help="an empty folder for its log and models (default: a temporary one)")
 
 
@@ -206,7 +207,7 @@ def _demo(args: argparse.Namespace) -> None:
     except ImportError as error:
         raise Missing.extra("demo", f"the demo ({error})") from None
     logging.getLogger().setLevel(logging.WARNING)
-    asyncio_run(run(args.data, args.dir, args.seconds, args.http_port, args.rate, args.json))
+    asyncio_run(run(args.data, args.dir, args.seconds, args.http_port, args.console_port, args.rate, args.json))
 
 
 def _capacity(args: argparse.Namespace) -> object:

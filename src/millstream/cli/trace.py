@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,12 +55,25 @@ def plain(text: str, most: int = 80) -> str:
 
 
 def lines(story: Story) -> Iterator[str]:
-    """The story for a person at a terminal."""
+    """The story for a person at a terminal; what is longer than WIDE goes on below, but for the table."""
+    yield from _wrapped(_head(story))
+    yield from _candidates(story)
+    yield from _wrapped(_body(story))
+
+
+def _wrapped(several: Iterator[str]) -> Iterator[str]:
+    for one in several:
+        yield from textwrap.wrap(one, WIDE, subsequent_indent=" " * 13, break_on_hyphens=False) or [""]
+
+
+def _head(story: Story) -> Iterator[str]:
     of = f" of {plain(story.tenant)}" if story.tenant else ""
     yield f"request {plain(story.request)}{of}: {plain(story.said, 400)}"
     yield from _asked(story)
     yield from _answered(story)
-    yield from _candidates(story)
+
+
+def _body(story: Story) -> Iterator[str]:
     yield from _features(story)
     yield from _outcomes(story)
     yield from _examples(story)

@@ -60,17 +60,25 @@ def lines(
     high: float | None = None,
     marks: Sequence[float] = (),
     diagonal: bool = False,
+    square: Point | None = None,
 ) -> str:
     """Lines over one axis each; `x`, `y`: how their numbers are written; `low`, `high`: ends of the y axis, where the
-    data's do not say; `marks`: dashed lines at these heights; `diagonal`: one from corner to corner."""
+    data's do not say; `square`: ends of both axes; `marks`: dashed lines at these heights; `diagonal`: one from corner
+    to corner."""
     points = [point for line in lines for point in line.points if _finite(point)]
     edges = [edge for line in lines for pair in line.band for edge in pair if math.isfinite(edge)]
     if not points:
         return _svg(width, height, "")
     xs, ys = [point[0] for point in points], [point[1] for point in points] + edges + list(marks)
+    if square is not None:
+        low, high = square
+        xs = [low, high]
     left, right = min(xs), max(xs)
     right = right if right > left else left + 1.0
     bottom, top, steps = _ticks(min(ys) if low is None else low, max(ys) if high is None else high)
+
+    if square is not None:
+        left, right = bottom, top
 
     def at(point: Point) -> Point:
         across = _LEFT + (point[0] - left) / (right - left) * (width - _LEFT - _RIGHT)
@@ -128,6 +136,32 @@ def spark(values: Sequence[float], width: int = 120, height: int = 28, colour: s
     return _svg(width, height, f'<g class="{escaped(colour)}">{area}<path class="line" d="M{path}"/></g>')
 
 
+def radar(axes: Sequence[str], shapes: Sequence[tuple[str, Sequence[float]]], size: int = 220) -> str:
+    """A shape a name over axes from the middle, each value 0 to 1; the first axis points up."""
+    width, middle, far = 460, 230.0, size * 0.5
+    high = size * 0.62
+
+    def at(axis: int, share: float) -> str:
+        angle = 2 * math.pi * axis / len(axes) - math.pi / 2
+        return f"{middle + math.cos(angle) * far * share:.1f} {high + math.sin(angle) * far * share:.1f}"
+
+    def ring(shares: Sequence[float]) -> str:
+        return "M" + "L".join(at(axis, max(0.04, min(1.0, share))) for axis, share in enumerate(shares)) + "Z"
+
+    parts = [f'<path class="grid" fill="none" d="{ring([share] * len(axes))}"/>' for share in (1 / 3, 2 / 3, 1.0)]
+    for axis, name in enumerate(axes):
+        x, y = (float(one) for one in at(axis, 1.12).split())
+        anchor = "middle" if abs(x - middle) < 5 else "start" if x > middle else "end"
+        parts.append(f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{escaped(name)}</text>')
+    for (name, shares), colour in zip(shapes, COLOURS * len(shapes), strict=False):
+        ring_ = ring(shares)
+        parts.append(
+            f'<g class="{colour}"><path class="band" d="{ring_}"/><path class="line" d="{ring_}">'
+            f"<title>{escaped(name)}</title></path></g>"
+        )
+    return _svg(width, size, "".join(parts))
+
+
 def _drawn(line: Line, colour: str, at: Callable[[Point], Point], x: Callable[[float], str],
            y: Callable[[float], str]) -> str:  # fmt: skip
     parts = [f'<g class="{escaped(colour)}">']
@@ -147,7 +181,9 @@ def _drawn(line: Line, colour: str, at: Callable[[Point], Point], x: Callable[[f
         for point in line.points:
             if _finite(point):
                 (a, b), said = at(point), escaped(f"{line.name} {x(point[0])}: {y(point[1])}")
-                parts.append(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="{3 if line.dots else 2}"><title>{said}</title></circle>')
+                parts.append(
+                    f'<circle cx="{a:.1f}" cy="{b:.1f}" r="{3 if line.dots else 2}"><title>{said}</title></circle>'
+                )
     return "".join(parts) + "</g>"
 
 
@@ -168,8 +204,8 @@ def _marked(height: float, width: int) -> str:
 
 def _svg(width: int, height: int, inner: str) -> str:
     return (
-        f'<svg class="chart" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg" aria-hidden="true">'
-        f"{inner}</svg>"
+        f'<svg class="chart" viewBox="0 0 {width} {height}" style="max-width: {width * 1.2:.0f}px" '
+        f'xmlns="http://www.w3.org/2000/svg" aria-hidden="true">{inner}</svg>'
     )
 
 

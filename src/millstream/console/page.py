@@ -34,13 +34,16 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Visit:
-    """One page in one browser: its language, who looks, and what keeps it alive. `query`: of its address."""
+    """One page in one browser: its language, who looks, and what keeps it alive. `query`: of its address;
+    `key`: what they entered, for calls of the service in their name."""
 
     def __init__(
-        self, language: str, texts: Mapping[str, tuple[str, str]], who: Callable[[], Principal], query: Mapping[str, str]
-    ) -> None:
-        self.language, self.who, self.query = language, who, query
+        self, language: str, texts: Mapping[str, tuple[str, str]], who: Callable[[], Principal],
+        query: Mapping[str, str], key: Callable[[], str] = str,
+    ) -> None:  # fmt: skip
+        self.language, self.who, self.query, self.key = language, who, query, key
         self._texts, self._at = texts, int(language == "zh")
+        self._dialogs = ui.element("div")
 
     def say(self, key: str, **values: object) -> str:
         """The text of this name in the visitor's language, `{name}` replaced. KeyError: there is none."""
@@ -86,7 +89,9 @@ class Visit:
             ui.icon("error_outline")
             ui.label(text)
 
-    def button(self, key: str, press: Callable[[], Any], icon: str = "", kind: str = "", **values: object) -> ui.element:
+    def button(
+        self, key: str, press: Callable[[], Any], icon: str = "", kind: str = "", **values: object
+    ) -> ui.element:
         """A button with the text of this name. `kind`: "main", "danger", "quiet" or ""."""
         made = ui.element("button").classes(f"button {kind}").props('type="button"')
         with made:
@@ -104,10 +109,11 @@ class Visit:
         except errors.Error as error:
             self.refuse(str(error))
             return
-        with ui.dialog().props("persistent") as dialog, ui.element("div").classes("dialog").props('role="document"'):
+        # In a place of its own: what was pressed may be drawn anew while somebody writes.
+        with self._dialogs, ui.dialog().props("persistent") as dialog, ui.element("div").classes("dialog").props('role="document"'):
             ui.label(title).classes("dialog-title")
             ui.label(body).classes("dialog-body")
-            why = ui.input(self.say("why")).props(f'outlined dense autofocus maxlength={WHY_MAX}').classes("why")
+            why = ui.input(self.say("why")).props(f"outlined dense autofocus maxlength={WHY_MAX}").classes("why")
             wrong = ui.label("").classes("wrong").props('role="alert"')
             with ui.element("div").classes("row-end"):
                 self.button("cancel", dialog.close, kind="quiet")

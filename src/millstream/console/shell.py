@@ -98,9 +98,10 @@ class Shell:
             with ui.element("div").classes("brand"):
                 ui.element("span").classes("drop").props('aria-hidden="true"')
                 ui.label(self._title).classes("brand-name")
-                with ui.element("button").classes("menu").props(
-                    f'type="button" aria-label="{visit.say("menu")}" onclick="millstream.menu()" aria-expanded="false"'
-                ):
+                menu = ui.element("button").classes("menu")
+                menu.props('type="button" onclick="millstream.menu()" aria-expanded="false"')
+                menu.props["aria-label"] = visit.say("menu")
+                with menu:
                     ui.icon("menu").props('aria-hidden="true"')
             with ui.element("div").classes("pages"):
                 for one in self._pages:
@@ -145,14 +146,13 @@ class Shell:
                         ui.label(key)
                     with ui.element("dd"):
                         ui.label(what)
-            with ui.element("form").props('method="dialog"'):
-                with ui.element("button").classes("button").props('type="submit"'):
-                    ui.label(visit.say("close"))
+            with ui.element("form").props('method="dialog"'), ui.element("button").classes("button"):
+                ui.label(visit.say("close"))
 
     async def _enter(self, request: Request) -> Response:
         """The form for a key, and what it sends."""
         texts = {key: both[int(_language(request) == "zh")] for key, both in SHARED.items()}
-        cookie, peer, host = _shown(request.scope)
+        cookie, peer, _ = _shown(request.scope)
         said, status = "", 200
         if request.method == "POST":
             try:
@@ -269,17 +269,20 @@ def principal_of(visit: Visit) -> Principal:
 
 
 _THEME = (
-    '<script>(function(){{var m=document.cookie.match(/millstream_theme=(light|dark)/);var d=document.documentElement;'
-    'd.dataset.theme=m?m[1]:(matchMedia("(prefers-color-scheme: dark)").matches?"dark":"light");d.lang="{language}";}})()'
+    "<script>(function(){{var m=document.cookie.match(/millstream_theme=(light|dark)/);var d=document.documentElement;"
+    'd.dataset.theme=m?m[1]:(matchMedia("(prefers-color-scheme: dark)").matches?"dark":"light");'
+    'd.lang="{language}";}})()'
     "</script>"
     '<link rel="stylesheet" href="/static/colours.css"><link rel="stylesheet" href="/static/console.css">'
+    '<link rel="stylesheet" href="/static/pages.css">'
 )
 _HEAD = _THEME + '<meta name="letters" content="{letters}"><script src="/static/console.js"></script>'
 _ENTER = (
     '<!doctype html><html><head><meta charset="utf-8"><title>{title}</title>'
     '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="/static/favicon.svg">'
     + _THEME
-    + '</head><body class="enter"><main><h1><span class="drop" aria-hidden="true"></span>{title}</h1><p>{text}</p>{said}'
+    + '</head><body class="enter"><main><h1><span class="drop" aria-hidden="true"></span>{title}</h1>'
+    "<p>{text}</p>{said}"
     '<form method="post" action="/enter"><label for="key">{key}</label>'
     '<input id="key" name="key" type="password" autocomplete="current-password" required autofocus>'
     '<button class="button main" type="submit">{button}</button></form></main></body></html>'

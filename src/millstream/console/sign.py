@@ -81,7 +81,9 @@ class Sign:
         if not (auth.allowed(principal, "*", "view") or any(_controls(one) for one in principal.verbs)):
             auth.check(principal, "*", "view")
         if principal.tenants:
-            raise errors.Forbidden(f"{principal.name} speaks for {', '.join(principal.tenants)} alone: the console is of all")
+            raise errors.Forbidden(
+                f"{principal.name} speaks for {', '.join(principal.tenants)} alone: the console is of all"
+            )
 
 
 def _controls(pattern: str) -> bool:

@@ -230,3 +230,157 @@ class ListViews(Protocol):
 
     def rate(self, who: Asker, shelf: Shelf, item: str, kind: str, value: float) -> None:
         """Tell that somebody saw an item of a list and what they did; durable when it returns."""
+
+
+class Case(msgspec.Struct, frozen=True, kw_only=True):
+    """A row that waits for a person's word. `why`: in a sentence; `reasons`: the first is the one it is counted for;
+    `score`: as it was served, and `calibrated`; `others`: what other models said; `about`: attributes of the item and
+    the user, name and value. All of it is data."""
+
+    id: str
+    item: str
+    title: str
+    user: str
+    reasons: list[str]
+    why: str
+    model: str
+    version: str
+    score: float
+    calibrated: float
+    others: dict[str, float]
+    about: list[tuple[str, str]]
+    event_time: float
+
+
+class Made(msgspec.Struct, frozen=True, kw_only=True):
+    """A version of a dataset: how many rows by kind and by reason, and who labelled them."""
+
+    name: str
+    version: str
+    created: str
+    rows: int
+    parent: str
+    digest: str
+    kinds: dict[str, int]
+    reasons: dict[str, int]
+    labellers: dict[str, int]
+
+
+class ReviewsNow(msgspec.Struct, frozen=True, kw_only=True):
+    """The queue: how many wait, by reason, and the first cases of it; what was labelled by this console's people since
+    it started."""
+
+    model: str
+    waiting: dict[str, int]
+    cases: list[Case]
+    labelled: dict[str, int]
+    datasets: list[Made]
+
+
+class ReviewViews(Protocol):
+    """What the page Review reads and does. Errors of the house."""
+
+    def reviews(self, reason: str) -> ReviewsNow:
+        """What waits, of one reason or ("") of all."""
+
+    def label(self, id: str, label: str, who: str) -> None:
+        """Say "positive", "negative" or "skip" of a case; durable when it returns."""
+
+    def fill(self) -> int:
+        """Choose rows of the log; how many joined the queue."""
+
+    def export(self, name: str) -> str:
+        """Put what was labelled as the next version of a dataset; a sentence."""
+
+
+class Between(msgspec.Struct, frozen=True, kw_only=True):
+    """How an arm stands beside the control: how much more it has, as a share, from `low` to `high`; None where it is
+    too early. `what`: the metric; `state`: better, worse, alike, open or early, and of a guardrail kept, broken, open
+    or early; `allowed`: of a guardrail, by which share it may be worse."""
+
+    what: str
+    arm: str
+    control: str
+    state: str
+    lift: float | None
+    low: float | None
+    high: float | None
+    less: float = 0.0
+    wanted: int | None = None
+    allowed: float | None = None
+
+
+class Arm(msgspec.Struct, frozen=True, kw_only=True):
+    """An arm: the share of the people that it was to have, those it has, their lists, and the value of the metric."""
+
+    name: str
+    share: float
+    people: int
+    lists: int
+    value: float | None
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """What was known at a moment: the lift of an arm, and its interval, valid at any look."""
+
+    at: float
+    arm: str
+    lift: float
+    low: float
+    high: float
+
+
+class ShadowBeside(msgspec.Struct, frozen=True, kw_only=True):
+    """A shadow version beside what was answered: how alike the scores are, and how often another item is first."""
+
+    version: str
+    requests: int
+    correlation: float | None
+    rank_correlation: float | None
+    apart: float | None
+    other_first: float | None
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """An experiment as it was looked at last. `state`: waiting, done or failed (`verdict` says why then); `looked`:
+    unix seconds; `fine`: whether people are split as configured, else `why`; `past`: share of the people with one."""
+
+    name: str
+    state: str
+    split: str = ""
+    metric: str = ""
+    control: str = ""
+    looked: float = 0.0
+    took: float = 0.0
+    since: float = 0.0
+    until: float = 0.0
+    confidence: float = 0.95
+    least: float = 0.0
+    past: float = 0.0
+    fine: bool = True
+    chance: float = 1.0
+    crossed: int = 0
+    why: str = ""
+    verdict: str = ""
+    arms: list[Arm] = []
+    lifts: list[Between] = []
+    rails: list[Between] = []
+    shadows: list[ShadowBeside] = []
+    seen: list[Seen] = []
+
+
+class TrialsNow(msgspec.Struct, frozen=True):
+    """Every experiment; `running`: the name of the one that is looked at now, "" for none."""
+
+    trials: list[Trial]
+    running: str
+
+
+class TrialViews(Protocol):
+    """What the page Experiments reads and does."""
+
+    def trials(self) -> TrialsNow:
+        """Every experiment as it was looked at last."""
+
+    def look(self) -> None:
+        """Look at all of them anew, as soon as may be."""

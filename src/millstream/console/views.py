@@ -128,7 +128,7 @@ class GuardWord(msgspec.Struct, frozen=True):
 class ShadowRow(msgspec.Struct, frozen=True, kw_only=True):
     """A shadow beside live. Counts since it began; of the last requests that the log has of both: `pairs` of scores
     (live, shadow), a sample; `bins`: how many scores differ by so much (`edges`, one fewer); `rank`: mean Spearman
-    correlation within a request, NaN where none has three rows."""
+    correlation within a request, NaN where none has three rows; `apart`: mean absolute difference, NaN without any."""
 
     version: str
     copies: int
@@ -140,8 +140,7 @@ class ShadowRow(msgspec.Struct, frozen=True, kw_only=True):
     edges: list[float]
     bins: list[int]
     rank: float
-    live_p50_s: float
-    shadow_p50_s: float
+    apart: float
 
 
 class TrafficNow(msgspec.Struct, frozen=True, kw_only=True):

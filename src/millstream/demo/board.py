@@ -155,8 +155,9 @@ def _arms(compared: Compared) -> list[str]:
     return lines
 
 
-def verdict(figures: Figures, guest: Guest, base_url: str, folder: str, command: str) -> list[str]:
-    """Plain words, and where to look next; `command`: how the reader calls millstream."""
+def verdict(figures: Figures, guest: Guest, base_url: str, folder: str, command: str, console: int = 0) -> list[str]:
+    """Plain words, and where to look next; `command`: how the reader calls millstream, `console`: the port of the
+    console where one runs."""
     f = figures
     lines = [f"{f.requests:,} rankings in {f.seconds:.0f} s ({f.requests_per_s:,.0f} a second), {f.errors} errors."]
     if f.auc_live is not None and f.auc_frozen is not None:
@@ -181,8 +182,14 @@ def verdict(figures: Figures, guest: Guest, base_url: str, folder: str, command:
     lines += [
         "",
         "Where to look next:",
+        *(
+            [f"  http://127.0.0.1:{console}  (the console: how it learns, and what it recommends to you)"]
+            if console
+            else []
+        ),
         f"  {command} recommend --url {base_url} --visitor {guest.name} --explain",
         f"  {command} report -c {folder}/millstream.toml",
+        f"  {command} experiment order -c {folder}/millstream.toml",
         f"  curl {base_url}/v2/models/ranker",
         f"  curl {base_url}/metrics",
         f"  {command} models list {folder}/models",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import json
 import math
 import os
@@ -38,7 +39,7 @@ from millstream.demo.guest import Guest
 from millstream.demo.keys import Keys, at_a_terminal
 from millstream.demo.pipe import Books, Pipe, Unreachable
 from millstream.demo.replay import AHEAD_S, Replay
-from millstream.demo.settings import LISTS, TOML
+from millstream.demo.settings import CONSOLE, LISTS, TOML
 from millstream.demo.shelf import Shelf
 from millstream.demo.visits import Visits, apart
 from millstream.errors import Misconfigured
@@ -64,14 +65,17 @@ CAUGHT_UP_S_MAX = 20.0
 
 class Demo:
     """One run in one folder. `prepare`, `start`, `replay`, `visits` and `guest` beside it, `settle`, `stop`; `figures`
-    at any time in between. Without `lists` there are no placements, and everybody is replayed."""
+    at any time in between. Without `lists` there are no placements, and everybody is replayed. `console`: its port,
+    with which the roles `watch` and `console` run, too; 0: neither does."""
 
-    def __init__(self, folder: Path, data: Data, port: int, rate: float = RATE, lists: bool = True) -> None:
-        self.folder, self.data, self.port = folder, data, port
+    def __init__(
+        self, folder: Path, data: Data, port: int, rate: float = RATE, lists: bool = True, console: int = 0
+    ) -> None:
+        self.folder, self.data, self.port, self.console = folder, data, port, console
         self.clock = SystemClock()
         self.file = folder / "millstream.toml"
         self.ledger = folder / "ledger.jsonl"
-        self._lists = LISTS if lists else ""
+        self._lists = (LISTS if lists else "") + (CONSOLE.format(port=console) if console else "")
         replayed, tastes = apart(data.users, data.shown) if lists else (data.shown, {})
         split = int(len(replayed) * HISTORY_SHARE)
         self._window_s = data.patience / rate
@@ -82,7 +86,8 @@ class Demo:
         self.visits = Visits(tastes, data.items, self._shelf(), self.clock, LISTS_RATE)
         self.guest = Guest(data.items, self._shelf(), self.clock)
         command = [sys.executable, "-m", "millstream", "up", "-c", str(self.file), "--role"]
-        roles = {role: partial(Launch, [*command, role]) for role in ("serve", "learn")}
+        names = ("serve", "learn", *(("watch", "console") if console else ()))
+        roles = {role: partial(Launch, [*command, role]) for role in names}
         self.supervisor = Supervisor(roles, self.clock)
         self._frozen = _Frozen(Log(folder / "log", self.clock))
         self._audit: Audit | None = None
@@ -278,7 +283,9 @@ def free_port(wanted: int) -> int:
     raise Misconfigured(f"neither port {wanted} nor any other port of 127.0.0.1 is free")
 
 
-async def run(data: str, folder: Path | None, seconds: float | None, port: int, rate: float, as_json: bool) -> None:
+async def run(
+    data: str, folder: Path | None, seconds: float | None, port: int, console_port: int, rate: float, as_json: bool
+) -> None:
     """The whole demo on a terminal. With `seconds` it ends so long after the first request; else Ctrl-C ends it."""
     console = Console(stderr=True)
     with console.status(f"fetching {data} (once; it is cached)"):
@@ -287,7 +294,8 @@ async def run(data: str, folder: Path | None, seconds: float | None, port: int, 
     chosen = free_port(port)
     if port and chosen != port:
         console.print(f"port {port} is taken, using {chosen}")
-    demo = Demo(folder, loaded, chosen, rate)
+    pages = free_port(console_port) if importlib.util.find_spec("nicegui") else 0  # of the extra `console`
+    demo = Demo(folder, loaded, chosen, rate, console=pages)
     with console.status("history becomes an event log, and trains version 1"):
         demo.prepare()
     ended = asyncio.Event()
@@ -295,6 +303,8 @@ async def run(data: str, folder: Path | None, seconds: float | None, port: int, 
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     try:
         console.print(f"service ready after {await demo.start():.2f} s at http://127.0.0.1:{chosen}")
+        if pages:
+            console.print(f"watch it in a browser: http://127.0.0.1:{pages}", style="bold")
         figures = await _play(demo, console, seconds, ended)
     finally:
         await demo.stop()
@@ -321,7 +331,7 @@ async def _play(demo: Demo, console: Console, seconds: float | None, ended: asyn
         figures = demo.figures()
         console.print(board(figures, len(demo.replay.shown), demo.data.name))
         base_url = f"http://127.0.0.1:{demo.port}"
-        for line in verdict(figures, demo.guest, base_url, str(demo.folder), sys.argv[0]):
+        for line in verdict(figures, demo.guest, base_url, str(demo.folder), sys.argv[0], demo.console):
             console.print(line, highlight=False, soft_wrap=True, markup=False, emoji=False)
         if demo.books.first_error:
             console.print(f"first error: {demo.books.first_error}", style="red", markup=False)

@@ -31,6 +31,11 @@ crosses = [
     "user.id*item.genres", "user.id*item.year", "user.age*item.id", "user.gender*item.id", "set.history*item.id",
 ]
 """
+CONSOLE = """
+[console]
+on = true
+port = {port}
+"""
 LISTS = """
 [catalogue]
 tags = "genres"
@@ -70,4 +75,9 @@ step = "fresh"
 share = 0.1
 impressions = 20
 age_s_max = 1e10
+
+# Which of the two is liked more: `millstream experiment order -c FILE`, and the console's page Experiments.
+[experiments.order]
+placement = "home"
+metric = "like"
 """

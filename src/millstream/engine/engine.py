@@ -379,7 +379,7 @@ class Engine(Catalogue):
         """Give every caller its rows."""
         lane, started, name, ran = batch.lane, batch.started, batch.name, batch.ran
         numbers, goal = lane.numbers, lane.goal
-        observe, observe_whole = numbers.queue.observe, numbers.answer.observe
+        observe, observe_whole, looked_at = numbers.queue.observe, numbers.answer.observe, numbers.quality.answered
         ended = started + batch.wall
         answered = gone = 0
         queued = total = 0.0
@@ -392,6 +392,8 @@ class Engine(Catalogue):
             observe_whole(ended - answer.at)
             if answer.done():  # given up, or late, while it was computed
                 gone += 1
+            else:
+                numbers.arms.get(arm.name, numbers.other).add()
             if not isinstance(result, dict):
                 if getattr(result, "status", 500) >= 500:
                     numbers.failures.add()
@@ -408,6 +410,7 @@ class Engine(Catalogue):
             answered += 1
             if not answer.done():  # else it was late or given up, and counted
                 arm.answered(request, ended - answer.at, result)
+                looked_at(request.inputs, result)
             if goal is not None:
                 goal.answered(ended - answer.at)
             if answer.session is None and answer.done():

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from functools import partial
 from zlib import crc32
 
+from millstream.engine.quality import Quality
 from millstream.meter import Meter
 from millstream.types import Array, BatchStatistics, Ran, Spent, Statistics, TensorSpec
 
@@ -25,17 +26,42 @@ SCORES = (*(-edge for edge in reversed(_UP)), *_UP)
 GROUPS = 32
 WAITS = tuple(2.0**step for step in range(-10, 3))
 WIDTH = len(WAITS) + 4
+ARMS = ("live", "canary", "split", "explicit")
 
 
 class Numbers:
-    """The meter's slots of one loaded version, so that counting is an addition; `release` gives them back."""
+    """The meter's slots of one loaded version, so that counting is an addition; `release` gives them back. `arms`: how
+    many requests each arm's answers were, by the arm's name; `quality`: what the answers were like."""
 
-    def __init__(self, meter: Meter, model: str, version: str) -> None:
+    def __init__(
+        self,
+        meter: Meter,
+        model: str,
+        version: str,
+        inputs: Iterable[TensorSpec] = (),
+        outputs: Iterable[TensorSpec] = (),
+    ) -> None:
         labels = {"model": model, "version": version}
-        meter.claim(labels)
-        self.release = partial(meter.release, labels)  # once, when the version is no longer loaded
+        self._labels = [labels, *({**labels, "arm": arm} for arm in ARMS)]
+        for claimed in self._labels:
+            meter.claim(claimed)
+        self._meter = meter
         with meter.together():
             self._make(meter, labels)
+            self.quality = Quality(meter, labels, inputs, outputs)
+            help = "Requests that got an answer or an error, by the arm that they fell to"
+            self.arms = {
+                f"split-{version}" if arm == "split" else arm: meter.counter(
+                    "millstream_arm_requests_total", help, {**labels, "arm": arm}
+                )
+                for arm in ARMS
+            }
+            self.other = self.arms["explicit"]
+
+    def release(self) -> None:
+        """Once, when the version is no longer loaded."""
+        for labels in self._labels:
+            self._meter.release(labels)
 
     def _make(self, meter: Meter, labels: dict[str, str]) -> None:
         self.requests = meter.counter(

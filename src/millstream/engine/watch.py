@@ -362,7 +362,7 @@ class Watch:
             loader, call = self._programs if apart else self._loader, partial(self._prepare, served.name, version)
             lane = await loader.run(f"{served.name} {version}", call)
             lane.stamp = stamp
-            lane.numbers = Numbers(self._meter, served.name, version)
+            lane.numbers = Numbers(self._meter, served.name, version, lane.inputs, lane.loaded.outputs)
             self._lanes.begin(lane)
             if served.unloaded or not served.policy or version not in served.policy.named():  # no longer wanted
                 self._lanes.retire(lane)

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter as Tally
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
 from millstream.clock import Clock
 from millstream.errors import BadInput
 from millstream.guard.tenants import inside
-from millstream.meter import Meter
+from millstream.meter import Counter, Meter
 from millstream.stream.event import encode
 from millstream.stream.log import Writer
 from millstream.types import Outcome
+
+KINDS_MAX: Final = 32
+KIND_CHARS: Final = 64
+"""So many kinds of outcomes are counted apart, by so much of their names; the others together."""
 
 
 class CollectLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,6 +52,7 @@ class Collect:
     def __init__(self, outcomes: Writer, clock: Clock, meter: Meter, limits: CollectLimits) -> None:
         self._writer, self._clock, self._limits = outcomes, clock, limits
         self._accepted = meter.counter("millstream_outcomes_total", "Outcomes made durable.")
+        self._meter, self._kinds = meter, dict[str, Counter]()
 
     def call(self, outcomes: Sequence[Outcome]) -> asyncio.Future[int]:
         now = self._clock.now()
@@ -55,12 +61,24 @@ class Collect:
             self._check(number, outcome, now + self._limits.ahead_s_max)
         ready = [(encode(o), o.request.encode()) for o in outcomes]  # all of them, before the first is written
         durable = [self._writer.append_durable(key, value) for value, key in ready]
-        return asyncio.ensure_future(self._acknowledge(durable))
+        return asyncio.ensure_future(self._acknowledge(durable, [o.kind for o in outcomes]))
 
-    async def _acknowledge(self, durable: list[asyncio.Future[int]]) -> int:
+    async def _acknowledge(self, durable: list[asyncio.Future[int]], kinds: list[str]) -> int:
         await asyncio.gather(*durable)  # not one by one: each failure must be heard
         self._accepted.add(len(durable))
+        for kind, count in Tally(kinds).items():
+            self._of_kind(kind).add(count)
         return len(durable)
+
+    def _of_kind(self, kind: str) -> Counter:
+        if (counter := self._kinds.get(kind)) is None:
+            if len(self._kinds) >= KINDS_MAX:
+                kind = "other"
+            labels = {"kind": kind[:KIND_CHARS]}
+            counter = self._kinds[kind] = self._meter.counter(
+                "millstream_outcome_kinds_total", "Outcomes made durable, by kind.", labels
+            )
+        return counter
 
     def _check(self, number: int, outcome: Outcome, latest: float) -> None:
         where = f"outcome {number}"

@@ -40,7 +40,7 @@ from millstream.meter import Counter, Meter
 from millstream.types import Principal
 
 DATA_VERBS = ("describe", "infer", "recommend", "outcomes", "features", "facts", "upsert")
-WHOLE = ("features", "facts", "control")
+WHOLE = ("features", "facts", "control", "view")
 """Verbs of what all tenants share, or that reach everybody's names."""
 LOOK_S = 1.0
 KEY_CHARS_MAX = 512

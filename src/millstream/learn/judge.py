@@ -168,6 +168,8 @@ class Judge:
 
 _METRICS = {
     "millstream_learning_auc": ("auc", "AUC of scores whose labels came since, by who scored and slice."),
+    "millstream_learning_examples": ("examples", "Examples that these are of, by who scored and slice."),
+    "millstream_learning_positives": ("positives", "Of these, positives."),
     "millstream_learning_logloss": ("logloss", "Log loss of scores whose labels came since, by who scored and slice."),
     "millstream_learning_ece": ("ece", "Expected calibration error of scores, by who scored and slice."),
     "millstream_learning_ratio": ("ratio", "Mean score over rate of positives, by who scored and slice; 1 is honest."),

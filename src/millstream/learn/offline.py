@@ -276,8 +276,11 @@ def train(
     plain = None
     if curated is not None and curated.pseudo.any():
         plain = make(chosen)
-        learn_curated(plain, curated, plan.passes, pseudo=False)
-        learn(plain, rows, plan.passes, 0, inside, say)
+        learn(plain, rows, plan.passes, 0, end, say)
+        learn_curated(
+            plain, curated, plan.passes, pseudo=False
+        )  # at the same place, or the order would tell them apart
+        learn(plain, rows, plan.passes, end, inside, say)
     return Trained(
         learner=learner, calibration=calibration, upto=upto, examples=inside, rows=rows,
         first=len(rows) - len(said), figures=found, served=served, plain=plain,

@@ -43,6 +43,8 @@ class KafkaReader(Reader):
     """Reads one topic; made by KafkaLog.reader. As Reader, and errors.Busy when the cluster is away for longer than
     `patience_s`."""
 
+    here = False
+
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         super().__init__(folder)
         self._cluster = cluster

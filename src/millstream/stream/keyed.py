@@ -54,8 +54,7 @@ class Keyed:
         wanted = frozenset(keys)
         pieces = [self._pieces(partition, since, until) for partition in self._reader.partitions()]
         for piece in heapq.merge(*pieces, key=lambda one: -one.begins):
-            found = [one for one in self._walk(piece, wanted) if since <= one.arrival <= until]
-            yield from reversed(found)
+            yield from reversed([*self._walk(piece, wanted, since, until)])
 
     def oldest(
         self, keys: Collection[bytes] | None, since: float = -math.inf, until: float = math.inf
@@ -67,18 +66,14 @@ class Keyed:
 
     def _forward(self, partition: int, wanted: frozenset[bytes] | None, since: float, until: float) -> Iterator[Record]:
         for piece in reversed([*self._pieces(partition, since, until)]):
-            for one in self._walk(piece, wanted):
-                if one.arrival > until:
-                    return
-                if one.arrival >= since:
-                    yield one
+            yield from self._walk(piece, wanted, since, until)
 
     def _pieces(self, partition: int, since: float, until: float) -> Iterator[_Piece]:
         """What may hold records of the time, newest first."""
-        bases = segment.segments(self._reader.folder / str(partition))
-        if not bases:  # on other machines, or nothing at all
+        if not self._reader.here:
             yield from self._far_pieces(partition, since, until)
             return
+        bases = segment.segments(self._reader.folder / str(partition))
         end = self._reader.end(partition)
         for base in reversed([base for base in bases if base < end]):
             begins = self._begins(partition, base)
@@ -115,43 +110,42 @@ class Keyed:
             return None
         return float(FRAME.unpack_from(head, SEGMENT.size)[3]) if len(head) == SEGMENT.size + FRAME.size else None
 
-    def _walk(self, piece: _Piece, wanted: frozenset[bytes] | None) -> Iterator[Record]:
-        """Records of a piece with these keys, in order."""
+    def _walk(self, piece: _Piece, wanted: frozenset[bytes] | None, since: float, until: float) -> Iterator[Record]:
+        """Records of a piece with these keys that arrived within [since, until], in order."""
+        walk = self._segment if piece.here else self._far
         try:
-            yield from self._segment(piece, wanted) if piece.here else self._far(piece, wanted)
+            yield from walk(piece, wanted, since, until)
         except FileNotFoundError:  # retention was faster
             return
         except errors.Corrupt as bad:
             self.damaged.append(str(bad))
 
-    def _far(self, piece: _Piece, wanted: frozenset[bytes] | None) -> Iterator[Record]:
+    def _far(self, piece: _Piece, wanted: frozenset[bytes] | None, since: float, until: float) -> Iterator[Record]:
         at = piece.first
         while at < piece.end and (records := self._reader.read(piece.partition, at, piece.end - at)):
             for record in records:
-                if record.offset >= piece.end:
+                if record.offset >= piece.end or record.arrival > until:
                     return
                 self._pass(1)
-                if wanted is None or record.key in wanted:
+                if record.arrival >= since and (wanted is None or record.key in wanted):
                     yield record
             at = records[-1].offset + 1
 
-    def _segment(self, piece: _Piece, wanted: frozenset[bytes] | None) -> Iterator[Record]:
-        partition, base, end = piece.partition, piece.first, piece.end
-        path = segment.segment_path(self._reader.folder / str(partition), base)
+    def _segment(self, piece: _Piece, wanted: frozenset[bytes] | None, since: float, until: float) -> Iterator[Record]:
+        path = segment.segment_path(self._reader.folder / str(piece.partition), piece.first)
         data = segment.mapped(path)
-        segment.check_header(path, data, base)
+        segment.check_header(path, data, piece.first)
         lengths = None if wanted is None else frozenset(map(len, wanted))
-        size, at, due = len(data), SEGMENT.size, base
-        head, of_record = FRAME.unpack_from, RECORD.unpack_from
-        while due < end:
-            if at + FRAME.size > size:
-                return  # the rest is in the next segment
+        size, at, due, head, of_record = len(data), SEGMENT.size, piece.first, FRAME.unpack_from, RECORD.unpack_from
+        while due < piece.end and at + FRAME.size <= size:  # the rest is in the next segment
             length, crc, first, arrival, count, meta = head(data, at)
             stop = at + PREFIX.size + length
             if first != due or stop > size or length < BODY.size + meta:
                 raise BadFrame(path, at, f"no frame of offset {due} stands here")
+            if arrival > until:
+                return
             place, sure = at + FRAME.size + meta, False
-            for offset in range(first, first + count):
+            for offset in range(first, first + count) if arrival >= since else ():
                 if place + RECORD.size > stop:
                     raise BadFrame(path, at, "a record goes beyond its frame")
                 key_length, value_length = of_record(data, place)
@@ -165,7 +159,7 @@ class Keyed:
                 if not sure and zlib.crc32(data[at + PREFIX.size : stop]) != crc:
                     raise BadFrame(path, at, "the frame's checksum does not match its bytes")
                 sure = True
-                yield Record(partition, offset, arrival, data[key:value], data[value:place])
+                yield Record(piece.partition, offset, arrival, data[key:value], data[value:place])
             self._pass(count)
             at, due = stop, first + count
 

@@ -42,9 +42,10 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 class Reader:
     """Reads one topic; made by Log.reader. A topic or partition that nobody has written reads as empty. `patience_s`:
-    how long it may wait for a log that is on other machines."""
+    how long it may wait for a log that is on other machines; `here`: whether the segments lie in `folder`."""
 
     patience_s = CALL_S
+    here = True
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.topic = folder, folder.name

@@ -98,12 +98,23 @@ class History:
 
     def counts(self, keys: Sequence[Key], seconds: float, ago: float = 0.0) -> Floats:
         """What each of these counted in the last `seconds`, until `ago` seconds before the last reading."""
-        sums, _ = self._window(keys, seconds, ago)
+        sums, _ = self.window(keys, seconds, ago)
         return sums
+
+    def steps(self, keys: Sequence[Key], seconds: float, ago: float = 0.0) -> Floats:
+        """As `counts`, of each step of the window apart: [keys, steps], oldest first; steps without a look are left
+        out."""
+        rows = np.array([self._rows.get(key, -1) for key in keys], np.int64)
+        ring = self._reaching(seconds + ago)
+        columns = ring.within(self.last - ago - seconds, self.last - ago)
+        if not len(columns) or not len(rows):
+            return np.zeros((len(rows), 0))
+        found: Floats = ring.sums[np.ix_(np.maximum(rows, 0), columns)] * (rows >= 0)[:, None]
+        return found
 
     def levels(self, keys: Sequence[Key], seconds: float, ago: float = 0.0) -> Floats:
         """The mean level of each over such a window; NaN where it was not read."""
-        sums, times = self._window(keys, seconds, ago)
+        sums, times = self.window(keys, seconds, ago)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(times > 0, sums / times, np.nan)
 
@@ -120,7 +131,8 @@ class History:
         sums, times = ring.sums[row, columns], ring.times[row, columns]
         return ring.stamps[columns] * ring.step, sums / times if level else sums
 
-    def _window(self, keys: Sequence[Key], seconds: float, ago: float) -> tuple[Floats, Floats]:
+    def window(self, keys: Sequence[Key], seconds: float, ago: float = 0.0) -> tuple[Floats, Floats]:
+        """(the sum of what each of these was, how many looks read it) over such a window."""
         rows = np.array([self._rows.get(key, -1) for key in keys], np.int64)
         ring = self._reaching(seconds + ago)
         columns = ring.within(self.last - ago - seconds, self.last - ago)

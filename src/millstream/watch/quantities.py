@@ -91,6 +91,45 @@ _SERVING: Final = [
         help="memory of processes",
     ),
 ]  # fmt: skip
+_QUALITY: Final = [
+    *_counts(
+        ("arm_requests", "millstream_arm_requests_total", "requests that got an answer or an error, by arm"),
+        ("answers", "millstream_quality_answers_total", "answers computed and given"),
+        ("empty", "millstream_quality_empty_total", "answers that hold nothing"),
+        ("repeats", "millstream_quality_repeats_total", "answers with the score of the one before, to another request"),
+        ("scores", "millstream_quality_score", "answers with a score: the first number of the first output"),
+        ("confident", "millstream_quality_confidence", "answers with a probability"),
+    ),
+    *(
+        Quantity(name=name, kind="count", unit=unit, metric=metric, take=take, help=help)
+        for name, unit, metric, take, help in (
+            ("score_above", "score", "millstream_quality_score_above_total", "value", "sum of scores above 0"),
+            ("score_below", "score", "millstream_quality_score_below_total", "value", "sum of scores below 0, negated"),
+            ("score_squares", "score", "millstream_quality_score_squares_total", "value", "sum of squares of scores"),
+            ("confidence", "probability", "millstream_quality_confidence", "sum", "sum of the largest probabilities"),
+            (
+                "confidence_squares", "probability", "millstream_quality_confidence_squares_total", "value",
+                "sum of their squares",
+            ),
+            ("output_size", "elements", "millstream_quality_output_size_total", "value", "elements of answers"),
+            ("input_size", "elements", "millstream_quality_input_size_total", "value", "elements of requests"),
+        )
+    ),
+    Quantity(
+        name="score_shift", kind="level", unit="sd",
+        help="how far the mean score surely moved from what it is `against`",
+    ),
+    Quantity(
+        name="confidence_shift", kind="level", unit="sd",
+        help="how far the mean of the largest probability surely moved from what it is `against`",
+    ),
+    Quantity(name="score_mean", kind="level", help="mean score of the last ten minutes"),
+    Quantity(name="score_sd", kind="level", help="standard deviation of scores of the last ten minutes"),
+    Quantity(
+        name="score_psi", kind="level",
+        help="how differently scores lie from the hour before (PSI, ten bins), surely at least",
+    ),
+]  # fmt: skip
 _LISTS: Final = [
     *_counts(
         ("lists", "millstream_lists_total", "lists made"),
@@ -154,7 +193,7 @@ _ROLE: Final = [
         help="how far the wall clock is from what it was when the role began",
     ),
 ]  # fmt: skip
-QUANTITIES: dict[str, Quantity] = {one.name: one for one in (*_SERVING, *_LISTS, *_LOOP, *_FEATURES, *_ROLE)}
+QUANTITIES: dict[str, Quantity] = {one.name: one for one in (*_SERVING, *_QUALITY, *_LISTS, *_LOOP, *_FEATURES, *_ROLE)}
 """By name. Monitors that read others add theirs where they are defined (`add`)."""
 
 

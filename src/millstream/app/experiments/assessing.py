@@ -32,16 +32,17 @@ from millstream.watch.experiments.settings import ExperimentSettings
 from millstream.watch.experiments.verdict import Ruled
 from millstream.watch.report.part import variety
 
+ALWAYS: Final = Span()
 FOLLOWED_LEAST: Final = 0.5
 """Share of an arm's lists that its version must have made, for the arm to be one; of FOLLOWED_OF lists or more."""
 FOLLOWED_OF: Final = 20
 
 
 def assess(
-    at: Installation, asked: str | ExperimentSettings, span: Span = Span(), say: Say = lambda line: None
+    at: Installation, asked: str | ExperimentSettings, span: Span = ALWAYS, say: Say = lambda line: None
 ) -> ExperimentReport:
     """An experiment by its name in the settings, or ad hoc; of the span, `since` and `until` count. It reads the whole
-    log. NotFound: there is no such experiment, placement, model or arm; BadInput: there is no split, or no list of it."""
+    log. NotFound: no such experiment, placement, model or arm; BadInput: there is no split, or no list of it."""
     name = asked if isinstance(asked, str) else ""
     settings = _named(at, asked) if isinstance(asked, str) else asked
     split = split_of(at, settings, span.until)
@@ -57,9 +58,8 @@ def assess(
 
 def _named(at: Installation, name: str) -> ExperimentSettings:
     if name not in at.settings.experiments:
-        raise NotFound(
-            f"experiment {name!r} is not configured; there are: {', '.join(at.settings.experiments) or 'none'}"
-        )
+        there = ", ".join(at.settings.experiments) or "none"
+        raise NotFound(f"experiment {name!r} is not in [experiments]; there are: {there}")
     return at.settings.experiments[name]
 
 

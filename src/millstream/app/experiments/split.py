@@ -65,7 +65,8 @@ def split_of(at: Installation, asked: ExperimentSettings, until: float) -> Split
 def groups(
     split: Split, labels: list[Policy], label: NDArray[np.integer[Any]], time: NDArray[np.float64], since: float
 ) -> NDArray[np.int64]:
-    """Of n lists, `label` int [n] of `labels` and `time` [n]: the place of its arm, PAST, or -1 where it does not count."""
+    """Of n lists, `label` int [n] of `labels` and `time` [n]: the place of its arm, PAST, or -1 for what does not
+    count."""
     start, past_from, past_to = split.window(since)
     arm_of = {Policy("", arm, ""): place for place, arm in enumerate(split.arms)}
     arm = np.array([arm_of.get(one, -1) for one in labels] or [-1], np.int64)[label]
@@ -94,30 +95,37 @@ class _Rules:
         self.shares = [arm.share for arm in placement.arms.values()]
         self.control, self.what = 0, f"placement {asked.placement}"
         self._hashes = {arm: placement.rules(arm).hash(placement.list_max) for arm in self.arms}
-        self._first, self._changed, self._other = math.inf, -math.inf, -math.inf
+        self._first = dict.fromkeys(self.arms, math.inf)
+        self._changed: dict[str, float] = {}  # when an arm had other rules last
+        self._other = -math.inf
 
     def name(self, event: Listed) -> Policy:
         time = event.event_time
         if not event.rules:
             return _PLAIN
         if self._hashes.get(event.rules) == event.rules_hash:
-            self._first = min(self._first, time)
+            self._first[event.rules] = min(self._first[event.rules], time)
             return Policy("", event.rules, "")
         self._other = max(self._other, time)
         if event.rules in self._hashes:
-            self._changed = max(self._changed, time)
+            self._changed[event.rules] = max(self._changed.get(event.rules, -math.inf), time)
         return _OTHER
 
     def followed(self, event: Listed) -> bool:
         return True
 
     def window(self, since: float) -> tuple[float, float, float]:
-        start = max(self._first, math.nextafter(self._changed, math.inf))
-        to = min(self._first, start)
-        earlier = self._other if self._other < to else -math.inf
-        if self._changed >= to:  # somebody was treated by other rules of these arms: there is no past
-            return max(start, since), to, to
-        return max(start, since), max(earlier, to - PAST_S), to
+        first = min(self._first.values())
+        start = max([first, *(self._since(arm) for arm in self._changed)])
+        if self._changed:  # somebody was treated by other rules of these arms: there is no past
+            return max(start, since), first, first
+        earlier = self._other if self._other < first else -math.inf
+        return max(start, since), max(earlier, first - PAST_S), first
+
+    def _since(self, arm: str) -> float:
+        """When an arm that changed got the rules that it has."""
+        first, changed = self._first[arm], self._changed[arm]
+        return first if first > changed else math.nextafter(changed, math.inf)
 
 
 class _Versions:
@@ -146,9 +154,12 @@ class _Versions:
         self._begun = self._first = math.inf
         while past and _shares(past[-1]) == shares:
             self._begun = _when(past.pop())
-        self._earlier = math.inf if past and len(_shares(past[-1])) > 1 else -math.inf
-        while past and len(_shares(past[-1])) == 1:
-            self._earlier = _when(past.pop()) if past[:-1] else -math.inf
+        self._earlier, after = -math.inf, self._begun  # when everybody had one version, from and to
+        for one in reversed(past):
+            if len(_shares(one)) > 1:
+                self._earlier = after
+                break
+            after = _when(one)
 
     def name(self, event: Listed) -> Policy:
         if event.model != self._model:

@@ -21,9 +21,9 @@ class ArmFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 class Lift(msgspec.Struct, frozen=True, kw_only=True):
     """How much more of the metric `arm` has than `control`, as a share, from `low` to `high` at any look; None where it
-    is too early. `finding`: better, worse, alike (less apart than matters), open or early. `less`: share of the variance
-    that these people's past took out of it; `wanted`: people of both arms it takes, about, to see the least that
-    matters."""
+    is too early. `finding`: better, worse, alike (less apart than matters), open or early. `less`: share of the
+    variance that these people's past took out of it; `wanted`: people of both arms it takes, about, to see the least
+    that matters."""
 
     arm: str
     control: str
@@ -62,7 +62,8 @@ class SampleCheck(msgspec.Struct, frozen=True, kw_only=True):
 class Shadowed(msgspec.Struct, frozen=True, kw_only=True):
     """A shadow version beside what was answered to the same requests: `correlation` of all scores (Pearson's);
     `rank_correlation` within a request, on average (Spearman's); `apart`: mean difference of two scores, without its
-    sign; `other_first`: share of the requests whose best candidate is another one. None where the log has too little."""
+    sign; `other_first`: share of the requests whose best candidate is another one. None where the log has too
+    little."""
 
     version: str
     requests: int

@@ -209,20 +209,21 @@ def pushes(
             delta = _delta(record.value)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             continue
-        if isinstance(delta, Forgotten) or not (reached := [one for one in waits if one < delta.upto]):
+        if isinstance(delta, Forgotten) or not (reached := [offset for offset in waits if offset < delta.upto]):
             continue
         moments = np.frombuffer(delta.arrivals, "<f8")
-        if learnt := [one for one in reached if np.any(moments == waits[one])]:
+        if learnt := [offset for offset in reached if np.any(moments == waits[offset])]:
             found.append(Found(record.offset, record.arrival, delta, learnt))
-        for one in reached:
-            del waits[one]
-            if one not in learnt:
+        for offset in reached:
+            del waits[offset]
+            if offset not in learnt:
                 name = f"{delta.base}@{delta.sequence}"
-                why[one] = f"push {name} reaches beyond it without it: refused by the gate, or learning began after it"
+                passed = f"push {name} reaches beyond it without it: refused by the gate, or learning began after it"
+                why[offset] = _offline(at, offset) or passed
         if not waits:
             break
-    for one in waits:
-        why[one] = _offline(at, one) or "no push has reached it yet"
+    for offset in waits:
+        why[offset] = _offline(at, offset) or "no push has reached it yet"
     return found, why
 
 

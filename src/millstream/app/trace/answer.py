@@ -86,8 +86,8 @@ def candidates(served: Served, shadows: Sequence[Shadow], notes: list[str]) -> l
     arrays = _Arrays(n, notes)
     recalled = arrays.floats("recalled", served.recalled)
     outputs = {"probability": arrays.floats("scores", served.scores)}
-    for model, one in served.beside.items():
-        outputs |= {f"{model}.{name}": arrays.floats(f"{model}.{name}", raw) for name, raw in one.outputs.items()}
+    for model, beside in served.beside.items():
+        outputs |= {f"{model}.{name}": arrays.floats(f"{model}.{name}", raw) for name, raw in beside.outputs.items()}
     chances = arrays.floats("propensities", served.propensities)
     shadow = {f"{one.model} {one.version}": arrays.floats("shadow", one.scores) for one in shadows}
     final, order = _final(served, outputs["probability"], arrays), _order(served, outputs["probability"], arrays)

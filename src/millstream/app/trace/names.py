@@ -10,7 +10,7 @@ Rules of the room:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -91,6 +91,7 @@ class Naming:
         for begin in range(0, 1 << (64 - _STEP), _CHUNK):
             bits = np.arange(begin, begin + _CHUNK + 1, dtype=np.uint64) << np.uint64(_STEP)
             edges = bits.view(np.float64)
+            edges = np.where(np.isnan(edges), np.inf, edges)
             matrix = np.repeat(edges[:-1, None], tokens.shape[1], axis=1)
             made = self._rows.of_set(matrix, _CHUNK)
             for column, wants in enumerate(wanted):
@@ -120,9 +121,3 @@ def matrix(tokens: bytes, rows: int, definition: Definition) -> NDArray[np.uint3
     if not rows or len(tokens) != 4 * rows * definition.width:
         return None
     return np.frombuffer(tokens, "<u4").reshape(rows, definition.width)
-
-
-def texts(values: Sequence[str], most: int) -> str:
-    """Some of several values, for a line of a screen."""
-    more = f" and {len(values) - most} more" if len(values) > most else ""
-    return ", ".join(values[:most]) + more

@@ -23,7 +23,7 @@ SPANS_MAX: Final = 500
 """Of outcomes, of examples and of pushes."""
 
 
-def send(story: Story, url: str, timeout_s: float = TIMEOUT_S) -> str:
+def send(story: Story, url: str) -> str:
     """Send a story to a collector, such as http://127.0.0.1:4318; the trace's id, in hex.
 
     BadInput: that is no URL, or the story has no time to begin at; Busy: the collector did not take it; Missing: the
@@ -32,7 +32,7 @@ def send(story: Story, url: str, timeout_s: float = TIMEOUT_S) -> str:
     if not url.startswith(("http://", "https://")):
         raise BadInput(f"--otlp: got {url[:200]!r}; send a URL such as http://127.0.0.1:4318")
     made = spans(story)
-    out = exporter(url, timeout_s)
+    out = exporter(url, TIMEOUT_S)
     try:
         sent = out.export(made).name == "SUCCESS"
     finally:

@@ -36,7 +36,9 @@ WORDS = {
     "features.failed": ("the read failed", "读取失败"),
     "features.column": ("Column", "列"),
     "features.missing": ("Missing", "缺失"),
-    "features.lies": ("10 %, half and 90 % of the values lie below", "10 %、50 %、90 % 分位数"),
+    "features.low": ("10 % lie below", "10 % 分位"),
+    "features.middle": ("Half", "中位"),
+    "features.high": ("90 %", "90 % 分位"),
     "features.drift": ("Drift", "漂移"),
     "features.skew": ("Served against training", "服务与训练是否一致"),
     "features.skew_help": (
@@ -132,11 +134,11 @@ def _set(visit: Visit, one: SetNow) -> None:
         if not one.columns:
             empty(visit.say("nothing"))
             return
-        heads = [visit.say(f"features.{name}") for name in ("column", "missing", "lies", "drift")]
+        heads = [visit.say(f"features.{name}") for name in ("column", "missing", "low", "middle", "high", "drift")]
         rows = [
-            [_mono(column.name), _missing(column), _lies(column), _drift(column)] for column in one.columns[:COLUMNS]
+            [_mono(column.name), _missing(column), *_lies(column), _drift(column)] for column in one.columns[:COLUMNS]
         ]
-        table(heads, rows)
+        table(heads, rows, numeric=[2, 3, 4])
 
 
 _CAUSES = ("absent", "stale", "failed")
@@ -161,9 +163,8 @@ def _missing(column: Spread) -> Callable[[], object]:
     return draw
 
 
-def _lies(column: Spread) -> str:
-    known = [one for one in (column.low, column.middle, column.high) if one is not None]
-    return "   ".join(text.number(one) for one in known) if known else "–"
+def _lies(column: Spread) -> list[str]:
+    return ["–" if one is None else text.number(one) for one in (column.low, column.middle, column.high)]
 
 
 def _drift(column: Spread) -> Callable[[], object]:
@@ -202,4 +203,4 @@ def _skew(visit: Visit, skew: Skew) -> None:
 
 
 def _seconds(value: float | None) -> str:
-    return "–" if value is None else text.seconds(value)
+    return "–" if value is None else text.seconds(value) if value else "0 s"

@@ -45,12 +45,12 @@ WORDS = {
     "recommend.dislike": ("Not for me", "不喜欢"),
     "recommend.like_item": ("Like {title}", "喜欢 {title}"),
     "recommend.dislike_item": ("Not for me: {title}", "不喜欢 {title}"),
-    "recommend.why": ("Why is this here?", "为什么在这里？"),
+    "recommend.why": ("why?", "为什么？"),
     "recommend.recalled": ("Recalled by", "由谁召回"),
     "recommend.recall_score": ("score of recall {value}", "召回分数 {value}"),
     "recommend.nobody": ("the caller named it", "由调用者指定"),
     "recommend.ranked": ("Ranked", "排序"),
-    "recommend.ranked_more": ("{place}. of this list by score {score}", "按分数 {score} 排在本列表第 {place} 位"),
+    "recommend.ranked_more": ("number {place} of this list, score {score}", "本列表第 {place}，分数 {score}"),
     "recommend.ordered": ("Put in order", "重排"),
     "recommend.ordered_more": ("place {place} by rules {arm}", "按规则 {arm} 排在第 {place} 位"),
     "recommend.new_here": ("new", "新"),
@@ -80,6 +80,7 @@ WORDS = {
 }
 CHANGED_S_MAX = 8.0
 LOOK_S = 0.15
+SETTLED_S = 2.0
 CHANGES = 8
 VISITOR = "visitor:"
 """What the log puts before the name of somebody without an account."""
@@ -88,6 +89,7 @@ VISITOR = "visitor:"
 class Rated(msgspec.Struct, kw_only=True):
     """What a rating did. `seconds`: until another list came, None while that is awaited; `came`, `went`: titles."""
 
+    item: str
     title: str
     kind: str
     value: float
@@ -139,15 +141,14 @@ class _Sitting:
             person.props("outlined dense").on("keydown.enter", lambda: self._become(str(person.value or "")))
             visit.button("recommend.become", lambda: self._become(str(person.value or "")), icon="person_search")
             if len(self._places.placements) > 1:
-                place = ui.select(
-                    self._places.placements, value=self._who.placement, label=visit.say("recommend.placement")
-                )
-                place.props("outlined dense").on_value_change(lambda event: self._move(str(event.value)))
+                said, there = visit.say("recommend.placement"), self._places.placements
+                place = ui.select(there, value=self._who.placement, label=said).props("outlined dense")
+                place.on_value_change(lambda event: self._move(str(event.value)))
         self._wrong = ui.element("div")
         with ui.element("div").classes("shop"):
             self._list = ui.element("section").classes("card shelf")
-            self._story = ui.element("section").classes("card story").props('aria-live="polite"')
-        ui.keyboard(on_key=self._pressed, repeating=False)
+            self._story = ui.element("section").classes("card story first").props('aria-live="polite"')
+        ui.keyboard(self._pressed, repeating=False, ignore=["input", "select", "textarea"])
         self._draw_story()
         await self._look()
 
@@ -195,12 +196,13 @@ class _Sitting:
         self._shelf = shelf
         self._draw_list()
 
-    async def _rate(self, film: Film, kind: str, value: float) -> None:
-        """Tell what the person did, and look at the list until it is another."""
+    async def _rate(self, film: Film, kind: str, value: float, thumb: bool = False) -> None:
+        """Tell what the person did, and look at the list until it is another. `thumb`: by a button, whose successor at
+        this place is focused then."""
         if self._busy.locked() or (shelf := self._shelf) is None:
             return
         async with self._busy:
-            rated = Rated(title=film.title, kind=kind, value=value)
+            rated = Rated(item=film.item, title=film.title, kind=kind, value=value)
             if await self._try(lambda who: self._views.rate(who, shelf, film.item, kind, value) or True) is None:
                 return
             self._rated.insert(0, rated)
@@ -219,18 +221,24 @@ class _Sitting:
                 rated.seconds = loop.time() - began if rated.seconds is None else rated.seconds
                 self._take(found)
                 self._draw_story()
+                with self._list:
+                    self._visit.call("focus", f'[data-thumb="{film.place} {kind} {value:g}"]' if thumb else "")
 
     def _came_of(self, rated: Rated, before: Shelf, after: Shelf, seconds: float) -> bool:
-        """Whether the list is another by more than the item that was rated; then what changed is noted."""
+        """Whether the list goes by what was said; then what changed is noted. The lists of others move all the time, so
+        a yes is known by the item's own going, where lists leave out what somebody liked; elsewhere by time alone."""
         there, here = {film.item for film in before.films}, {film.item for film in after.films}
         came = [film for film in after.films if film.item not in there]
-        went = [film.title for film in before.films if film.item not in here and film.title != rated.title]
-        if not went and len(came) < 2 and (rated.value or not came):
-            return False
-        rated.seconds, rated.count, rated.all = seconds, len(came), len(after.films)
-        rated.version = after.version
-        rated.came, rated.went = [(film.title, film.found) for film in came], went
-        return True
+        if rated.value:
+            gone = rated.item not in here
+            goes_by_it = len(came) > 1 or seconds >= SETTLED_S if gone else bool(came) and seconds >= 2 * SETTLED_S
+        else:
+            goes_by_it = bool(came)
+        if goes_by_it:
+            rated.seconds, rated.count, rated.all, rated.version = seconds, len(came), len(after.films), after.version
+            rated.came = [(film.title, film.found) for film in came]
+            rated.went = [film.title for film in before.films if film.item not in here | {rated.item}]
+        return goes_by_it
 
     async def _pressed(self, event: KeyEventArguments) -> None:
         if not event.action.keydown or event.modifiers.ctrl or event.modifiers.alt or event.modifiers.meta:
@@ -282,21 +290,8 @@ class _Sitting:
                 with ui.element("div").classes("row film-title"):
                     ui.label(film.title).classes("title")
                     self._draw_move(film, came)
-                with ui.element("div").classes("row film-more"):
-                    if film.about:
-                        soft(film.about)
-                    for path in film.found:
-                        badge(path, "accent")
-                    for reason in film.reasons:
-                        if reason != "score":
-                            badge(reason, "warn")
-                with ui.element("details").classes("why-here") as why:
-                    if film.item in self._open:
-                        why.props("open")
-                    with ui.element("summary"):
-                        ui.label(visit.say("recommend.why"))
-                    why.on("toggle", lambda event, item=film.item: self._opened(item, event.args), ["target.open"])
-                    self._draw_why(shelf, film)
+                if film.about:
+                    soft(film.about)
             with ui.element("div").classes("score").props(f'title="{film.score:.4f}"'):
                 with ui.element("span").classes("meter-track").props('aria-hidden="true"'):
                     ui.element("span").classes("meter-fill").style(f"width: {abs(film.score) / top * 100:.1f}%")
@@ -306,6 +301,17 @@ class _Sitting:
                     self._draw_thumb(film, kind, value)
                 kind = next(iter(self._places.kinds))
                 self._draw_thumb(film, kind, 0.0)
+            with ui.element("details").classes("why-here") as why:
+                if film.item in self._open:
+                    why.props("open")
+                with ui.element("summary").on("click", lambda: self._opened(film.item)):
+                    for path in film.found:
+                        badge(path, "accent")
+                    for reason in film.reasons:
+                        if reason != "score":
+                            badge(reason, "warn")
+                    ui.label(visit.say("recommend.why"))
+                self._draw_why(shelf, film)
 
     def _draw_thumb(self, film: Film, kind: str, value: float) -> None:
         """A button that says what somebody did with an item."""
@@ -316,9 +322,11 @@ class _Sitting:
             button.props('type="button"').props["aria-label"] = said
             button.props["title"] = said
             ui.icon("thumb_up" if liked else "thumb_down").props('aria-hidden="true"')
-        button.on("click", lambda: self._rate(film, kind, value))
+        button.props["data-thumb"] = f"{film.place} {kind} {value:g}"
+        button.on("click", lambda: self._rate(film, kind, value, thumb=True))
 
-    def _opened(self, item: str, _: object) -> None:
+    def _opened(self, item: str) -> None:
+        """Remember what is open: the list is drawn anew when it changes."""
         self._open ^= {item}
 
     def _draw_move(self, film: Film, came: bool) -> None:
@@ -386,8 +394,7 @@ class _Sitting:
                 with ui.element("div").classes("row line-in"):
                     ui.label("+").classes("sign plus").props('aria-hidden="true"')
                     ui.label(title)
-                    for path in found:
-                        badge(path)
+                    soft(", ".join(found))
             for title in rated.went:
                 with ui.element("div").classes("row line-out"):
                     ui.label("−").classes("sign minus").props('aria-hidden="true"')

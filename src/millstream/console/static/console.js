@@ -97,5 +97,10 @@ const millstream = (() => {
     quasar();
     setTimeout(quasar, 300);
   });
-  return { theme, language, menu, help, tell, picture };
+  // What was drawn anew in place of what had the focus gets it.
+  const focus = (selector) => {
+    const next = selector ? document.querySelector(selector) : null;
+    if (next && document.activeElement === document.body) next.focus({ preventScroll: true });
+  };
+  return { theme, language, menu, help, tell, picture, focus };
 })();

@@ -41,6 +41,7 @@ from millstream.flows.recommend.world import World
 from millstream.flows.rerank import Order, Rules, Slate
 from millstream.flows.served import ServedLog
 from millstream.guard.tenants import inside, outside
+from millstream.meter import Counter as Number
 from millstream.meter import Meter
 from millstream.recall.scene import Numbers, Scene
 from millstream.recall.union import Union
@@ -95,7 +96,7 @@ class Lists:
         self._hashes = {key: rules.hash(placements[key[0]].list_max) for key, rules in self._rules.items()}
         self._once = Once[Made](limits.lists_kept)
         self._relaxed = meter.counter("millstream_relaxed_total", "Positions at which a rule of order was given up.")
-        self._empty = meter.counter("millstream_empty_lists_total", "Lists without an item.")
+        self._counts = {(name, arm): _counts(meter, name, arm) for name, arm in self._rules}
 
     @property
     def tenant(self) -> str:
@@ -220,6 +221,9 @@ class Lists:
                 slate = msgspec.structs.replace(slate, first=int(order.places[shown.first]))
                 order = rules.order(slate, placement.list_max)
         made = self._made(union, ranked, order, arm, placement, list(recall.names), who)
+        lists, empty = self._counts[ask.placement, arm]
+        lists.add()
+        empty.add(not len(order.places))
         await self._served.append(
             self._event(ask, asked, scene, union, items, tokens, ranked, slate, order, made, chance, history)
         )
@@ -237,8 +241,6 @@ class Lists:
         places, output, sold = order.places, ranked.output, order.charges
         missed = [*union.late, *union.failed, *(["rank"] if ranked.instead else []), *silent(ranked.beside)]
         self._relaxed.add(sum(order.relaxed.values()))
-        if not len(places):
-            self._empty.add()
         return Made(
             numbers=union.numbers[places], scores=ranked.scores[places], reasons=order.reasons,
             found=union.sources[places], recalled=union.scores[places],
@@ -295,6 +297,14 @@ def _cut(union: Union, pinned: Numbers, most: int) -> Union:
         numbers=np.concatenate((union.numbers[:most], pinned)),
         sources=np.concatenate((union.sources[:most], sources)),
         scores=np.concatenate((union.scores[:most], scores)),
+    )
+
+
+def _counts(meter: Meter, placement: str, arm: str) -> tuple[Number, Number]:
+    labels = {"placement": placement} | ({"arm": arm} if arm else {})
+    return (
+        meter.counter("millstream_lists_total", "Lists made, by placement and arm of its rules.", labels),
+        meter.counter("millstream_empty_lists_total", "Lists without an item, by placement and arm.", labels),
     )
 
 

@@ -190,7 +190,7 @@ def put(root: Path, made: Dataset, found: Sequence[Row]) -> Dataset:
             raise full(error, aside) from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    return whole
+        return read(folder / number)
 
 
 def forget(root: Path, mine: Callable[[str], bool]) -> tuple[int, list[str]]:

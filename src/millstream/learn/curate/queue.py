@@ -2,7 +2,7 @@
 
 Rules of the room:
 - What was chosen once does not come back, whatever was said of it; nor does a row that is nearly the same as one that
-  waits or was labelled.
+  waits or was labelled, "skip" too.
 - No bound of [curate] is exceeded by what waits, however often rows are chosen.
 - Of two labels of a row the one that the log took later counts.
 """
@@ -126,7 +126,7 @@ def choose(
     known = {*queue.reviews}
     room = _Room(waiting, settings)
     kept = Kept(settings.near)
-    for one in [*waiting, *(review for review, _ in queue.labelled())]:
+    for one in [*waiting, *(queue.reviews[id] for id in queue.labels if id in queue.reviews)]:
         if one.definition == definition:
             kept.add(np.frombuffer(one.tokens, "<u4"))
     keys = bands(rows.tokens, BANDS, DEEP)

@@ -95,7 +95,7 @@ def moves(rows: Scan, settings: CurateSettings, slices: Sequence[Slice]) -> list
         inside = one.of(rows.tokens)
         for what, values, has in (("calibration", gap, inside & labelled), ("score", rows.scores, inside)):
             by = _surely(values[has & recent], values[has & ~recent])
-            if by >= settings.moved:
+            if by >= settings.drift:
                 found.append(Moved(one.name, what, by))
     return found
 

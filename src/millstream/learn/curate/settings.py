@@ -42,7 +42,7 @@ class CurateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     recent: Annotated[
         float, Meta(gt=0, le=0.5, description="the latest share of the rows, in which slices may have moved")
     ] = 0.25
-    moved: Annotated[
+    drift: Annotated[
         float,
         Meta(
             gt=0,

@@ -41,6 +41,61 @@ DEFAULTS: dict[str, Rule] = {
         quantity="answer_p99", above=4.0, against="peers", over_s=60, for_s=60, by=("server", "model", "version"),
         severity="ticket", says="one server is slower than its peers", runbook=_book("slow-server"),
     ),
+    "empty-answers": Rule(
+        quantity="empty", of="answers", above=0.1, least=50, over_s=60, for_s=20, by=_OF_VERSION, severity="page",
+        action="roll_back", says="answers hold nothing", runbook=_book("empty-answers"),
+    ),
+    "constant-answers": Rule(
+        quantity="repeats", of="answers", above=0.95, least=100, over_s=60, for_s=20, by=_OF_VERSION,
+        severity="page", action="roll_back", says="different requests get the same answer",
+        runbook=_book("constant-answers"),
+    ),
+    "empty-server": Rule(
+        quantity="empty", of="answers", above=5.0, against="peers", least=100, over_s=60, for_s=30, by=("server",),
+        severity="page", says="answers of one server hold nothing where those of its peers do",
+        runbook=_book("empty-server"),
+    ),
+    "scores-moved": Rule(
+        quantity="score_shift", above=0.1, where={"against": "hour"}, over_s=60, for_s=120, by=_OF_VERSION,
+        says="scores are not where they were an hour before", runbook=_book("scores-moved"),
+    ),
+    "scores-of-a-day": Rule(
+        quantity="score_shift", above=0.2, where={"against": "day"}, over_s=600, for_s=600, by=_OF_VERSION,
+        says="scores are not where they were a day before", runbook=_book("scores-moved"),
+    ),
+    "scores-lie-otherwise": Rule(
+        quantity="score_psi", above=0.2, over_s=60, for_s=120, by=_OF_VERSION,
+        says="scores are spread otherwise than an hour before", runbook=_book("scores-moved"),
+    ),
+    "confidence-moved": Rule(
+        quantity="confidence_shift", above=0.2, where={"against": "hour"}, over_s=60, for_s=120, by=_OF_VERSION,
+        says="the model is more or less sure than an hour before", runbook=_book("scores-moved"),
+    ),
+    "version-unlike": Rule(
+        quantity="score_shift", above=1.0, where={"against": "others"}, over_s=60, for_s=60, by=_OF_VERSION,
+        says="a version scores quite otherwise than the others of its model", runbook=_book("version-unlike"),
+    ),
+    "server-unlike": Rule(
+        quantity="score_shift", above=0.3, where={"against": "peers"}, over_s=60, for_s=60,
+        by=("server", "model", "version"), severity="page", says="one server scores otherwise than its peers",
+        runbook=_book("server-unlike"),
+    ),
+    "traffic-gone": Rule(
+        quantity="requests", below=0.3, against="past", least=300, over_s=300, for_s=120, by=("model",),
+        says="much fewer requests come than a day before", runbook=_book("traffic-gone"),
+    ),
+    "failing-more": Rule(
+        quantity="failures", of="requests", above=5.0, against="past", least=500, over_s=600, for_s=300,
+        by=("model",), says="more requests fail than a day before, of all servers", runbook=_book("failing"),
+    ),
+    "slower": Rule(
+        quantity="answer_p50", above=4.0, against="past", over_s=600, for_s=300, by=("model",),
+        says="answers take longer than a day before", runbook=_book("slower"),
+    ),
+    "sizes-changed": Rule(
+        quantity="output_size", of="input_size", above=3.0, against="past", least=1000, over_s=600, for_s=120,
+        by=("model",), says="answers are longer, for what is asked, than a day before", runbook=_book("sizes-changed"),
+    ),
     "not-logged": Rule(
         quantity="served_missing", above=0.0, over_s=300, severity="page",
         says="answers go out without a served event, and cannot be learnt from", runbook=_book("not-logged"),

@@ -21,7 +21,7 @@ from msgspec import Meta
 
 from millstream.meter import SECONDS
 from millstream.watch import quantities
-from millstream.watch.alarms.rule import Rule
+from millstream.watch.alarms.rule import Rule, Severity
 from millstream.watch.history import History
 from millstream.watch.monitor import Logged, Sample
 from millstream.watch.monitors.meters import Meters
@@ -127,7 +127,8 @@ class Levels:
         for column, (quantity, seconds) in enumerate(
             (name, span) for span in (PERIOD_S, 3600.0) for name in ("missed", "allowed")
         ):
-            keys = history.keys(quantity)
+            if not (keys := history.keys(quantity)):
+                return []
             for key, count in zip(keys, history.counts(keys, seconds).tolist(), strict=True):
                 place = key.get("model"), key.get("objective")
                 sums.setdefault(place, [0.0] * 4)[column] += count
@@ -152,24 +153,26 @@ class Levels:
         )
 
 
-def _burns(limit: float, over_s: float, also_s: float, **more: str) -> Rule:
+def _burns(limit: float, over_s: float, also_s: float, for_s: float, severity: Severity) -> Rule:
     return Rule(
         quantity="missed",
         of="allowed",
         above=limit,
         over_s=over_s,
         also_s=also_s,
+        for_s=for_s,
         least=MISSED_MIN / limit,
         by=("model", "objective"),
         says="the error budget goes too fast",
+        severity=severity,
         runbook="docs/runbooks.md#budget",
-        **more,  # type: ignore[arg-type]
     )
 
 
 RULES: Final[dict[str, Rule]] = {
-    "budget-fast": _burns(14.4, 3600, 300, severity="page"),
-    "budget-slow": _burns(6.0, 6 * 3600, 1800, severity="page"),
-    "budget-days": _burns(1.0, 3 * 86400, 6 * 3600, severity="ticket"),
+    "budget-fast": _burns(14.4, 3600, 300, 120, "page"),
+    "budget-slow": _burns(6.0, 6 * 3600, 1800, 300, "page"),
+    "budget-days": _burns(1.0, 3 * 86400, 6 * 3600, 900, "ticket"),
 }
-"""Of 30 days' budget these fire when 2 %, 5 % and 10 % are gone."""
+"""Of 30 days' budget these fire when 2 %, 5 % and 10 % are gone, and some minutes later: rules that see what is wrong
+have the first say."""

@@ -7,8 +7,11 @@ Rules of the room:
 - Counts of a group are added up, then divided. Of levels the one that is furthest beyond counts.
 - Against peers each server stands beside what the others, with its own mix of models and versions, would have had:
   expected = sum over what it served of (its number x the median rate of the others). So a server with other traffic is
-  not sick by that. Two others are needed.
-- Against the past: the same window a day before, with as much data.
+  not sick by that. Two others are needed, and LEAST events.
+- Against the past: the same window a day before, with as much data; what stands alone by look, so that a role that was
+  away for a part of either does not see traffic come or go.
+- A multiple that chance explains is 1. Chance, of counts: how events that fell to both sides would have parted, if both
+  had the same rate (Mantel and Haenszel, J. Natl Cancer Inst. 22, 1959), SURE standard deviations of it.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ from millstream.watch.reading import Key
 DAY_S = 86400.0
 PEERS = 2
 MOST = 1000.0  # times its peers: as much more as nothing
+LEAST = 20.0  # requests of a server, of which a share of 20 % can be told from that of its peers
+SURE = 4.0
 Group = tuple[tuple[str, str], ...]
 
 
@@ -179,13 +184,62 @@ def values(rule: Rule, history: History) -> list[Value]:
 
 
 def _values(rule: Rule, history: History) -> list[Value]:
-    now = _grouped(rule, history, 0.0)
-    if rule.against != "past":
-        return _beside_peers(rule, history) if rule.against == "peers" else now
-    before = {one.group: one.value for one in _grouped(rule, history, DAY_S)}
-    return [
-        Value(one.group, one.value / before[one.group], one.events) for one in now if before.get(one.group, 0.0) > 0.0
-    ]
+    if rule.against == "peers":
+        return _beside_peers(rule, history)
+    return _beside_past(rule, history) if rule.against == "past" else _grouped(rule, history, 0.0)
+
+
+def _beside_past(rule: Rule, history: History) -> list[Value]:
+    """Each group as a multiple of itself a day before."""
+    if QUANTITIES[rule.quantity].kind == "count" and not rule.of:
+        return _beside_past_alone(rule, history)
+    before = {one.group: one for one in _grouped(rule, history, DAY_S)}
+    found = []
+    for one in _grouped(rule, history, 0.0):
+        then = before.get(one.group)
+        if then is None or (then.value <= 0.0 and (one.value <= 0.0 or not rule.of)):
+            continue
+        times = min(one.value / then.value, MOST) if then.value > 0.0 else MOST
+        if rule.of and _counted(rule):
+            counts = [(one.value * one.events, one.events, then.value * then.events, then.events)]
+            times = times if _sure(counts) else 1.0
+        found.append(Value(one.group, times, one.events))
+    return found
+
+
+def _beside_past_alone(rule: Rule, history: History) -> list[Value]:
+    """Counts that stand alone, by look. One that is below the past may be nothing."""
+    keys = _keys(rule, rule.quantity, history)
+    seen: list[dict[Group, tuple[float, float]]] = []
+    for ago in (0.0, DAY_S):
+        sums: dict[Group, tuple[float, float]] = {}
+        for key, count, looks in zip(keys, *history.window(keys, rule.over_s, ago), strict=True):
+            group = _group(rule.by, key)
+            summed, most = sums.get(group, (0.0, 0.0))
+            sums[group] = summed + float(count), max(most, float(looks))
+        seen.append(sums)
+    found = []
+    for group, (count, looks) in seen[0].items():
+        before, looked = seen[1][group]
+        if looks > 0 and looked > 0 and before > 0.0 and max(before, count) >= rule.least:
+            sure = not _counted(rule) or _sure([(count, looks, before, looked)])
+            found.append(Value(group, count / looks / (before / looked) if sure else 1.0, count))
+    return found
+
+
+def _counted(rule: Rule) -> bool:
+    """Whether the quantity counts events, which chance parts; not seconds, say."""
+    return not QUANTITIES[rule.quantity].unit
+
+
+def _sure(strata: Sequence[tuple[float, float, float, float]]) -> bool:
+    """Whether chance does not explain that a side differs; of each stratum its count and number, and the others'."""
+    more = varies = 0.0
+    for count, number, counts, numbers in strata:
+        share, both = number / (number + numbers), count + counts
+        more += count - both * share
+        varies += both * share * (1.0 - share)
+    return abs(more) - 0.5 > SURE * varies**0.5
 
 
 def _grouped(rule: Rule, history: History, ago: float) -> list[Value]:
@@ -232,22 +286,26 @@ def _beside_peers(rule: Rule, history: History) -> list[Value]:
         if count > 0:
             stratum, server = _without(group)
             rates.setdefault(stratum, {})[server] = counts.get(group, 0.0) / count
-    seen: dict[Group, list[float]] = {}
+    seen: dict[Group, tuple[list[float], list[tuple[float, float, float, float]]]] = {}
     for stratum, by_server in rates.items():
+        numbers = {server: events[_within(stratum, server)] for server in by_server}
         for server, rate in by_server.items():
-            peers = [other for name, other in by_server.items() if name != server]
+            peers = [name for name in by_server if name != server]
             if len(peers) >= PEERS:
-                number = events[_within(stratum, server)]
+                number = numbers[server]
                 group = tuple((k, v) for k, v in _within(stratum, server) if k in rule.by)
-                sums = seen.setdefault(group, [0.0, 0.0, 0.0])
+                sums, strata = seen.setdefault(group, ([0.0, 0.0, 0.0], []))
                 sums[0] += rate * number
-                sums[1] += float(np.median(peers)) * number
+                sums[1] += float(np.median([by_server[name] for name in peers])) * number
                 sums[2] += number if rule.of else rate
-    return [
-        Value(group, min(observed / expected, MOST) if expected > 0 else MOST if observed > 0 else 1.0, number)
-        for group, (observed, expected, number) in seen.items()
-        if number >= rule.least
-    ]
+                theirs = [(by_server[name] * numbers[name], numbers[name]) for name in peers]
+                strata.append((rate * number, number, sum(one for one, _ in theirs), sum(one for _, one in theirs)))
+    found = []
+    for group, ((observed, expected, number), strata) in seen.items():
+        if number >= max(rule.least, LEAST if rule.of else 0.0):
+            times = min(observed / expected, MOST) if expected > 0 else MOST if observed > 0 else 1.0
+            found.append(Value(group, times if not _counted(rule) or _sure(strata) else 1.0, number))
+    return found
 
 
 def _levels_beside_peers(others: tuple[str, ...], levels: Sequence[Value]) -> list[Value]:

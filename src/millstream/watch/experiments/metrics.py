@@ -20,6 +20,7 @@ COLUMNS: Final = (
 )  # fmt: skip
 """What is summed of each person; `first` and `second`: of the kinds that are named."""
 BELOW: Final[dict[Per, str]] = {"list": "lists", "impression": "impressions", "person": ""}
+_A: Final[dict[Per, str]] = {"list": "a", "impression": "an", "person": "a"}
 
 
 class Metric(NamedTuple):
@@ -64,4 +65,4 @@ def metric(name: str, per: Per | None, named: list[str]) -> Metric:
     if known is None:
         known = _Measure(("first", "second")[named.index(name)], "list")
     chosen = known.per if per is None or known.above == "lists" or known.below else per
-    return Metric(name, known.above, known.below or BELOW[chosen], known.better, f"{name} a {chosen}")
+    return Metric(name, known.above, known.below or BELOW[chosen], known.better, f"{name} {_A[chosen]} {chosen}")

@@ -13,6 +13,8 @@ from millstream.watch.quantities import QUANTITIES, Quantity
 from millstream.watch.reading import Key
 
 MINUTE_S: Final = 60.0
+GONE_S: Final = 3600.0
+"""A page that cannot be read for a moment must not make its counters look new."""
 _Counted = tuple[float, tuple[float, ...], list[float]]  # when, bounds, the slots of a histogram
 
 
@@ -36,6 +38,7 @@ class Meters:
         self._counts: dict[Key, float] = {}
         self._levels: dict[Key, float] = {}
         self._spread: dict[Key, deque[_Counted]] = {}
+        self._seen: dict[Key, float] = {}  # when each was there last
 
     def observe(self, seen: Sample | Logged) -> None:
         """Take in what one process has counted."""
@@ -45,6 +48,7 @@ class Meters:
             for one in self._by_metric.get(series.name, ()):
                 if all(of.fullmatch(series.labels.get(label, "")) for label, of in self._patterns[one.name].items()):
                     key = Key.of(one.name, {**series.labels, "server": seen.process})
+                    self._seen[key] = seen.at
                     if one.kind == "count":
                         self._count(key, _number(one, series))
                     elif one.take == "quantile":
@@ -55,6 +59,7 @@ class Meters:
     def readings(self, now: float) -> Mapping[Key, float]:
         """Counts since the last call; the levels."""
         counts, self._counts, self._begun = self._counts, {}, True
+        self._forget(now)
         found = counts | self._levels
         for key, taken in self._spread.items():
             while len(taken) > 1 and taken[1][0] <= now - MINUTE_S:
@@ -64,6 +69,14 @@ class Meters:
             if len(taken) > 1 and sum(came) > 0:
                 found[key] = quantile(bounds, came, QUANTITIES[key.quantity].q)
         return found
+
+    def _forget(self, now: float) -> None:
+        """Series that are gone for long: of versions that are no longer loaded, of processes that are no more."""
+        for key in [key for key, at in self._seen.items() if at < now - GONE_S]:
+            del self._seen[key]
+            self._last.pop(key, None)
+            self._spread.pop(key, None)
+            self._levels.pop(key, None)
 
     def _count(self, key: Key, value: float) -> None:
         before = self._last.get(key, 0.0 if self._begun else value)  # what came while we looked is new
