@@ -1,10 +1,11 @@
 # The verbs of the project. Each one does its own set-up; `.venv` is shared.
 PYTHON ?= python3
 VENV := .venv
+SHELL := /bin/bash
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test test-all bench lint format clean
+.PHONY: demo test test-all bench lint format shots clean
 
 # One stamp a set of extras: an install runs again only when pyproject.toml changed.
 $(BIN)/python:
@@ -39,6 +40,10 @@ $(VENV)/.bench: pyproject.toml | $(BIN)/python
 demo: $(VENV)/.demo
 	@$(BIN)/millstream demo $(ARGS)
 
+# The pictures of the console in docs/images, of the demo as it is now.
+shots: $(VENV)/.dev
+	$(BIN)/python tests/console/take_shots.py $(ARGS)
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check src tests bench examples
 	$(BIN)/ruff format --check src tests bench examples
@@ -47,7 +52,24 @@ lint: $(VENV)/.dev
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-all: lint $(VENV)/.frameworks
+# What the slow tests run that is no package of Python: a browser, Prometheus, Alertmanager, and letters of Chinese.
+DEBIAN := chromium prometheus prometheus-alertmanager fonts-noto-cjk
+$(VENV)/.debian: | $(BIN)/python
+	@missing=$$(dpkg-query -W -f='$${Package} $${Status}\n' $(DEBIAN) 2>/dev/null | awk '/ok installed/ {print $$1}' | \
+	sort | comm -13 - <(printf '%s\n' $(DEBIAN) | sort) | tr '\n' ' '); \
+	if [ -z "$$missing" ]; then :; \
+	elif ! command -v apt-get >/dev/null; then \
+		echo "the slow tests need $$missing: install them; on Debian: apt-get install $$missing" >&2; exit 1; \
+	elif [ "$$(id -u)" != 0 ]; then \
+		echo "the slow tests need $$missing: sudo apt-get install $$missing" >&2; exit 1; \
+	else \
+		echo "installing $$missing" >&2; apt-get update -qq >&2 && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >&2 || \
+		{ echo "apt-get could not install $$missing: see above, then run make again" >&2; exit 1; }; \
+	fi
+	@touch $@
+
+test-all: lint $(VENV)/.frameworks $(VENV)/.debian
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(VENV)/.bench

@@ -121,10 +121,10 @@ def faults(warm_s: float) -> list[dict[str, Any]]:
     return found
 
 
-def weeks(count: float) -> dict[str, Any]:
+def weeks(count: float, seed: int) -> dict[str, Any]:
     """Nothing wrong: what the rules say all the same."""
     rules: Counter[str] = Counter()
-    with house(7, 60.0) as at:
+    with house(seed, 60.0) as at:
         for day in range(int(count * 7)):
             for part, deed in enumerate(("deploy", "restart", "")):
                 for when, rule, said in at.go(DAY / 3):
@@ -275,6 +275,7 @@ def table(found: dict[str, Any]) -> Iterator[str]:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--weeks", type=float, default=4.0, help="simulated weeks without a fault (default: 4)")
+    options.add_argument("--seed", type=int, default=7, help="of the weeks (default: 7)")
     options.add_argument("--seconds", type=float, default=30.0, help="of the real load (default: 30)")
     options.add_argument("--warm", type=float, default=1.5, help="quiet hours before a fault (default: 1.5)")
     options.add_argument("--only", default="cost,faults,weeks", help="parts, by comma (default: all)")
@@ -287,7 +288,7 @@ def main() -> None:
     if "faults" in parts:
         found["faults"] = faults(chosen.warm * HOUR)
     if "weeks" in parts:
-        found["weeks"] = weeks(chosen.weeks)
+        found["weeks"] = weeks(chosen.weeks, chosen.seed)
     print("\n".join(table(found)))
     if chosen.json:
         print(json.dumps(found))

@@ -28,7 +28,7 @@ from millstream.types import Outcome
 from millstream.watch.canary.guard import Guards
 
 VERBS = [
-    [], ["capacity"], ["report"], ["demo"], ["serve"], ["up"], ["init"], ["models"], ["recommend"],
+    [], ["capacity"], ["report"], ["experiment"], ["demo"], ["serve"], ["up"], ["init"], ["models"], ["recommend"],
     ["train"], *(["train", one] for one in ("offline", "status", "pause", "resume", "rollback")),
     *(["models", one] for one in ("list", "verify", "add", "show", "remove", "pack")),
     ["curate"], *(["curate", one] for one in ("fill", "list", "label", "export", "datasets")),

@@ -34,7 +34,7 @@ from millstream.stream import JoinSettings, Task
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "millstream"
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "README.zh.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 HTTP, OPERATIONS, SETTINGS, DESIGN = (ROOT / "docs" / f"{n}.md" for n in ("http", "operations", "settings", "design"))
 
@@ -65,6 +65,11 @@ def table(page: Path, after: str) -> list[str]:
     """The first cell, without its backticks, of each row of the first table after a line that begins with `after`."""
     rows = page.read_text().split(f"\n{after}", 1)[1].split("\n|", 3)[3].split("\n\n")[0].splitlines()
     return [re.match(r"\|?\s*`?(.*?)`? \|", row)[1] for row in rows]
+
+
+def test_the_chinese_readme_has_the_code_of_the_english_one():
+    english, chinese = ([block for block in blocks(ROOT / f"README{name}.md") if block[0]] for name in ("", ".zh"))
+    assert english == chinese and len(english) > 5
 
 
 @every_page
@@ -275,6 +280,7 @@ def test_every_metric_is_listed_and_every_listed_one_is_there(service):
     }
     with_a_setting = (
         "millstream_access",
+        "millstream_alerts_",
         "millstream_beside_missed_total",
         "millstream_certificate",
         "millstream_fact",
@@ -287,6 +293,7 @@ def test_every_metric_is_listed_and_every_listed_one_is_there(service):
         "millstream_relaxed_total",
         "millstream_tenant_asks_total",
         "millstream_traces",
+        "millstream_watch_",
     )
     assert {one for one in listed - rendered if not one.startswith(with_a_setting)} == at_first_use
     named = {span for page in PAGES for span in spans(page) if re.fullmatch(r"millstream_\w+", span)}

@@ -3,9 +3,7 @@
 import asyncio
 import json
 import math
-import sys
 from collections import defaultdict
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -22,15 +20,14 @@ from millstream.app.roles import Serve
 from millstream.cli import main
 from millstream.clock import FakeClock
 from millstream.errors import BadInput, NotFound
+from millstream.flows.rerank import Rules
+from millstream.flows.rerank.sift import Boost, Pins
 from millstream.models import Manifest, traffic
 from millstream.stream import decode, encode
 from millstream.types import Ask, Outcome, Principal, Rank, Served, Shadow
 from millstream.watch.experiments import sample
 from millstream.watch.experiments.effect import Moments, compare
 from millstream.watch.experiments.settings import ExperimentSettings
-
-sys.path.append(str(Path(__file__).parents[1] / "bench"))
-import arms as planted
 
 ANYBODY = Principal("test")
 TOML = """
@@ -202,54 +199,87 @@ def test_where_people_are_lost_nothing_is_concluded(shop, tmp_path, capsys):
     assert found["verdict"].startswith("nothing can be concluded: people are not split as configured")
 
 
+PLAIN, BOOSTED = Rules(()), Rules((Boost("c0", factor=3.0),))
 SPLIT = {
     "plain": {"share": 0.5},
     "boosted": {"share": 0.5, "rerank": [{"step": "boost", "value": "c0", "factor": 3.0}]},
 }
 ASKED = ExperimentSettings(placement="home", least=0.2)
+LIKED = {"plain": 0.2, "boosted": 0.3}
 
 
 def experiment(folder):
-    """An installation with planted arms, of which one is better, and an empty log."""
-    placements = {"home": {"list_max": planted.LENGTH, "arms": SPLIT}}
-    settings = {**planted.SETTINGS, "recommend": {**planted.SETTINGS["recommend"], "placements": placements}}
-    return Installation(folder, msgspec.convert(settings, Settings), FakeClock(planted.START))
+    """An installation with two arms and an empty log."""
+    recommend = {"placements": {"home": {"list_max": 3, "arms": SPLIT}}}
+    settings = {"http_port": 0, "recommend": recommend, "learn": {"model": "ranker"}}
+    return Installation(folder, msgspec.convert(settings, Settings), FakeClock(BEGAN))
 
 
-def test_a_planted_difference_is_found_and_rules_that_changed_count_as_they_are_now(tmp_path, monkeypatch):
+def write(at, rules, people, name, since=BEGAN, swapped=False, tenant=""):
+    """A list of each of so many people, who are in the arms by turns, and what they like of its three items."""
+    random, arms = np.random.default_rng(len(name)), [*rules]
+    served, told = at.log.writer("served"), at.log.writer("outcomes")
+    for number in range(people):
+        arm = arms[(number + swapped) % 2]
+        event = Served(
+            request=f"{tenant}{name}-{number}", model="ranker", version="", policy=0, arm="live",
+            user=f"{tenant}u{number}",
+            candidates=["i0", "i1", "i2"], event_time=since + number, placement="home", rules=arm,
+            rules_hash=rules[arm].hash(3), order=np.arange(3, dtype=np.uint32).tobytes(),
+        )  # fmt: skip
+        served.append(event.request.encode(), encode(event))
+        liked = random.random(3) < LIKED[arm]
+        for kind, item in [("impression", item) for item in range(3)] + [
+            ("like", item) for item in np.flatnonzero(liked)
+        ]:
+            one = Outcome(request=event.request, item=f"i{item}", kind=kind, event_time=event.event_time)
+            told.append(b"", encode(one))
+    at.log.close()
+
+
+def test_a_planted_difference_is_found_and_rules_that_changed_count_as_they_are_now(tmp_path):
     with experiment(tmp_path) as at:
-        planted.write(at, {"plain": planted.PLAIN, "boosted": planted.PLAIN}, 300, 1)  # before: the same rules
-        at.log.close()
-        monkeypatch.setattr(planted, "START", planted.START + 1e8)
-        planted.write(at, {"plain": planted.PLAIN, "boosted": planted.BOOSTED}, 3000, 2)
+        write(at, {"plain": PLAIN, "boosted": PLAIN}, 299, "before")
+        write(at, {"plain": PLAIN, "boosted": BOOSTED}, 1500, "after", BEGAN + 1e6)
         found = assess(at, ASKED)
-        truth = [planted.truth(rules, lists=6000)[0] for rules in (planted.PLAIN, planted.BOOSTED)]
-        lists = [decode(record.value) for record in at.log.reader("served").records(0)]
-    boosted = planted.BOOSTED.hash(planted.LENGTH)
-    begun = min(event.event_time for event in lists if event.rules_hash == boosted)
-    assert begun >= planted.START == 2e6 + 1e8, "not before the last list of the arm's old rules"
-    assert found.since == begun and sum(one.lists for one in found.arms) == sum(e.event_time >= begun for e in lists)
+        earlier = assess(at, ASKED, Span(until=BEGAN + 1e6 + 400))
+    assert found.since == BEGAN + 1e6 + 1, "the first list of the rules that are new"
+    assert [one.lists for one in found.arms] == [749, 750]
     assert found.past == 0.0, "what was done under other rules of these arms is no past"
     (lift,) = found.lifts
-    assert lift.finding == "better" and lift.low <= truth[1] / truth[0] - 1 <= lift.high
+    assert lift.finding == "better" and lift.low <= LIKED["boosted"] / LIKED["plain"] - 1 <= lift.high
     assert found.verdict.startswith("boosted is better than plain: positives a list +")
+    assert [one.people for one in earlier.arms] == [200, 200] and earlier.lifts[0].wanted > 400
 
 
 def test_people_who_were_in_both_arms_are_left_out_and_too_many_end_it(tmp_path):
+    rules = {"plain": PLAIN, "boosted": BOOSTED}
     with experiment(tmp_path) as at:
-        planted.write(at, {"plain": planted.PLAIN, "boosted": planted.BOOSTED}, 2500, 1)
-        at.log.close()
-        planted.write(at, {"boosted": planted.BOOSTED, "plain": planted.PLAIN}, 30, 2)
+        write(at, rules, 400, "all")
+        write(at, rules, 4, "again", swapped=True)
         found = assess(at, ASKED)
-    (crossed,) = {found.sample.crossed}
-    assert 0 < crossed <= 3 and sum(one.people for one in found.arms) == 250 - crossed
-    assert found.sample.fine == (crossed <= sample.CROSSED_MAX * 250)
-    with experiment(tmp_path / "many") as at:
-        planted.write(at, {"plain": planted.PLAIN, "boosted": planted.BOOSTED}, 2500, 1)
-        at.log.close()
-        planted.write(at, {"boosted": planted.BOOSTED, "plain": planted.PLAIN}, 600, 2)
+        assert found.sample.crossed == 4 and found.sample.fine and found.lifts
+        assert [one.people for one in found.arms] == [198, 198] and [one.lists for one in found.arms] == [202, 202]
+        write(at, rules, 5, "a third time", swapped=True)
         found = assess(at, ASKED)
-    assert not found.sample.fine and "people were in several arms" in found.verdict and found.lifts == []
+    assert found.sample.crossed == 5 and not found.sample.fine and found.lifts == []
+    assert "5 of 400 people were in several arms" in found.verdict
+
+
+def test_an_experiment_of_a_tenant_is_of_its_lists_alone(tmp_path):
+    pinned = {"step": "pins", "items": {"i0": 1}}
+    placements = {
+        "home": {"list_max": 3, "arms": {"plain": {"share": 0.5}, "boosted": {"share": 0.5, "rerank": [pinned]}}}
+    }
+    recommend = {"placements": placements, "tenants": {"acme": {}, "zeta": {}}}
+    settings = msgspec.convert({"http_port": 0, "recommend": recommend, "learn": {"model": "ranker"}}, Settings)
+    with Installation(tmp_path, settings, FakeClock(BEGAN)) as at:
+        for tenant, people in (("acme/", 300), ("zeta/", 500)):
+            write(at, {"plain": PLAIN, "boosted": Rules((Pins({f"{tenant}i0": 1}),))}, people, "all", tenant=tenant)
+        found = assess(at, ExperimentSettings(placement="home", tenant="acme"))
+        assert [one.people for one in found.arms] == [150, 150]
+        with pytest.raises(BadInput, match="--tenant"):
+            assess(at, ExperimentSettings(placement="home"))
 
 
 MODEL = {
@@ -294,9 +324,9 @@ def versions(tmp_path_factory):
         await serve.door.upsert("items", [{"id": f"i{n}"} for n in range(4)], ANYBODY)
         serve.poll()
         for name, change, count in (
-            ("before", None, 400),
-            ("split", lambda now: traffic.split({"1": 3, "2": 1}, "user")(traffic.shadow(["3"])(now)), 900),
-            ("after", traffic.promote("2"), 50),
+            ("before", None, 250),
+            ("split", lambda now: traffic.split({"1": 3, "2": 1}, "user")(traffic.shadow(["3"])(now)), 500),
+            ("after", traffic.promote("2"), 20),
         ):
             if change is not None:
                 at.repository.change_policy("ranker", change, who="a test", why="")
@@ -342,7 +372,7 @@ def outcomes(at):
 def test_shadows_join_with_what_was_answered_to_the_same_requests(versions):
     lists = {one.request: one for one in (decode(record.value) for record in versions.log.reader("served").records(0))}
     copies = [decode(record.value) for record in versions.log.reader("shadow").records(0)]
-    copies = [one for one in copies if isinstance(one, Shadow)]
+    copies = [one for one in copies if isinstance(one, Shadow) and one.request.startswith("split")]
     until = max(one.event_time for one in lists.values() if one.request.startswith("split"))
     found = assess(versions, ExperimentSettings(model="ranker", metric="like"), Span(until=until))
     (shadow,) = found.shadows

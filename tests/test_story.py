@@ -389,6 +389,20 @@ def test_of_an_outcome_that_came_twice_the_first_is_learnt(tmp_path):
     asyncio.run(scene())
 
 
+def test_who_tells_too_much_of_a_request_has_the_first_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("millstream.app.trace.afterwards.MOST", 3)
+
+    async def scene():
+        async with loop(tmp_path) as at:
+            await at.call(Rank(id="r", user="u1", candidates=("i1", "i2")))
+            await at.told(*(Outcome(request="r", item="i1", kind="like", id=f"o{n}") for n in range(5)))
+            story = tell(at.at, "r")
+            assert [one.key for one in story.outcomes] == ["o0", "o1", "o2"]
+            assert any("more than 3" in note for note in story.notes)
+
+    asyncio.run(scene())
+
+
 def test_what_no_push_has_says_why(tmp_path):
     """Examples that the gate refused lie before the end of a later push, and are not in it."""
 

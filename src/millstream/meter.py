@@ -29,6 +29,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, MutableSequence, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, NotRequired, TypedDict, cast
 
@@ -475,11 +476,12 @@ def _read(directory: Path, page: Path) -> tuple[dict[str, dict[str, object]], Pa
 
 def _directory(path: Path) -> dict[str, dict[str, object]]:
     try:
-        return _decoded(path.read_bytes())
+        return {key: dict(spec) for key, spec in _decoded(path.read_bytes()).items()}
     except FileNotFoundError:
         return {}
 
 
+@lru_cache(64)
 def _decoded(text: bytes) -> dict[str, dict[str, object]]:
     try:
         found = msgspec.json.decode(text, type=dict[str, _Spec])

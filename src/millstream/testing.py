@@ -8,17 +8,24 @@ Rules of the room:
 from __future__ import annotations
 
 import asyncio
+import math
+import tracemalloc
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from millstream import errors
 from millstream.clock import Clock
 from millstream.guard.pii import Redacted
+from millstream.meter import Series
 from millstream.models.manifest import Manifest
 from millstream.models.policy import Policy
 from millstream.models.repository import Repository
 from millstream.stream import Log, Writer
+from millstream.watch.monitor import Logged, Monitor, Sample
+from millstream.watch.quantities import QUANTITIES
+from millstream.watch.reading import Key
 
 R = TypeVar("R")
 
@@ -298,3 +305,147 @@ class CrashingRepository(Repository):
 
     def change_policy(self, model: str, change: Callable[[Policy], Policy], who: str, why: str) -> Policy:
         return self._fuse.around(lambda: super(CrashingRepository, self).change_policy(model, change, who, why))
+
+
+LOOKS, EVERY_S = 12, 60.0
+
+
+def check_monitor(make: Callable[[], Monitor], events: Callable[[float], Iterable[Logged]] = lambda at: ()) -> None:
+    """`make()` is a new monitor that has seen nothing. It gets series that go by the names of its metrics, and
+    `events(at)`: what the log had in the minute before `at`, unix seconds, of its topics.
+
+    Raises AssertionError with a sentence naming the promise that was broken.
+    """
+    for promise in (_says_what_it_wants, _nothing, _adds_up, _no_order, _time_backwards, _odd_numbers, _forgets):
+        promise(make, events)
+
+
+_Events = Callable[[float], Iterable[Logged]]
+_BEGAN = 1_700_000_000.0
+_BOUNDS = (0.25, 0.5, 1.0)
+
+
+def _series(metrics: Iterable[str], count: float, version: str = "1") -> list[Series]:
+    """Counters and histograms that have counted so much, and gauges that stand there."""
+    labels = {"model": "m", "version": version, "label": "1", "status": "500"}
+    made = []
+    for name in sorted(metrics):
+        if name.endswith("_total"):
+            made.append(Series(name, "counter", labels, (), [count]))
+        elif name.endswith(("_seconds", "_score", "_confidence", "_scores")):
+            buckets = [count, 2 * count, 0.0, count]
+            made.append(Series(name, "histogram", labels, _BOUNDS, [*buckets, 2.5 * count]))
+        else:
+            made.append(Series(name, "gauge", labels, (), [count % 7]))
+    return made
+
+
+def _show(monitor: Monitor, at: float, counts: Mapping[str, float], events: _Events, version: str = "1") -> None:
+    """What there is to be seen at a moment: `counts` by process."""
+    for process, count in counts.items():
+        if monitor.metrics:
+            monitor.observe(Sample(at, process, _series(monitor.metrics, count, version)))
+    for one in events(at):
+        if one.topic in monitor.topics:
+            monitor.observe(one)
+
+
+def _counts(read: Mapping[Key, float]) -> dict[Key, float]:
+    return {key: value for key, value in read.items() if QUANTITIES[key.quantity].kind == "count"}
+
+
+def _says_what_it_wants(make: Callable[[], Monitor], events: _Events) -> None:
+    monitor = make()
+    assert monitor.name, "a monitor must have a name"
+    assert monitor.metrics or monitor.topics, f"{monitor.name} wants neither metrics nor topics, so it sees nothing"
+    topics = {one.topic for one in events(_BEGAN)}
+    assert topics <= monitor.topics, f"{monitor.name} does not want the topics of these events: {topics}"
+
+
+def _nothing(make: Callable[[], Monitor], events: _Events) -> None:
+    monitor = make()
+    for at in (_BEGAN, _BEGAN + EVERY_S):
+        read = monitor.readings(at)
+        assert not any(_counts(read).values()), f"{monitor.name} has seen nothing and must not count: {read}"
+
+
+def _adds_up(make: Callable[[], Monitor], events: _Events) -> None:
+    """Asked often or once, a count is the same; asked again with no news it is nothing."""
+    often, once = make(), make()
+    total: dict[Key, float] = {}
+    for monitor in (often, once):
+        _show(monitor, _BEGAN, {"a": 5.0, "b": 7.0}, events)
+        monitor.readings(_BEGAN)
+    for look in range(1, LOOKS):
+        at = _BEGAN + look * EVERY_S
+        for monitor in (often, once):
+            _show(monitor, at, {"a": 5.0 + 10 * look, "b": 7.0 + look * look}, events)
+        read = often.readings(at)
+        known = [key for key in read if key.quantity not in QUANTITIES]
+        assert not known, f"{often.name} reads what is in no table (watch/quantities.py): {known}"
+        for key, value in _counts(read).items():
+            total[key] = total.get(key, 0.0) + value
+        again = _counts(often.readings(at))
+        assert not any(again.values()), f"{often.name}: asked again with no news, counts must be 0, got {again}"
+    last = _counts(once.readings(_BEGAN + LOOKS * EVERY_S))
+    for key in total.keys() | last.keys():
+        one, other = total.get(key, 0.0), last.get(key, 0.0)
+        assert abs(one - other) <= 1e-9 * max(1.0, abs(one)), (
+            f"{often.name}: {key} adds up to {one} when it is asked at each look, and to {other} when once"
+        )
+
+
+def _no_order(make: Callable[[], Monitor], events: _Events) -> None:
+    one, other = make(), make()
+    for look in range(LOOKS):
+        at, counts = _BEGAN + look * EVERY_S, {"a": 5.0 + 10 * look, "b": 7.0 + look * look}
+        _show(one, at, counts, events)
+        _show(other, at, dict(reversed(counts.items())), events)
+        read, turned = dict(one.readings(at)), dict(other.readings(at))
+        assert read == turned, f"{one.name}: readings must not depend on the order of processes"
+
+
+def _time_backwards(make: Callable[[], Monitor], events: _Events) -> None:
+    monitor = make()
+    for look, at in enumerate((_BEGAN, _BEGAN + EVERY_S, _BEGAN - 7200.0, _BEGAN + 86400.0, _BEGAN + 2 * EVERY_S)):
+        _show(monitor, at, {"a": 5.0 + 10 * look}, events)
+        read = monitor.readings(at)
+        assert all(value >= 0.0 for value in _counts(read).values()), (
+            f"{monitor.name}: a clock that goes back must not make counts negative: {read}"
+        )
+
+
+def _odd_numbers(make: Callable[[], Monitor], events: _Events) -> None:
+    monitor = make()
+    for look, count in enumerate((5.0, float("nan"), float("inf"), -1.0, 3.0, 20.0, 30.0, 40.0)):
+        at = _BEGAN + look * EVERY_S
+        with suppress(Exception):  # it may refuse them, if it stays whole
+            _show(monitor, at, {"a": count}, events)
+        with suppress(Exception) if look < 4 else nullcontext():
+            read = monitor.readings(at)
+    odd = {key: value for key, value in read.items() if not math.isfinite(value)}
+    assert not odd, f"{monitor.name} does not get over counters that were no numbers for a moment: {odd}"
+
+
+def _forgets(make: Callable[[], Monitor], events: _Events) -> None:
+    """Versions come and go for years."""
+    monitor = make()
+
+    def years(numbers: range) -> int:
+        for number in numbers:
+            at = _BEGAN + number * 3600.0
+            _show(monitor, at, {"a": float(number)}, events, version=str(number))
+            monitor.readings(at)
+        return len(monitor.readings(at))
+
+    few, many = years(range(1, 10)), years(range(10, 80))
+    assert many <= 2 * max(few, 64), f"{monitor.name} goes on reading {many} things of versions that are gone"
+    tracemalloc.start()
+    try:
+        years(range(80, 120))
+        before = tracemalloc.get_traced_memory()[0]
+        years(range(120, 220))
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grown < 100 * 256, f"{monitor.name} keeps {grown / 100:,.0f} bytes of each version that comes and goes"

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -27,7 +28,6 @@ from millstream.types import Outcome, ReviewLabel
 from service import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 PAGES = {
     "learning": ("Learning", "学习"),
     "features": ("Features", "特征"),
@@ -36,10 +36,6 @@ PAGES = {
     "review": ("Review", "审阅"),
 }
 HOSTILE = "<img src=x onerror=window.robbed=1>"
-ARGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update",
-]  # fmt: skip
 
 
 class Running:
@@ -55,10 +51,13 @@ class Running:
         self.demo.prepare()
         file = folder / "millstream.toml"
         file.write_text(file.read_text().replace("[feature_store]\n", "[feature_store]\nlog_share = 1.0\n"))
-        self.loop = asyncio.new_event_loop()
-        self.loop.run_until_complete(self.demo.start())
+        self.aside, self.loop = ThreadPoolExecutor(1), asyncio.new_event_loop()  # the browser has a loop in this one
+        self.run(self.demo.start())
         self.replay(8.0)
         self.up()
+
+    def run(self, something):
+        return self.aside.submit(self.loop.run_until_complete, something).result()
 
     def replay(self, seconds):
         async def some():
@@ -67,7 +66,7 @@ class Running:
             self.demo.replay.stopping.set()
             await running
 
-        self.loop.run_until_complete(some())
+        self.run(some())
 
     def up(self):
         end = time.monotonic() + 60
@@ -85,7 +84,7 @@ class Running:
         return Repository(self.folder / "models").policy("ranker")
 
     def stop(self):
-        self.loop.run_until_complete(self.demo.stop())
+        self.run(self.demo.stop())
         self.loop.close()
 
 
@@ -94,14 +93,6 @@ def running(tmp_path_factory):
     made = Running(tmp_path_factory.mktemp("console") / "shop")
     yield made
     made.stop()
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path="/usr/bin/chromium", args=ARGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -292,6 +283,7 @@ def test_a_viewers_key_sees_and_is_refused(running, visit, chromium):
         page.goto(f"{url}/review")
         page.get_by_label("Key").fill("viewer")
         page.get_by_role("button", name="Enter").click()
+        page.wait_for_url(f"{url}/")
         page.goto(f"{url}/review")
         labels = len(running.events("reviews"))
         page.get_by_role("button", name="Choose from the log").click()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rig import Weight
 
 from millstream.engine.lane import Lane
-from millstream.engine.route import Route
+from millstream.engine.route import Route, assigned
 from millstream.engine.tally import Watched
 from millstream.errors import NotFound
 from millstream.meter import Meter
@@ -48,6 +48,16 @@ def test_shares_are_what_the_policy_says():
         "split-1": pytest.approx(0.7125, abs=0.015),
         "split-3": pytest.approx(0.2375, abs=0.015),
     }
+
+
+@given(
+    st.text(min_size=1),
+    st.one_of(st.none(), st.floats(0.001, 1)),
+    st.dictionaries(st.sampled_from(sorted(LANES)), st.floats(0.1, 5), max_size=4),
+)
+def test_who_is_assigned_what_is_known_from_names_alone(key, share, split):
+    policy = Policy(live="1", canary=Canary("2", share) if share else None, split=split)
+    assert assigned("m", policy, key) == chosen(Route("m", policy, LANES), key)[0]
 
 
 @given(st.text(min_size=1), st.floats(0.001, 1), st.floats(0.001, 1))  # who has no key draws anew each time

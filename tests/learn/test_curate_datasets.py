@@ -21,6 +21,8 @@ from millstream.learn.curate.settings import CurateSettings
 from millstream.learn.curate.teacher import interval, measure
 from millstream.learn.offline import Plan
 from millstream.models import Manifest, online
+from millstream.ops.backup import backup
+from millstream.ops.restore import restore
 from millstream.types import Outcome
 
 WIDE = {"open_max": 2000, "reason_max": 2000, "person_max": 1000, "item_max": 1000}
@@ -275,6 +277,9 @@ def test_training_learns_labels_of_people_beside_the_log_and_nothing_of_the_gold
         np.full(len(people), 3.0, np.float32),
     )  # fmt: skip
     end = int(len(batch[0]) * 0.8)
+    learnt_too = {tuple(row.tokens) for row in people}
+    apart = [tuple(row) not in learnt_too for row in batch[0][end:].tolist()]
+    assert got.figures["candidate"].examples == got.figures["served"].examples == sum(apart) < len(apart)
     expected = fold(town, tuple(x[:end] for x in batch), labels, tuple(x[end:] for x in batch))
     assert np.array_equal(weights(town, got.version), expected)
     assert not np.array_equal(expected, fold(town, batch)), "labels that change nothing prove nothing"
@@ -388,6 +393,23 @@ def test_forgetting_datasets_is_finished_by_the_next_one(tmp_path):
     (folder / made.file).write_text(f'{{"user":"{user}"}}')  # the old rows, as after a kill before they went
     assert stored.forget(root, lambda name: name == user) == (0, [])
     assert {path.name for path in folder.iterdir()} == {"dataset.toml", left.file}
+
+
+def test_a_backup_has_the_datasets(tmp_path):
+    town = Town(tmp_path / "installation", **WIDE)
+    answered(town, 5)
+    fill(town.at)
+    say(town)
+    made = export(town.at, "films").dataset
+    before = queue(town.at), rows_of(town, made)
+    town.at.close()
+    (tmp_path / "installation" / "millstream.toml").write_text(TOML)
+    (folder_of(town.at) / "films" / ".put").mkdir()
+    backup(tmp_path / "installation", "millstream.toml", (), tmp_path / "all.tar", town.clock)
+    restore(tmp_path / "all.tar", tmp_path / "again", town.clock)
+    with Installation(tmp_path / "again", town.at.settings, town.clock) as at:
+        assert datasets(at) == [made] and (queue(at), stored.rows(at.folder / "datasets", made)) == before
+        assert export(at, "films").dataset == made, "the reviews came back, too"
 
 
 # -- the command line --------------------------------------------------------------------------------------------------

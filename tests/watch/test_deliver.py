@@ -56,6 +56,8 @@ class Hook(ThreadingHTTPServer):
         self.headers: list[dict[str, str]] = []
         self.times: list[float] = []
         self.tries = 0
+        self.answers = threading.Event()
+        self.answers.set()
         self.url = f"http://127.0.0.1:{self.server_address[1]}/hook?a=1"
 
     @property
@@ -70,6 +72,7 @@ class _Desk(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.tries += 1
         self.server.times.append(time.monotonic())
+        assert self.server.answers.wait(20)
         status = self.server.statuses.pop(0) if self.server.statuses else 200
         self.send_response(status)
         for name, value in self.server.more.items():
@@ -214,6 +217,17 @@ def test_what_fails_is_tried_again_with_what_came_meanwhile(caplog: pytest.LogCa
     assert count(meter, "chat") == 0
     said = [record.message for record in caplog.records if "chat" in record.message]
     assert len(said) == 2 and "answered 500" in said[0] and "again" in said[1]
+
+
+def test_what_came_while_a_try_was_under_way_stays_behind_it() -> None:
+    with running(Hook(503)) as hook, deliveries(chat=Webhook(url=hook.url, again_s=0.05)) as out:
+        hook.answers.clear()
+        out.put([alert("a"), alert("b")])
+        until(lambda: hook.tries == 1)
+        out.put([alert("c")])
+        hook.answers.set()
+        until(lambda: hook.got)
+    assert hook.alerts == ["a firing", "b firing", "c firing"]
 
 
 def test_retry_after_is_honoured() -> None:

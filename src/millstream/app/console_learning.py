@@ -187,7 +187,7 @@ def _stopped(policy: Policy) -> tuple[str, str]:
 def _decisions(newest_first: Iterable[Policy]) -> list[Decision]:
     """What changed learning, newest first; of bases that learning made one after the other only the last."""
     history, found = list(newest_first), list[Decision]()
-    for after, before in zip(history, [*history[1:], None], strict=True):
+    for after, before in zip(history, [*history[1:], None], strict=False):  # the first has none before it
         what = _changed(before, after)
         made = what == "base" and found and found[-1].what == "base"
         if what and not made:
@@ -202,7 +202,8 @@ def _decisions(newest_first: Iterable[Policy]) -> list[Decision]:
 
 def _changed(before: Policy | None, after: Policy) -> str:
     if before is None:
-        return "live" if after.version == 1 else ""
+        first = "paused" if after.learning == "paused" else "pinned" if after.pin else "live"
+        return first if after.version == 1 else ""
     if before.learning != after.learning:
         return "paused" if after.learning == "paused" else "resumed"
     if before.pin != after.pin:

@@ -127,7 +127,8 @@ class Serve:
         at = self.installation
         if (taken := at.ranker_set) is None:
             return lambda user, items: None
-        return RankRows(taken, at.rows, at.clock, self.meter, at.settings.feature_store.stale_s_max).matrix
+        kept = at.settings.feature_store
+        return RankRows(taken, at.rows, at.clock, self.meter, kept.stale_s_max, self._on_read, kept.log_share).matrix
 
     def _history(self, user: str) -> list[str]:
         """What a user liked, newest last; where lists are made, else nothing is known of it."""
@@ -275,6 +276,8 @@ class Serve:
             self._say_unlogged(error)
 
     def _on_read(self, read: FeaturesRead) -> None:
+        if not self.installation.settings.feature_store.log_share:
+            return
         try:
             self._append(self._reads, read.features, read)
         except Full as error:
@@ -532,9 +535,8 @@ async def supervise(file: Path) -> None:
     command = [sys.executable, "-m", "millstream", "up", "-c", str(file), "--role"]
     clock, meter, settings = SystemClock(), installation.meter("supervisor"), installation.settings
     shards = settings.recall.shards if settings.recall.shards > 1 and settings.recommend.places else 0
-    watch = ("watch",) if settings.watch.on else ()
-    watch += ("console",) if settings.console.on else ()
-    names = ("learn", *watch, *(f"recall-{number}" for number in range(shards)))
+    seen = [role for role, on in (("watch", settings.watch.on), ("console", settings.console.on)) if on]
+    names = ("learn", *seen, *(f"recall-{number}" for number in range(shards)))
     beside = {name: partial(Launch, [*command, name]) for name in names}
     with installation.alone():
         if settings.workers == 1:

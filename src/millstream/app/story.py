@@ -39,6 +39,7 @@ from millstream.app.trace.told import (
     Read,
     Seen,
     Story,
+    said,
 )
 from millstream.errors import BadInput, Corrupt, Error, Misconfigured, NotFound
 from millstream.guard.tenants import inside, outside, start
@@ -100,7 +101,7 @@ class _Telling:
         pushed, why = self._pushes(made)
         learnt = self._learnt(made, pushed, why)
         known = {one.offset: one.known for one in learnt}
-        self._notes += after.damaged
+        self._notes += after.notes
         event = served or Served(
             request=name, model="", version="", policy=0, arm="", user="", candidates=[], event_time=0.0
         )
@@ -124,7 +125,7 @@ class _Telling:
         )
         if tenant:
             story = _of_tenant(story, tenant)
-        return msgspec.structs.replace(story, said=_said(story))
+        return msgspec.structs.replace(story, said=said(story))
 
     @property
     def _tenants(self) -> Sequence[str]:
@@ -225,8 +226,8 @@ class _Telling:
         items = self._entities("items", wanted, until)
         title = self._at.settings.catalogue.title
         candidates = [
-            msgspec.structs.replace(one, title=said)
-            if isinstance(said := items.get(one.item, {}).get(title), str)
+            msgspec.structs.replace(one, title=text)
+            if isinstance(text := items.get(one.item, {}).get(title), str)
             else one
             for one in candidates
         ]
@@ -368,31 +369,3 @@ def _seen_by(one: Pushed, mine: Callable[[str], str], tenant: str) -> Pushed:
         return one
     name = mine(seen.request) if seen.request.startswith(start(tenant)) else ""
     return msgspec.structs.replace(one, seen=msgspec.structs.replace(seen, request=name))
-
-
-def _said(story: Story) -> str:
-    """All of it in a sentence."""
-    by = f"{story.answered.model} {story.answered.version}".strip()
-    what = {
-        "list": f"a list of {sum(one.position > 0 for one in story.candidates)} of {len(story.candidates)} candidates",
-        "ranking": f"{len(story.candidates)} candidates in order",
-        "inference": "an inference",
-        "history": "imported history",
-        "unknown": "no answer in the log",
-    }[story.kind]
-    parts = [what + (f" by {by}" if by and story.kind not in ("history", "unknown") else "")]
-    if story.outcomes:
-        ends = [sum(one.end == end for one in story.outcomes) for end in ("example", "set aside", "waiting", "counted")]
-        words = zip(ends, ("in examples", "set aside", "waiting", "set aside as a number"), strict=True)
-        parts.append(
-            f"{len(story.outcomes)} outcomes (" + ", ".join(f"{count} {word}" for count, word in words if count) + ")"
-        )
-    elif story.kind not in ("inference", "unknown"):
-        parts.append("no outcome yet")
-    if story.examples:
-        pushed = sum(bool(one.pushes) for one in story.examples)
-        parts.append(f"{len(story.examples)} examples, {pushed} of them in {len(story.pushes)} pushes")
-    seen = [one for one in story.pushes if one.seen is not None]
-    if seen:
-        parts.append(f"back in answers {min(one.staleness_s for one in seen):.2f} s after the label was known")
-    return "; ".join(parts) + "."

@@ -23,6 +23,7 @@ import msgspec
 from msgspec.structs import replace
 
 from millstream import config
+from millstream.app import watched
 from millstream.app.installation import Installation
 from millstream.errors import Corrupt, Full, NotFound
 from millstream.machine import Gauges
@@ -37,8 +38,11 @@ from millstream.watch.alarms.rule import Rule
 from millstream.watch.alarms.state import Alarms
 from millstream.watch.history import History
 from millstream.watch.monitor import Logged, Monitor, Monitors, Sample
+from millstream.watch.monitors.drift import Drift
+from millstream.watch.monitors.labels import Labels
 from millstream.watch.monitors.meters import Meters
 from millstream.watch.monitors.quality import Quality
+from millstream.watch.monitors.stream import Streams
 from millstream.watch.quantities import QUANTITIES
 from millstream.watch.reading import Key, Reader, Scribe
 from millstream.watch.settings import WatchSettings
@@ -46,9 +50,10 @@ from millstream.watch.settings import WatchSettings
 logger = logging.getLogger("millstream")
 
 
-def monitors(history: History) -> list[Monitor]:
+def monitors(at: Installation, history: History) -> list[Monitor]:
     """Those that an installation is watched by; `history`: of what they read."""
-    return [Meters(), Quality(history)]
+    drift = Drift(watched.sets(at), at.folder / "state" / "watch", lambda: watched.trained(at))
+    return [Meters(), Quality(history), drift, Labels(history), Streams(history)]
 
 
 class Watch:
@@ -60,7 +65,7 @@ class Watch:
         self.meter = at.meter("watch")
         self.levels = Levels(settings.levels)
         self.history = History(settings.keys_max)
-        self._monitors = Monitors([*monitors(self.history), self.levels], self.meter)
+        self._monitors = Monitors([*monitors(at, self.history), self.levels], self.meter)
         self._readings, self._alerts = at.log.writer("readings", partition), at.log.writer("alerts", partition)
         self._scribe = Scribe()
         self._wall, self._mono = at.clock.now(), at.clock.monotonic()

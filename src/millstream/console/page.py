@@ -45,7 +45,7 @@ class Visit:
         self._texts, self._at = texts, int(language == "zh")
         self._dialogs = ui.element("div")
 
-    def say(self, key: str, **values: object) -> str:
+    def say(self, key: str, /, **values: object) -> str:
         """The text of this name in the visitor's language, `{name}` replaced. KeyError: there is none."""
         found = self._texts[key][self._at]
         return found.format(**values) if values else found
@@ -110,7 +110,7 @@ class Visit:
             self.refuse(str(error))
             return
         # In a place of its own: what was pressed may be drawn anew while somebody writes.
-        with self._dialogs, ui.dialog().props("persistent") as dialog, ui.element("div").classes("dialog").props('role="document"'):
+        with self._dialogs, ui.dialog().props("persistent") as dialog, ui.element("div").classes("dialog"):
             ui.label(title).classes("dialog-title")
             ui.label(body).classes("dialog-body")
             why = ui.input(self.say("why")).props(f"outlined dense autofocus maxlength={WHY_MAX}").classes("why")

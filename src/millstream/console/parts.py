@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from nicegui import ui
 
-Cell = str | Callable[[], object]
-"""Of a table: a text, or what draws it."""
+Cell = Any
+"""Of a table: a text, or what draws it, called without arguments."""
 
 
 @contextmanager

@@ -194,9 +194,19 @@ class Features:
 class RankRows:
     """The feature set that a ranker's rows take, as it is now. Ranking waits for nothing: where the rows are not there
     yet, are older than `stale_s_max` (`learn` is gone, say) or cannot be read, there is no matrix: that is counted, and
-    said the first time."""
+    said the first time. `log` is told of a share `log_share` of the reads."""
 
-    def __init__(self, features: FeatureSet, root: Path, clock: Clock, meter: Meter, stale_s_max: float) -> None:
+    def __init__(
+        self,
+        features: FeatureSet,
+        root: Path,
+        clock: Clock,
+        meter: Meter,
+        stale_s_max: float,
+        log: Callable[[FeaturesRead], None] | None = None,
+        log_share: float = 0.0,
+    ) -> None:
+        self._log, self._log_share, self._random = log, log_share, random.Random()
         self._rows = Rows(features, lambda one: stores_of(one, folder_of(one, root), 1, write=False), clock)
         self._clock, self._stale_s_max = clock, stale_s_max
         self._without = {
@@ -218,6 +228,18 @@ class RankRows:
         if found.age_s > self._stale_s_max:
             self._without_it("stale", f"its rows are {found.age_s:.0f} s old; see whether the role learn runs")
             return None
+        if self._log is not None and self._random.random() < self._log_share:
+            keys = {kind: list(of[:LOGGED_MAX]) for kind, of in names.items()}
+            self._log(
+                FeaturesRead(
+                    features=self._rows.features.name,
+                    hash=self._rows.features.hash,
+                    at=found.at,
+                    as_of=found.as_of,
+                    keys=keys,
+                    values=found.values[:LOGGED_MAX].astype("<f8").tobytes(),
+                )
+            )
         return np.broadcast_to(found.values, (len(items), found.values.shape[1]))
 
     def _without_it(self, cause: str, why: str) -> None:

@@ -1,7 +1,7 @@
 """An installation as one file, taken while it runs. `restore.py` makes an installation of it again.
 
     backup.json       what this is: the backup's own format, who made it and when
-    millstream.toml, keys.toml, features.py, log/..., models/..., state/...     as they lie in the installation
+    millstream.toml, keys.toml, features.py, log/..., models/..., state/..., datasets/...     as they lie there
     digests.json      size and digest of every file before it
 
 The cut. Nothing stops meanwhile, so the parts are of different moments; they fit because **what is derived is cut
@@ -89,7 +89,7 @@ def backup(folder: Path, settings: str, named: Sequence[str], to: Path, clock: C
 
     No room: Full; damage in the log: Corrupt; another backup runs, or retention was faster: Conflict.
     """
-    for part in ("log", "models", "state"):
+    for part in ("log", "models", "state", "datasets"):
         if to.resolve().is_relative_to((folder / part).resolve()):
             raise errors.Misconfigured(f"{to} lies in {part}/ of the installation; write the backup somewhere else")
     with _alone(folder), _pins(folder), writing(to) as out:
@@ -124,6 +124,7 @@ class _Cut:
             _pin_topic(self._folder / "log" / topic, self._log_pins / topic)
         self._groups()
         self._state()
+        self._datasets()
         for topic in topics:
             if topic not in _FIRST_TOPICS:
                 self._topic(topic)
@@ -164,6 +165,14 @@ class _Cut:
             with suppress(FileNotFoundError):  # handed over, or replaced, meanwhile
                 if path.is_file():
                     self._bytes(f"state/{below.as_posix()}", path.read_bytes(), path)
+
+    def _datasets(self) -> None:
+        """Versions do not change, and none is put meanwhile: `millstream curate export` holds the lock of a backup."""
+        root = self._folder / "datasets"
+        for path in sorted(root.rglob("*")):
+            below = path.relative_to(root)
+            if path.is_file() and not any(part.startswith(".") for part in below.parts):
+                self._part(f"datasets/{below.as_posix()}", path)
 
     def _model(self, repository: Repository, model: str) -> None:
         pin = self._model_pins / model

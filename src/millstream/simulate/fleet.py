@@ -147,25 +147,24 @@ class Fleet:
         def add(name: str, amount: float) -> None:
             meter.counter(name, name, labels).add(amount)
 
-        with meter.together():
-            add("millstream_requests_total", count)
-            add("millstream_failures_total", failed)
-            meter.counter("millstream_arm_requests_total", "", {**labels, "arm": "live"}).add(count)
-            meter.histogram("millstream_answer_seconds", "", labels).observe_all(spent)
-            add(f"{_QUALITY}answers_total", answered)
-            add(f"{_QUALITY}empty_total", void)
-            repeats = int((np.diff(scores) == 0.0).sum()) if len(scores) else 0
-            add(f"{_QUALITY}repeats_total", repeats)
-            meter.histogram(f"{_QUALITY}score", "", labels, SCORES).observe_all(scores)
-            add(f"{_QUALITY}score_above_total", float(scores[scores > 0].sum()))
-            add(f"{_QUALITY}score_below_total", float(-scores[scores < 0].sum()))
-            add(f"{_QUALITY}score_squares_total", float((scores * scores).sum()))
-            add(f"{_QUALITY}output_size_total", answered)
-            add(f"{_QUALITY}input_size_total", FEATURES * answered)
-            if model.bounded:
-                sure = np.maximum(scores, 1.0 - scores)
-                meter.histogram(f"{_QUALITY}confidence", "", labels, CONFIDENCES).observe_all(sure)
-                add(f"{_QUALITY}confidence_squares_total", float((sure * sure).sum()))
+        add("millstream_requests_total", count)
+        add("millstream_failures_total", failed)
+        meter.counter("millstream_arm_requests_total", "", {**labels, "arm": "live"}).add(count)
+        meter.histogram("millstream_answer_seconds", "", labels).observe_all(spent)
+        add(f"{_QUALITY}answers_total", answered)
+        add(f"{_QUALITY}empty_total", void)
+        repeats = int((np.diff(scores) == 0.0).sum()) if len(scores) else 0
+        add(f"{_QUALITY}repeats_total", repeats)
+        meter.histogram(f"{_QUALITY}score", "", labels, SCORES).observe_all(scores)
+        add(f"{_QUALITY}score_above_total", float(scores[scores > 0].sum()))
+        add(f"{_QUALITY}score_below_total", float(-scores[scores < 0].sum()))
+        add(f"{_QUALITY}score_squares_total", float((scores * scores).sum()))
+        add(f"{_QUALITY}output_size_total", answered)
+        add(f"{_QUALITY}input_size_total", FEATURES * answered)
+        if model.bounded:
+            sure = np.maximum(scores, 1.0 - scores)
+            meter.histogram(f"{_QUALITY}confidence", "", labels, CONFIDENCES).observe_all(sure)
+            add(f"{_QUALITY}confidence_squares_total", float((sure * sure).sum()))
 
     def _told(self, server: str, scores: Floats, labels: NDArray[np.bool_]) -> None:
         """What people did becomes outcomes of the server, and examples of the learner."""

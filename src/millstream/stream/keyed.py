@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import heapq
 import math
+import mmap
+import struct
 import zlib
 from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from millstream import errors
@@ -26,6 +29,9 @@ PIECE: Final = 2000
 Progress = Callable[[int], None]
 """Told now and then of how many records were passed since it was told last."""
 _MARK: Final = 100_000
+_STEP: Final = 10_000
+_SINGLE: Final = struct.Struct("<IIQdIIII")  # a frame, and its first record
+_SINGLE_BODY: Final = _SINGLE.size - PREFIX.size
 
 
 class _Piece(NamedTuple):
@@ -135,33 +141,52 @@ class Keyed:
         path = segment.segment_path(self._reader.folder / str(piece.partition), piece.first)
         data = segment.mapped(path)
         segment.check_header(path, data, piece.first)
-        lengths = None if wanted is None else frozenset(map(len, wanted))
-        size, at, due, head, of_record = len(data), SEGMENT.size, piece.first, FRAME.unpack_from, RECORD.unpack_from
-        while due < piece.end and at + FRAME.size <= size:  # the rest is in the next segment
-            length, crc, first, arrival, count, meta = head(data, at)
+        size, at, due, end, told = len(data), SEGMENT.size, piece.first, piece.end, piece.first
+        lengths = frozenset(map(len, wanted or ()))
+        single, last = _SINGLE.unpack_from, len(data) - _SINGLE.size
+        while due < end and at + FRAME.size <= size:  # the rest is in the next segment
+            if at <= last:
+                length, _, first, arrival, count, meta, key, value = single(data, at)
+            else:
+                (length, _, first, arrival, count, meta), key, value = FRAME.unpack_from(data, at), 0, 0
             stop = at + PREFIX.size + length
             if first != due or stop > size or length < BODY.size + meta:
                 raise BadFrame(path, at, f"no frame of offset {due} stands here")
             if arrival > until:
                 return
-            place, sure = at + FRAME.size + meta, False
-            for offset in range(first, first + count) if arrival >= since else ():
-                if place + RECORD.size > stop:
-                    raise BadFrame(path, at, "a record goes beyond its frame")
-                key_length, value_length = of_record(data, place)
-                key = place + RECORD.size
-                value = key + key_length
-                place = value + value_length
-                if lengths is not None and (key_length not in lengths or data[key:value] not in (wanted or ())):
-                    continue
-                if place > stop:
-                    raise BadFrame(path, at, "a record goes beyond its frame")
-                if not sure and zlib.crc32(data[at + PREFIX.size : stop]) != crc:
-                    raise BadFrame(path, at, "the frame's checksum does not match its bytes")
-                sure = True
-                yield Record(piece.partition, offset, arrival, data[key:value], data[value:place])
-            self._pass(count)
+            if arrival < since:
+                pass
+            elif wanted is None or count != 1 or meta or length != _SINGLE_BODY + key + value:
+                yield from self._frame(path, data, at, piece.partition, wanted)
+            elif key in lengths and data[at + _SINGLE.size : at + _SINGLE.size + key] in wanted:
+                yield from self._frame(path, data, at, piece.partition, wanted)
             at, due = stop, first + count
+            if due - told >= _STEP:
+                self._pass(due - told)
+                told = due
+        self._pass(due - told)
+
+    def _frame(
+        self, path: Path, data: mmap.mmap | bytes, at: int, partition: int, wanted: frozenset[bytes] | None
+    ) -> Iterator[Record]:
+        """Records with these keys of the frame at byte `at`, which lies within the file."""
+        length, crc, first, arrival, count, meta = FRAME.unpack_from(data, at)
+        stop, place, sure = at + PREFIX.size + length, at + FRAME.size + meta, False
+        for offset in range(first, first + count):
+            if place + RECORD.size > stop:
+                raise BadFrame(path, at, "a record goes beyond its frame")
+            key_length, value_length = RECORD.unpack_from(data, place)
+            key = place + RECORD.size
+            value = key + key_length
+            place = value + value_length
+            if wanted is not None and data[key:value] not in wanted:
+                continue
+            if place > stop:
+                raise BadFrame(path, at, "a record goes beyond its frame")
+            if not sure and zlib.crc32(data[at + PREFIX.size : stop]) != crc:
+                raise BadFrame(path, at, "the frame's checksum does not match its bytes")
+            sure = True
+            yield Record(partition, offset, arrival, data[key:value], data[value:place])
 
     def _pass(self, count: int) -> None:
         self.passed += count

@@ -12,7 +12,7 @@ Rules of the room:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,8 @@ class History:
         self._of: dict[str, dict[Key, None]] = {}  # by quantity
         self._read: Floats = np.full(_ROWS, -np.inf)  # when each row was read last
         self._order: tuple[tuple[Key, ...], Ints] = ((), np.zeros(0, np.int64))
+        self.memo: dict[object, object] = {}
+        """What others made of its keys; emptied when they change."""
         self.last = -np.inf
         self.forgotten = 0
         """Keys that went for want of room."""
@@ -104,7 +106,7 @@ class History:
     def steps(self, keys: Sequence[Key], seconds: float, ago: float = 0.0) -> Floats:
         """As `counts`, of each step of the window apart: [keys, steps], oldest first; steps without a look are left
         out."""
-        rows = np.array([self._rows.get(key, -1) for key in keys], np.int64)
+        rows = self._places(keys)
         ring = self._reaching(seconds + ago)
         columns = ring.within(self.last - ago - seconds, self.last - ago)
         if not len(columns) or not len(rows):
@@ -133,7 +135,7 @@ class History:
 
     def window(self, keys: Sequence[Key], seconds: float, ago: float = 0.0) -> tuple[Floats, Floats]:
         """(the sum of what each of these was, how many looks read it) over such a window."""
-        rows = np.array([self._rows.get(key, -1) for key in keys], np.int64)
+        rows = self._places(keys)
         ring = self._reaching(seconds + ago)
         columns = ring.within(self.last - ago - seconds, self.last - ago)
         if not len(columns) or not len(rows):
@@ -141,6 +143,16 @@ class History:
         there = (rows >= 0)[:, None]
         at = np.ix_(np.maximum(rows, 0), columns)
         return (ring.sums[at] * there).sum(axis=1), (ring.times[at] * there).sum(axis=1).astype(np.float64)
+
+    def _places(self, keys: Sequence[Key]) -> Ints:
+        """The rows of these keys, -1 of one that was never read. Of a tuple they are known until keys change."""
+        memo = cast("dict[object, tuple[Sequence[Key], Ints]]", self.memo)
+        if not isinstance(keys, tuple):
+            return np.array([self._rows.get(key, -1) for key in keys], np.int64)
+        known = memo.get(id(keys))
+        if known is None or known[0] is not keys:
+            known = memo[id(keys)] = keys, np.array([self._rows.get(key, -1) for key in keys], np.int64)
+        return known[1]
 
     def _reaching(self, seconds: float) -> _Ring:
         return next((ring for ring in self._rings if ring.step * (ring.columns - 1) >= seconds), self._rings[-1])
@@ -159,6 +171,7 @@ class History:
                 self._read = np.concatenate([self._read, np.full(size - row, -np.inf)])
         self._rows[key] = row
         self._of.setdefault(key.quantity, {})[key] = None
+        self.memo.clear()
         self._read[row] = self.last
         return row
 

@@ -187,13 +187,45 @@ _FEATURES: Final = [
         help="share of rows whose value is missing",
     ),
 ]  # fmt: skip
+_DRIFT: Final = [
+    Quantity(name="feature_psi", kind="level", help="PSI of a feature beside its past, surely, by set and `against`"),
+    Quantity(name="feature_shift", kind="level", unit="sd", help="Wasserstein distance of a feature from its past"),
+    Quantity(name="feature_dead", kind="level", help="1: a feature that varied has one value, or none"),
+    Quantity(name="feature_nulls_more", kind="level", help="by how much the share of missing values surely grew"),
+    Quantity(name="feature_new_values", kind="level", help="share of texts that surely were not there before"),
+    Quantity(
+        name="change", kind="level", unit="sd",
+        help="how much a mean changed at once in the last half hour, by what it is `of`",
+    ),
+]  # fmt: skip
+_LABELS: Final = [
+    *_counts(
+        ("outcomes_told", "millstream_outcome_kinds_total", "outcomes made durable, by kind"),
+        ("labels", "millstream_labels_total", "labels of scores, by model, version and task"),
+        ("labels_positive", "millstream_labels_positive_total", "of these, positives"),
+        ("labels_scored", "millstream_labels_scored_total", "of these, those with a logged score"),
+        ("labels_loss", "millstream_labels_loss_total", "sum of their log loss"),
+        ("labels_loss_squares", "millstream_labels_loss_squares_total", "sum of its squares"),
+    ),
+    *(
+        Quantity(name=f"learning_{of}", kind="level", metric=f"millstream_learning_{of}", help=help)
+        for of, help in (("examples", "examples that AUC is of"), ("positives", "of these, positives"))
+    ),
+    Quantity(name="outcomes_missing", kind="level", help="share of expected outcomes that surely do not come, by kind"),
+    Quantity(name="labels_shift", kind="level", unit="sd", help="how far the rate of positives surely moved"),
+    Quantity(name="loss_shift", kind="level", unit="sd", help="how far the log loss of served scores surely moved"),
+    Quantity(name="auc_lost", kind="level", help="AUC that served scores surely lack beside frozen ones, by slice"),
+    Quantity(name="calibration_off", kind="level", help="how far mean score / rate of positives surely is from 1"),
+]
 _ROLE: Final = [
     Quantity(
         name="clock_jump", kind="level", unit="seconds",
         help="how far the wall clock is from what it was when the role began",
     ),
 ]  # fmt: skip
-QUANTITIES: dict[str, Quantity] = {one.name: one for one in (*_SERVING, *_QUALITY, *_LISTS, *_LOOP, *_FEATURES, *_ROLE)}
+QUANTITIES: dict[str, Quantity] = {
+    one.name: one for one in (*_SERVING, *_QUALITY, *_LISTS, *_LOOP, *_FEATURES, *_DRIFT, *_LABELS, *_ROLE)
+}
 """By name. Monitors that read others add theirs where they are defined (`add`)."""
 
 

@@ -5,3 +5,7 @@
 - `shadows.py`: what shadow versions of the model said to the same requests.
 - `told.py`: the report.
 """
+
+from millstream.app.experiments.assessing import assess
+
+__all__ = ["assess"]

@@ -9,6 +9,7 @@ settings and policies ─► who is in which arm ──────────�
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import chain
 from typing import Final
 
@@ -45,9 +46,9 @@ def assess(
     log. NotFound: no such experiment, placement, model or arm; BadInput: there is no split, or no list of it."""
     name = asked if isinstance(asked, str) else ""
     settings = _named(at, asked) if isinstance(asked, str) else asked
-    split = split_of(at, settings, span.until)
     reading = Span(until=span.until, placement=settings.placement, tenant=settings.tenant)
     check_tenant(at, reading)
+    split = split_of(at, settings, span.until)
     since = max(span.since, settings.since.timestamp() if settings.since else -math.inf)
     named = kinds((settings.metric, *settings.guardrails))
     main = metric(settings.metric, settings.per, named)
@@ -93,7 +94,7 @@ def _read(
     at: Installation, split: Split, span: Span, since: float, named: list[str], metrics: tuple[Metric, ...], say: Say
 ) -> _Seen:
     needed = dict.fromkeys(["lists", *chain.from_iterable((one.above, one.below) for one in metrics)])
-    columns = {name: place for place, name in enumerate(name for name in COLUMNS if name in needed)}
+    columns: dict[str, int] = {name: place for place, name in enumerate(name for name in COLUMNS if name in needed)}
     means = meaning(at)
     means = means._replace(named={kind: means.positives.get(kind, math.nextafter(0.0, 1.0)) for kind in named})
     catalogue = items(at, ("category",), span, say) if "unlike" in columns else Catalogue()
@@ -137,7 +138,7 @@ def _columns(matched: Matched, wanted: dict[str, int]) -> Floats:
 
     known = part.shown & np.isfinite(part.dwell_s)
     unlike, varied = variety(part)
-    found = {
+    found: dict[str, Callable[[], Floats]] = {
         "lists": lambda: np.ones(count),
         "impressions": lambda: places(part.shown),
         "positives": lambda: places(part.shown & part.positive),
@@ -210,7 +211,7 @@ def _past(seen: _Seen) -> float:
     """The share of the people who did anything before."""
     lists = len(seen.columns) + seen.columns["lists"]
     total = sum(people.shape[1] for people in seen.people)
-    return sum(float((people[lists] > 0).sum()) for people in seen.people) / max(total, 1)
+    return sum(int((people[lists] > 0).sum()) for people in seen.people) / max(total, 1)
 
 
 def _figures(split: Split, seen: _Seen, main: Metric) -> list[ArmFigures]:

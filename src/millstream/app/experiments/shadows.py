@@ -23,6 +23,8 @@ from millstream.watch.shadow import spearman
 KEPT: Final = 2000
 """Requests of a shadow version that are compared, the latest."""
 VERSIONS_MAX: Final = 8
+LATE_S: Final = 3600.0
+"""How long after its request a copy may have been computed."""
 
 
 class _Answered(msgspec.Struct, frozen=True, tag="served", gc=False):
@@ -38,7 +40,7 @@ def shadows(at: Installation, model: str, since: float, until: float) -> list[Sh
     reader = LenientReader(at.log.reader("shadow"), Meter())
     for partition in reader.partitions():
         for record, event in reader.decoded(partition, 0, decode):
-            if isinstance(event, Shadow) and event.model == model and record.arrival >= since:
+            if isinstance(event, Shadow) and event.model == model and since <= record.arrival <= until + LATE_S:
                 kept = told.setdefault(event.version.partition("@")[0], OrderedDict())
                 kept[event.request] = event.scores
                 if len(kept) > KEPT:

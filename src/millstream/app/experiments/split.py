@@ -90,7 +90,6 @@ class _Rules:
                 f"placement {asked.placement} has no two arms to compare: give it recommend.placements."
                 f"{asked.placement}.arms, or name a model whose versions are split"
             )
-        placement = placement.inside(asked.tenant) if asked.tenant else placement
         self.arms = [*placement.arms]
         self.shares = [arm.share for arm in placement.arms.values()]
         self.control, self.what = 0, f"placement {asked.placement}"

@@ -32,6 +32,8 @@ from millstream.types import Beside, Example, Forgotten, Outcome, SetAside
 
 BEFORE_S: Final = 60.0
 """Events of a request are looked for from so long before its answer: clocks of processes differ, and are set."""
+MOST: Final = 10_000
+"""Records of a request in one topic that are told; whose client tells more of it has their first ones."""
 LOOKED: Final = 20_000
 """Answers that are looked at for the first one with a push."""
 COUNTED: Final = "late, or a negative that sampling left out"
@@ -69,22 +71,26 @@ class Made(NamedTuple):
 
 
 class Afterwards:
-    """Looks for what came of one request: `keys` of its records in the log, from `since` on, unix seconds."""
+    """Looks for what came of one request by the `key` of its records, from `since` on, unix seconds. `notes`: what
+    could not be read, or is too much."""
 
     def __init__(self, at: Installation, key: bytes, since: float, until: float, progress: Progress) -> None:
         self._at, self._key, self._progress = at, key, progress
         self._since, self._until = since - BEFORE_S, until
-        self.damaged: list[str] = []
+        self.notes: list[str] = []
 
     def events(self, topic: str) -> Iterator[tuple[Record, Event]]:
         """The request's events of a topic, oldest first."""
         keyed = Keyed(self._at.log.reader(topic), self._progress)
-        for record in keyed.oldest({self._key}, self._since, self._until):
+        for number, record in enumerate(keyed.oldest({self._key}, self._since, self._until)):
+            if number == MOST:
+                self.notes.append(f"topic {topic} has more than {MOST:,} records of this request: these are the first")
+                break
             try:
                 yield record, decode(record.value)
             except Corrupt as error:
-                self.damaged.append(f"topic {topic}, partition {record.partition}, offset {record.offset}: {error}")
-        self.damaged += keyed.damaged
+                self.notes.append(f"topic {topic}, partition {record.partition}, offset {record.offset}: {error}")
+        self.notes += keyed.damaged
 
     def outcomes(self) -> list[tuple[Record, Outcome]]:
         """What was told."""
@@ -103,7 +109,7 @@ class Afterwards:
     def ends(self, told: Sequence[tuple[Record, Outcome]], made: Made, answered: float) -> list[Happened]:
         """Where each outcome is now. `answered`: when the answer was logged, unix seconds."""
         places = _places(made)
-        open_until = self._open_until(told)
+        open_until: _Open | None = None
         found = []
         for record, outcome in told:
             waiting = places.get(outcome.key(), [])
@@ -111,10 +117,10 @@ class Afterwards:
             examples: list[int] = []
             if waiting:
                 end, cause, examples = waiting.pop(0)
-            elif why := open_until.why(record, outcome):
-                end, cause = "waiting", why
             else:
-                end, cause = "counted", COUNTED
+                open_until = open_until or self._open_until(told)
+                why = open_until.why(record, outcome)
+                end, cause = ("waiting", why) if why else ("counted", COUNTED)
             found.append(
                 Happened(
                     key=outcome.key(), kind=outcome.kind, item=outcome.item, value=outcome.value,

@@ -189,3 +189,35 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
     examples: list[Learnt]
     pushes: list[Pushed]
     notes: list[str]
+
+
+def said(story: Story) -> str:
+    """All of it in a sentence."""
+    by = f"{story.answered.model} {story.answered.version}".strip()
+    what = {
+        "list": f"a list of {sum(one.position > 0 for one in story.candidates)} of {len(story.candidates)} candidates",
+        "ranking": f"{len(story.candidates)} candidates in order",
+        "inference": "an inference",
+        "history": "imported history",
+        "unknown": "no answer in the log",
+    }[story.kind]
+    parts = [what + (f" by {by}" if by and story.kind not in ("history", "unknown") else "")]
+    if story.outcomes:
+        ends = [sum(one.end == end for one in story.outcomes) for end in ("example", "set aside", "waiting", "counted")]
+        words = zip(ends, ("in examples", "set aside", "waiting", "set aside as a number"), strict=True)
+        ended = ", ".join(f"{count} {word}" for count, word in words if count)
+        parts.append(f"{_several(len(story.outcomes), 'outcome')} ({ended})")
+    elif story.kind not in ("inference", "unknown"):
+        parts.append("no outcome yet")
+    if story.examples:
+        pushed = sum(bool(one.pushes) for one in story.examples)
+        pushes = _several(len(story.pushes), "push", "pushes")
+        parts.append(f"{_several(len(story.examples), 'example')}, {pushed} of them in {pushes}")
+    seen = [one for one in story.pushes if one.seen is not None]
+    if seen:
+        parts.append(f"back in answers {min(one.staleness_s for one in seen):.2f} s after the label was known")
+    return "; ".join(parts) + "."
+
+
+def _several(count: int, one: str, more: str = "") -> str:
+    return f"{count} {one if count == 1 else more or one + 's'}"

@@ -10,6 +10,7 @@ from millstream.watch.alarms.levels import RULES
 from millstream.watch.alarms.rule import Rule
 
 _OF_VERSION = ("model", "version")
+_OF_FEATURE = ("set", "feature", "against")
 
 
 def _book(name: str) -> str:
@@ -95,6 +96,52 @@ DEFAULTS: dict[str, Rule] = {
     "sizes-changed": Rule(
         quantity="output_size", of="input_size", above=3.0, against="past", least=1000, over_s=600, for_s=120,
         by=("model",), says="answers are longer, for what is asked, than a day before", runbook=_book("sizes-changed"),
+    ),
+    "changed-at-once": Rule(
+        quantity="change", above=0.25, over_s=60, for_s=120, by=("of", "model", "version", "task", "set", "feature"),
+        says="a mean changed at once", runbook=_book("changed-at-once"),
+    ),
+    "feature-dead": Rule(
+        quantity="feature_dead", above=0.5, over_s=60, for_s=30, by=_OF_FEATURE, severity="page",
+        says="a feature that varied has one value, or none", runbook=_book("feature-dead"),
+    ),
+    "feature-nulls": Rule(
+        quantity="feature_nulls_more", above=0.1, over_s=60, for_s=30, by=_OF_FEATURE,
+        says="more values of a feature are missing than before", runbook=_book("feature-dead"),
+    ),
+    "feature-drift": Rule(
+        quantity="feature_shift", above=0.1, over_s=300, for_s=300, by=_OF_FEATURE,
+        says="a feature lies otherwise than before, in standard deviations", runbook=_book("feature-drift"),
+    ),
+    "feature-spread": Rule(
+        quantity="feature_psi", above=0.2, over_s=300, for_s=300, by=_OF_FEATURE,
+        says="a feature is spread otherwise than before (PSI)", runbook=_book("feature-drift"),
+    ),
+    "feature-new-values": Rule(
+        quantity="feature_new_values", above=0.2, over_s=300, for_s=300, by=_OF_FEATURE,
+        says="a feature has texts that were not there before", runbook=_book("feature-drift"),
+    ),
+    "labels-gone": Rule(
+        quantity="outcomes_missing", above=0.5, over_s=30, for_s=60, by=("kind",), severity="page",
+        says="outcomes do not come that were to be expected", runbook=_book("labels-gone"),
+    ),
+    "labels-odd": Rule(
+        quantity="labels_shift", above=0.2, where={"against": "hour"}, over_s=60, for_s=120, by=("model", "task"),
+        severity="page", action="freeze", says="the rate of positives is not what it was an hour before",
+        runbook=_book("labels-odd"),
+    ),
+    "losses-odd": Rule(
+        quantity="loss_shift", above=0.2, where={"against": "hour"}, over_s=60, for_s=120, by=("model", "task"),
+        severity="page", action="freeze", says="labels contradict scores more than an hour before",
+        runbook=_book("labels-odd"),
+    ),
+    "auc-lost": Rule(
+        quantity="auc_lost", above=0.02, over_s=600, for_s=600, by=("slice",),
+        says="served scores order worse than those of the version that stands still", runbook=_book("auc-lost"),
+    ),
+    "calibration-off": Rule(
+        quantity="calibration_off", above=0.25, over_s=600, for_s=600, by=("slice",),
+        says="mean scores are not the rate of positives", runbook=_book("calibration-off"),
     ),
     "not-logged": Rule(
         quantity="served_missing", above=0.0, over_s=300, severity="page",

@@ -124,7 +124,7 @@ def _placed(rows: Iterator[tuple[str, list[dict[str, Any]]]]) -> Iterator[dict[s
 
 
 def _firing() -> dict[str, Any]:
-    steps = [{"color": "green", "value": None}, {"color": "red", "value": 1}]
+    steps = _steps("green", (1, "red"))
     panel = _panel(
         "Alerts that fire", [(f"max by (rule, severity) ({FIRING})", "{{severity}}: {{rule}}")], "none", steps
     )
@@ -140,9 +140,9 @@ def _promised() -> Iterator[dict[str, Any]]:
         return f"{missed} / ({allowed} > 0)"
 
     of = "{{model}} {{objective}}"
-    steps = [{"color": "green", "value": None}, {"color": "orange", "value": 1}, {"color": "red", "value": 14.4}]
+    steps = _steps("green", (1, "orange"), (14.4, "red"))
     yield _panel("Burn of the error budget, 1 is as promised", [(spent("1h"), of)], "none", steps)
-    steps = [{"color": "red", "value": None}, {"color": "green", "value": 0}]
+    steps = _steps("red", (0, "green"))
     yield _panel("Error budget left, of 30 days", [(f"1 - {spent('30d')}", of)], "percentunit", steps)
 
 
@@ -171,11 +171,16 @@ def _limit(name: str, rule: Rule) -> dict[str, Any]:
     """What a rule compares, and its limit as a threshold."""
     legend = " ".join(f"{{{{{'instance' if label == 'server' else label}}}}}" for label in rule.by)
     bad, good = ("red", "green") if rule.above is not None else ("green", "red")
-    steps = [{"color": good, "value": None}, {"color": bad, "value": rule.limit}]
+    steps = _steps(good, (rule.limit, bad))
     unit = "none" if rule.of or rule.against else _UNITS.get(QUANTITIES[rule.quantity].unit, "short")
     panel = _panel(f"{name}: {rule.says}" if rule.says else name, [(value(rule), legend or rule.quantity)], unit, steps)
     panel["fieldConfig"]["defaults"]["custom"]["thresholdsStyle"] = {"mode": "line"}
     return panel | {"description": rule.runbook}
+
+
+def _steps(first: str, *others: tuple[float, str]) -> list[dict[str, Any]]:
+    """Colours from numbers on."""
+    return [{"color": first, "value": None}, *({"color": color, "value": begin} for begin, color in others)]
 
 
 def _panel(

@@ -17,7 +17,8 @@ Rules of the room:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from functools import lru_cache
+from typing import NamedTuple, cast
 from zlib import crc32
 
 import numpy as np
@@ -321,9 +322,13 @@ def _levels_beside_peers(others: tuple[str, ...], levels: Sequence[Value]) -> li
     return found
 
 
-def _keys(rule: Rule, quantity: str, history: History) -> list[Key]:
-    wanted = rule.where.items()
-    return [key for key in history.keys(quantity) if all(key.get(name) == value for name, value in wanted)]
+def _keys(rule: Rule, quantity: str, history: History) -> tuple[Key, ...]:
+    place = quantity, tuple(rule.where.items())
+    memo = cast("dict[object, tuple[Key, ...]]", history.memo)
+    if (found := memo.get(place)) is None:
+        keys = history.keys(quantity)
+        found = memo[place] = tuple(key for key in keys if all(key.get(name) == one for name, one in place[1]))
+    return found
 
 
 def _sums(by: Sequence[str], keys: Sequence[Key], counts: Floats) -> dict[Group, float]:
@@ -335,7 +340,12 @@ def _sums(by: Sequence[str], keys: Sequence[Key], counts: Floats) -> dict[Group,
 
 
 def _group(by: Sequence[str], key: Key) -> Group:
-    return tuple((name, value) for name, value in key.labels if name in by)
+    return _grouped_by(tuple(by), key.labels)
+
+
+@lru_cache(1 << 14)
+def _grouped_by(by: tuple[str, ...], labels: Group) -> Group:
+    return tuple((name, value) for name, value in labels if name in by)
 
 
 def _without(group: Group) -> tuple[Group, str]:

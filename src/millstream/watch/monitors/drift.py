@@ -28,11 +28,9 @@ import numpy as np
 
 from millstream.store.blob import write_atomic
 from millstream.types import FeaturesRead
-from millstream.watch import quantities
 from millstream.watch.monitor import Logged, Sample
 from millstream.watch.monitors.distance import Floats, Values, population, share_more, shift
 from millstream.watch.monitors.reference import BLOCK_S, DAY, HOUR_S, HOURS, Hour, Kept, Lately
-from millstream.watch.quantities import Quantity
 from millstream.watch.reading import Key
 
 logger = logging.getLogger(__name__)
@@ -50,14 +48,6 @@ READS_LEAST: Final = 20
 ROWS_LEAST: Final = 200
 SURE: Final = 1e-6
 _FORMAT: Final = 1
-
-quantities.add(
-    Quantity(name="feature_psi", kind="level", help="PSI of a feature beside its past, by set, feature and `against`"),
-    Quantity(name="feature_shift", kind="level", unit="sd", help="Wasserstein distance of a feature from its past"),
-    Quantity(name="feature_dead", kind="level", help="1: a feature that varied has one value, or none"),
-    Quantity(name="feature_nulls_more", kind="level", help="by how much the share of missing values surely grew"),
-    Quantity(name="feature_new_values", kind="level", help="share of texts that surely were not there before"),
-)
 
 
 class Columns(NamedTuple):

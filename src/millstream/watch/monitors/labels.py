@@ -20,11 +20,9 @@ from typing import Final
 
 import numpy as np
 
-from millstream.watch import quantities
 from millstream.watch.history import Floats, History
 from millstream.watch.monitor import Logged, Sample
 from millstream.watch.monitors.quality import moments, shift
-from millstream.watch.quantities import Quantity
 from millstream.watch.reading import Key
 
 WINDOWS_S: Final = (120.0, 1200.0)
@@ -34,26 +32,6 @@ DAY_S: Final = 86400.0
 SURE: Final = 4.0
 EXPECTED_LEAST: Final = 20.0
 RATES_LEAST: Final = 50.0
-_COUNTS: Final = (
-    ("outcomes_told", "millstream_outcome_kinds_total", "outcomes made durable, by kind"),
-    ("labels", "millstream_labels_total", "labels of scores, by model, version and task"),
-    ("labels_positive", "millstream_labels_positive_total", "of these, positives"),
-    ("labels_scored", "millstream_labels_scored_total", "of these, those with a logged score"),
-    ("labels_loss", "millstream_labels_loss_total", "sum of their log loss"),
-    ("labels_loss_squares", "millstream_labels_loss_squares_total", "sum of its squares"),
-)
-quantities.add(
-    *(Quantity(name=name, kind="count", metric=metric, help=help) for name, metric, help in _COUNTS),
-    *(
-        Quantity(name=f"learning_{of}", kind="level", metric=f"millstream_learning_{of}", help=help)
-        for of, help in (("examples", "examples that AUC is of"), ("positives", "of these, positives"))
-    ),
-    Quantity(name="outcomes_missing", kind="level", help="share of expected outcomes that surely do not come, by kind"),
-    Quantity(name="labels_shift", kind="level", unit="sd", help="how far the rate of positives surely moved"),
-    Quantity(name="loss_shift", kind="level", unit="sd", help="how far the log loss of served scores surely moved"),
-    Quantity(name="auc_lost", kind="level", help="AUC that served scores surely lack beside frozen ones, by slice"),
-    Quantity(name="calibration_off", kind="level", help="how far mean score / rate of positives surely is from 1"),
-)
 _SHIFTS: Final = (
     ("labels_shift", ("labels", "labels_positive", "labels_positive")),
     ("loss_shift", ("labels_scored", "labels_loss", "labels_loss_squares")),
@@ -75,6 +53,8 @@ class Labels:
 
     def readings(self, now: float) -> Mapping[Key, float]:
         """Levels as they stand."""
+        if not math.isfinite(self._history.last):
+            return {}
         return self._missing() | self._shifts() | self._books()
 
     def _missing(self) -> dict[Key, float]:

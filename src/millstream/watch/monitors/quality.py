@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 import numpy as np
 
@@ -127,6 +127,8 @@ class Quality:
     def _take(self, at: float, process: str, series: Series) -> None:
         version = series.labels.get("model", ""), series.labels.get("version", "")
         counts = np.array(series.values[:-1])
+        if not (np.isfinite(counts) & (counts >= 0.0)).all():
+            return
         before = self._last.get((process, version))
         self._last[process, version] = counts
         if before is None:
@@ -169,7 +171,7 @@ class Quality:
         return found
 
     def _shifts(self, of: str, found: dict[Key, float], designs: dict[Version, float]) -> None:
-        table = _Table(self._history, of)
+        table = _table(self._history, of)
         if not table.servers:
             return
         windows = {
@@ -221,7 +223,7 @@ class _Table:
     def __init__(self, history: History, of: str) -> None:
         self._history = history
         count, sums, squares = _PARTS[of]
-        self._keys: list[Key] = []
+        found: list[Key] = []
         self._part: list[tuple[int, float]] = []  # which of the three a key adds to, and its sign
         self.servers: dict[Version, dict[str, list[int]]] = {}  # places of its keys
         for name, part, sign in (
@@ -229,9 +231,10 @@ class _Table:
         ):  # fmt: skip
             for key in history.keys(name):
                 version = key.get("model"), key.get("version")
-                self.servers.setdefault(version, {}).setdefault(key.get("server"), []).append(len(self._keys))
-                self._keys.append(key)
+                self.servers.setdefault(version, {}).setdefault(key.get("server"), []).append(len(found))
+                found.append(key)
                 self._part.append((part, sign))
+        self._keys = tuple(found)
 
     def window(self, seconds: float, ago: float = 0.0) -> Floats:
         """[keys, steps]"""
@@ -242,18 +245,24 @@ class _Table:
         return self._sum(window, (p for one in versions for places in self.servers[one].values() for p in places))
 
     def apart(self, window: Floats, version: Version) -> list[tuple[str, tuple[Floats, Floats]]]:
-        """Of each server that has two peers: its [3, steps], and those of the others."""
+        """Of each server that has two peers: its [3, steps], and those of the peer whose mean is the median of theirs;
+        of two in the middle both."""
         servers = self.servers[version]
         own = {server: self._sum(window, places) for server, places in servers.items()}
         own = {server: sums for server, sums in own.items() if sums[0].sum() >= LEAST}
         if len(own) < 3:
             return []
-        whole = np.sum(list(own.values()), axis=0)
-        return [(server, (sums, whole - sums)) for server, sums in own.items()]
+        order = sorted(own, key=lambda server: own[server][1].sum() / own[server][0].sum())
+        found = []
+        for server, mine in own.items():
+            peers = [own[other] for other in order if other != server]
+            middle = peers[(len(peers) - 1) // 2 : len(peers) // 2 + 1]
+            found.append((server, (mine, np.sum(middle, axis=0))))
+        return found
 
     def first_hour(self, version: Version) -> Moments:
         """Of the first whole step of an hour in which it answered, and the one before."""
-        keys = [self._keys[p] for places in self.servers[version].values() for p in places]
+        keys = tuple(self._keys[p] for places in self.servers[version].values() for p in places)
         steps = self._history.steps(keys, 31 * DAY_S)
         places = [p for places in self.servers[version].values() for p in places]
         total = np.zeros((3, steps.shape[1]))
@@ -271,6 +280,14 @@ class _Table:
             part, sign = self._part[place]
             total[part] += sign * window[place]
         return total
+
+
+def _table(history: History, of: str) -> _Table:
+    """The table of this kind, made anew when keys come or go."""
+    memo = cast("dict[object, _Table]", history.memo)
+    if (found := memo.get((_Table, of))) is None:
+        found = memo[_Table, of] = _Table(history, of)
+    return found
 
 
 def _key(quantity: str, version: Version, **more: str) -> Key:

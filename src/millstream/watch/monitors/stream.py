@@ -23,10 +23,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from millstream.errors import Missing
-from millstream.watch import quantities
 from millstream.watch.history import Floats, History
 from millstream.watch.monitor import Logged, Sample
-from millstream.watch.quantities import Quantity
 from millstream.watch.reading import Key
 
 logger = logging.getLogger(__name__)
@@ -44,12 +42,6 @@ BESIDE: Final = 60
 MOST: Final = 1000.0
 SAMPLE: Final = 256.0
 """Rows that a share of missing features is of (features/health.py)."""
-quantities.add(
-    Quantity(
-        name="change", kind="level", unit="sd",
-        help="how much a mean changed at once in the last half hour, by what it is `of`",
-    ),
-)  # fmt: skip
 
 
 class Source(NamedTuple):
@@ -96,7 +88,7 @@ class Streams:
     def readings(self, now: float) -> Mapping[Key, float]:
         """What changed. Looked at once a minute."""
         minute = int(now // MINUTE_S)
-        if self._detector is None:
+        if self._detector is None or not math.isfinite(self._history.last):
             return {}
         if minute > self._minute:
             self._minute = minute
@@ -185,10 +177,12 @@ class Series:
 
     def _changed(self, at: float) -> None:
         """The detector has let go of what was before: the last hour of that is what the change is beside."""
-        kept = min(max(int(self._detector.width), 1), len(self._lately) - 1)
+        kept = max(int(self._detector.width), 1)
+        if kept > BESIDE or kept >= len(self._lately):  # so long ago: it is a tide, not a change
+            return
         means, spreads = np.array(self._lately).T
         before = slice(max(0, len(means) - kept - BESIDE), len(means) - kept)
-        self._since, self._after = at, means[-min(kept, BESIDE) :].tolist()
+        self._since, self._after = at, means[-kept:].tolist()
         self._before, self._sd = float(means[before].mean()), float(np.median(spreads[before]))
 
     def _measure(self) -> None:
