@@ -1,7 +1,6 @@
 # The verbs of the project. Each one does its own set-up; `.venv` is shared.
 PYTHON ?= python3
 VENV := .venv
-SHELL := /bin/bash
 BIN := $(VENV)/bin
 ARGS ?=
 
@@ -55,15 +54,14 @@ test: $(VENV)/.dev
 # What the slow tests run that is no package of Python: a browser, Prometheus, Alertmanager, and letters of Chinese.
 DEBIAN := chromium prometheus prometheus-alertmanager fonts-noto-cjk
 $(VENV)/.debian: | $(BIN)/python
-	@missing=$$(dpkg-query -W -f='$${Package} $${Status}\n' $(DEBIAN) 2>/dev/null | awk '/ok installed/ {print $$1}' | \
-	sort | comm -13 - <(printf '%s\n' $(DEBIAN) | sort) | tr '\n' ' '); \
+	@missing=; for one in $(DEBIAN); do dpkg -s $$one >/dev/null 2>&1 || missing="$$missing $$one"; done; \
 	if [ -z "$$missing" ]; then :; \
 	elif ! command -v apt-get >/dev/null; then \
-		echo "the slow tests need $$missing: install them; on Debian: apt-get install $$missing" >&2; exit 1; \
+		echo "the slow tests need$$missing, of Debian: apt-get install$$missing" >&2; exit 1; \
 	elif [ "$$(id -u)" != 0 ]; then \
-		echo "the slow tests need $$missing: sudo apt-get install $$missing" >&2; exit 1; \
+		echo "the slow tests need$$missing: sudo apt-get install$$missing" >&2; exit 1; \
 	else \
-		echo "installing $$missing" >&2; apt-get update -qq >&2 && \
+		echo "installing$$missing" >&2; apt-get update -qq >&2 && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >&2 || \
 		{ echo "apt-get could not install $$missing: see above, then run make again" >&2; exit 1; }; \
 	fi

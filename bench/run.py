@@ -50,14 +50,16 @@ PARTS: dict[str, tuple[str, list[str]]] = {
     "reports": ("A report of a large log", [sys.executable, "bench/reports.py"]),
     "batches": ("Lists for many at once", [sys.executable, "bench/batches.py"]),
     "shards": ("Recall over several processes", [sys.executable, "bench/shards.py"]),
+    "watch": ("What watching costs and finds", [sys.executable, "bench/watch.py"]),
     "lists": ("Whole lists under load", [sys.executable, "bench/lists.py", "--items", "200000"]),
+    "console": ("The console with a million events behind it", [sys.executable, "bench/console.py"]),
     "demo": ("The live demo, real time", [MILLSTREAM, "demo", "--seconds", "125", "--json", "--http-port", "0"]),
 }
 
 GROUPS = {"recommend": ["recall", "ranking", "lists", "arms", "reports", "batches", "shards", "scale"]}
 
 # Parts that print tables of markdown, not of text.
-MARKDOWN = {"freshness", "serving", "straggler", "overload", "reload", "sizes", "formats", "features"}
+MARKDOWN = {"freshness", "serving", "straggler", "overload", "reload", "sizes", "formats", "features", "watch"}
 
 
 def processor() -> str:

@@ -36,7 +36,7 @@ VERBS = [
     *(["traffic", one] for one in ("show", "promote", "rollback", "split", "canary", "shadow",
       "history", "comparison")),
     ["log"], *(["log", one] for one in ("list", "tail", "verify", "audit", "export", "sql", "import")),
-    ["doctor"], ["trace"],
+    ["doctor"], ["trace"], ["console"],
     ["watch"], *(["watch", one] for one in ("alerts", "rules", "quantities", "replay", "undo")),
     *(["watch", one] for one in ("levels", "triangle", "export")),
     ["features"], *(["features", one] for one in ("list", "show", "diff", "sql", "get", "verify", "materialise")),

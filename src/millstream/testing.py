@@ -357,7 +357,6 @@ def _counts(read: Mapping[Key, float]) -> dict[Key, float]:
 def _says_what_it_wants(make: Callable[[], Monitor], events: _Events) -> None:
     monitor = make()
     assert monitor.name, "a monitor must have a name"
-    assert monitor.metrics or monitor.topics, f"{monitor.name} wants neither metrics nor topics, so it sees nothing"
     topics = {one.topic for one in events(_BEGAN)}
     assert topics <= monitor.topics, f"{monitor.name} does not want the topics of these events: {topics}"
 

@@ -35,10 +35,11 @@ def confirm(page, why="because of the test"):
 
 def begin(repository):
     """Version 2 live and nothing else, with learning paused: no base of its own moves it while a test decides."""
-    policy = Policy(live="2", learning="paused")
-    return repository.change_policy(
-        "ranker", lambda now: msgspec.structs.replace(policy, version=now.version), "test", ""
-    )
+
+    def anew(policy):
+        return Policy(live="2", learning="paused", version=policy.version)
+
+    return repository.change_policy("ranker", anew, "test", "begin anew")
 
 
 def on(page, policy):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -30,8 +31,8 @@ VERIFY_S_MAX = 600.0
 SAID_MAX = 600
 ODD_MAX = 8
 READ_BACK = 2 * reading.KEYED
-DRIFT = "drift"
-"""What a monitor's quantity of a feature begins with, where it says how far that has moved."""
+DRIFT, DEAD = "feature_psi", "feature_dead"
+"""What monitors read of a feature: how far it surely moved from its past, and whether it has one value, or none."""
 
 
 class FeaturesWatch:
@@ -44,15 +45,16 @@ class FeaturesWatch:
         self._running: subprocess.Popen[str] | None = None
         self._readings, self._reader = Tail(at.log, "readings", READ_BACK), reading.Reader()
         self._drift: dict[tuple[str, str], float] = {}
+        self._dead: set[tuple[str, str]] = set()
 
     def features(self) -> FeaturesNow:
         """The sets as they are counted now."""
         counted = Counted(Meter.reading(self._at.folder / "state" / "meters"))
         with self._lock:
             self._follow()
-            drift, skew = dict(self._drift), self._skew
+            drift, dead, skew = self._drift, self._dead, self._skew
         names = counted.values("millstream_feature_events_total", "set")
-        return FeaturesNow(sets=[self._set(counted, name, drift) for name in names], skew=skew)
+        return FeaturesNow(sets=[self._set(counted, name, drift, dead) for name in names], skew=skew)
 
     def compare(self) -> None:
         """Begin the comparison in a thread; nothing where one goes on."""
@@ -98,14 +100,19 @@ class FeaturesWatch:
                 values = self._reader.read(event) or {}
             except Corrupt:
                 continue
-            moved = {
-                (key.get("set"), key.get("feature")): round(value, 4)
-                for key, value in values.items()
-                if key.quantity.startswith(DRIFT) and key.get("feature")
-            }
-            self._drift = moved or self._drift
+            if not any(key.quantity in (DRIFT, DEAD) for key in values):
+                continue
+            self._drift, self._dead = {}, set()
+            for key, value in values.items():
+                one = key.get("set"), key.get("feature")
+                if key.quantity == DRIFT:  # beside an hour ago, and a day: whichever is further
+                    self._drift[one] = max(round(value, 4), self._drift.get(one, 0.0))
+                elif key.quantity == DEAD and value:
+                    self._dead.add(one)
 
-    def _set(self, counted: Counted, name: str, drift: dict[tuple[str, str], float]) -> SetNow:
+    def _set(
+        self, counted: Counted, name: str, drift: Mapping[tuple[str, str], float], dead: Collection[tuple[str, str]]
+    ) -> SetNow:
         mine = {"set": name}
 
         def count(metric: str) -> int:
@@ -117,7 +124,7 @@ class FeaturesWatch:
             low, middle, high = lies
             return Spread(
                 name=feature, missing=counted.level("millstream_feature_missing_share", one), low=low, middle=middle,
-                high=high, drift=drift.get((name, feature), drift.get(("", feature))),
+                high=high, drift=drift.get((name, feature)), dead=(name, feature) in dead,
             )  # fmt: skip
 
         age = counted.level("millstream_feature_age_seconds", mine)

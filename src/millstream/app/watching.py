@@ -53,7 +53,13 @@ logger = logging.getLogger("millstream")
 def monitors(at: Installation, history: History) -> list[Monitor]:
     """Those that an installation is watched by; `history`: of what they read."""
     drift = Drift(watched.sets(at), at.folder / "state" / "watch", lambda: watched.trained(at))
-    return [Meters(), Quality(history), drift, Labels(history), Streams(history)]
+    found: list[Monitor] = [Meters(), Quality(history), drift, Labels(history), Streams(history)]
+    if at.settings.recommend.places:
+        from millstream.app.report.lately import Lately
+        from millstream.watch.monitors.lists import Lists
+
+        found.append(Lists(Lately(at)))
+    return found
 
 
 class Watch:

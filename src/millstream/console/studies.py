@@ -110,7 +110,7 @@ class LearningViews(Protocol):
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
     """A column of a feature set: the share of values that are `missing`, where the others lie, and how far that has
-    moved (a monitor's distance, None where nobody measures)."""
+    moved (a monitor's PSI, None where nobody measures); `dead`: it has one value, or none."""
 
     name: str
     missing: float | None
@@ -118,6 +118,7 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
     middle: float | None
     high: float | None
     drift: float | None = None
+    dead: bool = False
 
 
 class SetNow(msgspec.Struct, frozen=True, kw_only=True):

@@ -59,11 +59,13 @@ class Model(msgspec.Struct, kw_only=True):
 
 class Fleet:
     """`servers` processes that answer `rate` requests a second each at noon of a working day, of all `models` alike.
-    `folder`: where their pages of counters are; `meters`: these by the process's name, `learn` among them."""
+    `folder`: where their pages of counters are; `meters`: these by the process's name, `learn` among them. They read
+    one set of so many `features`."""
 
     def __init__(
-        self, folder: Path, seed: int = 0, servers: int = 4, rate: float = 50.0, models: Sequence[Model] = ()
-    ) -> None:
+        self, folder: Path, seed: int = 0, servers: int = 4, rate: float = 50.0, models: Sequence[Model] = (),
+        features: int = FEATURES,
+    ) -> None:  # fmt: skip
         self._rng = np.random.default_rng(seed)
         self.models = list(models) or [Model(name="ranker"), Model(name="price", bounded=False), Model(name="risk")]
         self._rate, self._folder = rate, folder
@@ -71,7 +73,7 @@ class Fleet:
         self.meters = {name: Meter(folder, name) for name in (*self.servers, "learn")}
         self.faults: list[Fault] = []
         self._wave = self._rng.uniform(-0.5, 0.5, len(self.models))
-        self._rows = self._rng.normal(0.0, 1.0, FEATURES) * 3.0
+        self._rows = self._rng.normal(0.0, 1.0, features) * 3.0
         self._judged: deque[tuple[float, float]] = deque(maxlen=JUDGED)
         self._judge_at = -np.inf
 
@@ -207,7 +209,7 @@ class Fleet:
         tide = 0.1 * np.sin(2 * np.pi * hour)
         found = []
         for number in range(reads):
-            rows = self._rows + self._rng.normal(tide, 1.0, (2, FEATURES))
+            rows = self._rows + self._rng.normal(tide, 1.0, (2, len(self._rows)))
             rows[:, 1] = np.where(self._rng.random(2) < 0.1, np.nan, rows[:, 1])
             for fault in self.faults:
                 if fault.kind in ("dead", "missing"):

@@ -142,7 +142,8 @@ class Keyed:
         data = segment.mapped(path)
         segment.check_header(path, data, piece.first)
         size, at, due, end, told = len(data), SEGMENT.size, piece.first, piece.end, piece.first
-        lengths = frozenset(map(len, wanted or ()))
+        keys = wanted or frozenset()
+        lengths = frozenset(map(len, keys))
         single, last = _SINGLE.unpack_from, len(data) - _SINGLE.size
         while due < end and at + FRAME.size <= size:  # the rest is in the next segment
             if at <= last:
@@ -154,11 +155,10 @@ class Keyed:
                 raise BadFrame(path, at, f"no frame of offset {due} stands here")
             if arrival > until:
                 return
-            if arrival < since:
-                pass
-            elif wanted is None or count != 1 or meta or length != _SINGLE_BODY + key + value:
-                yield from self._frame(path, data, at, piece.partition, wanted)
-            elif key in lengths and data[at + _SINGLE.size : at + _SINGLE.size + key] in wanted:
+            several = wanted is None or count != 1 or meta or length != _SINGLE_BODY + key + value
+            if arrival >= since and (
+                several or (key in lengths and data[at + _SINGLE.size : at + _SINGLE.size + key] in keys)
+            ):
                 yield from self._frame(path, data, at, piece.partition, wanted)
             at, due = stop, first + count
             if due - told >= _STEP:

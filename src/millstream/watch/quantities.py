@@ -198,6 +198,11 @@ _DRIFT: Final = [
         help="how much a mean changed at once in the last half hour, by what it is `of`",
     ),
 ]  # fmt: skip
+_ARMS: Final = [
+    Quantity(name="list_figure", kind="level", help="a measure of `millstream report` over the last hour, by arm"),
+    Quantity(name="list_worse", kind="level", help="the share of a measure that an arm surely lacks beside another"),
+    Quantity(name="list_fell", kind="level", help="the share of a measure that an arm surely lost since a day before"),
+]
 _LABELS: Final = [
     *_counts(
         ("outcomes_told", "millstream_outcome_kinds_total", "outcomes made durable, by kind"),
@@ -224,7 +229,7 @@ _ROLE: Final = [
     ),
 ]  # fmt: skip
 QUANTITIES: dict[str, Quantity] = {
-    one.name: one for one in (*_SERVING, *_QUALITY, *_LISTS, *_LOOP, *_FEATURES, *_DRIFT, *_LABELS, *_ROLE)
+    one.name: one for one in (*_SERVING, *_QUALITY, *_LISTS, *_LOOP, *_FEATURES, *_DRIFT, *_LABELS, *_ARMS, *_ROLE)
 }
 """By name. Monitors that read others add theirs where they are defined (`add`)."""
 

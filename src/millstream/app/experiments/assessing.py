@@ -211,7 +211,8 @@ def _past(seen: _Seen) -> float:
     """The share of the people who did anything before."""
     lists = len(seen.columns) + seen.columns["lists"]
     total = sum(people.shape[1] for people in seen.people)
-    return sum(int((people[lists] > 0).sum()) for people in seen.people) / max(total, 1)
+    known = sum(int((people[lists] > 0).sum()) for people in seen.people)
+    return float(known / max(total, 1))
 
 
 def _figures(split: Split, seen: _Seen, main: Metric) -> list[ArmFigures]:

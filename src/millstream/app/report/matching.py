@@ -19,13 +19,14 @@ from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+from zlib import crc32
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from millstream.app.report.buckets import Buckets
-from millstream.errors import BadInput
+from millstream.errors import BadInput, Corrupt
 from millstream.guard.tenants import start
 from millstream.meter import Meter
 from millstream.recall.catalogue import Catalogue
@@ -128,6 +129,20 @@ class Span(NamedTuple):
     tenant: str = ""
 
 
+class Sample(NamedTuple):
+    """A part of the log: records from these offsets on (topic -> partition), of one in `one_of` requests."""
+
+    begin: Mapping[str, Mapping[int, int]] = {}
+    one_of: int = 1
+
+    def has(self, key: bytes) -> bool:
+        """Whether a record of this key, its request, is of it."""
+        return self.one_of == 1 or crc32(key) % self.one_of == 0
+
+
+WHOLE: Final = Sample()
+
+
 class Matched(NamedTuple):
     """A part of the log: `part`, and of its lists `time` [L], `extra` float64 [L, EXTRA], NaN where there was nothing
     to keep, and `first`, the place in `part` of each one's first position, -1 of an empty list; `means` uint8 [P]: the
@@ -146,8 +161,9 @@ class Matching:
 
     def __init__(
         self, log: Log, folder: Path, span: Span, meaning: Meaning, weigh: Weigh | None, say: Say,
-        event: type[Listed] | type[Served] = Listed, name: Name | None = None,
+        event: type[Listed] | type[Served] = Listed, name: Name | None = None, sample: Sample = WHOLE,
     ) -> None:  # fmt: skip
+        self._sample = sample
         self._span, self._meaning, self._weigh, self._said = span, meaning, weigh, _Said(say)
         self._name = name or by_rules
         self._start = start(span.tenant)
@@ -204,10 +220,17 @@ class Matching:
         partitions = reader.partitions()
         total, done = sum(reader.end(partition) for partition in partitions), 0
         for partition in partitions:
-            for _, event in reader.decoded(partition, 0, decode):
-                if event is not None and not isinstance(event, Forgotten):
-                    take(event)
+            for record in reader.records(partition, self._sample.begin.get(topic, {}).get(partition, 0)):
                 done += 1
+                if not self._sample.has(record.key):
+                    continue
+                try:
+                    event = decode(record.value)
+                except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                    reader.lose(Corrupt(f"partition {partition}, offset {record.offset}: {error}"))
+                    continue
+                if not isinstance(event, Forgotten):
+                    take(event)
                 if done % 1000 == 0:
                     self._said(f"{topic}: {done:,} of {total:,} read")
 

@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 
 from millstream.app.installation import Installation
-from millstream.app.report.matching import Matching, Meaning, Policy, Say, Span
+from millstream.app.report.matching import WHOLE, Matching, Meaning, Policy, Sample, Say, Span
 from millstream.errors import BadInput, NotFound, TooLarge
 from millstream.guard.tenants import start
 from millstream.learn import estimate
@@ -125,12 +125,14 @@ class Report(msgspec.Struct, frozen=True):
     placements: list[Placed]
 
 
-def report(at: Installation, span: Span, say: Say = lambda line: None) -> Report:
-    """From the log alone. BadInput: there is no list in that span, or it does not say whose; NotFound: there is no
-    such tenant."""
+def report(
+    at: Installation, span: Span, say: Say = lambda line: None, sample: Sample = WHOLE, known: Items | None = None
+) -> Report:
+    """From the log alone, or from a part of it; `known`: the items, where somebody follows them. BadInput: there is no
+    list in that span, or it does not say whose; NotFound: there is no such tenant."""
     check_tenant(at, span)
-    catalogue = items(at, NEEDED, span, say)
-    matching = Matching(at.log, at.folder / "state", span, meaning(at), None, say)
+    catalogue = (known or Items(at, NEEDED, span)).follow(say)
+    matching = Matching(at.log, at.folder / "state", span, meaning(at), None, say, sample=sample)
     try:
         if not matching.lists:
             raise nothing(span)
@@ -171,30 +173,43 @@ def meaning(at: Installation) -> Meaning:
     return Meaning(positives, told.conversions, told.paid, settings.histories.blocks, told.dwell)
 
 
+class Items:
+    """The catalogue (of a tenant) as the log tells of it, with these attributes alone, as `[catalogue]` calls them."""
+
+    def __init__(self, at: Installation, attributes: Sequence[str], span: Span) -> None:
+        self._settings, self._begins = at.settings.catalogue, start(span.tenant)
+        self._catalogue, self._left_out = Catalogue(self._settings), 0
+        wanted = {getattr(self._settings, name) for name in attributes}
+        fields = [(f"a{number}", Any, None) for number in range(len(wanted))]
+        self._rename = {f"a{number}": name for number, name in enumerate(sorted(wanted))}
+        part = msgspec.defstruct("Part", fields, rename=self._rename, gc=False)  # what may be long is not decoded
+        told = msgspec.defstruct("Told", [("id", str), ("attributes", part)], tag="entity", gc=False)
+        self._decode = msgspec.msgpack.Decoder(told | Forgotten).decode
+        self._reader, self._offsets = LenientReader(at.log.reader("items"), Meter()), dict[int, int]()
+
+    def follow(self, say: Say) -> Catalogue:
+        """As of now. Items over `catalogue.items_max` are left out, and it is said."""
+        with self._catalogue.together():
+            for partition in self._reader.partitions():
+                begin = self._offsets.get(partition, 0)
+                for record, event in self._reader.decoded(partition, begin, self._decode):
+                    self._offsets[partition] = record.offset + 1
+                    if event is None or isinstance(event, Forgotten) or not event.id.startswith(self._begins):
+                        continue
+                    known = {name: getattr(event.attributes, field) for field, name in self._rename.items()}
+                    try:
+                        kept = {name: value for name, value in known.items() if value is not None}
+                        self._catalogue.upsert(event.id, kept, record.arrival)
+                    except TooLarge:
+                        self._left_out += 1
+        if self._left_out:
+            say(f"{self._left_out} items are left out: catalogue.items_max is {self._settings.items_max}")
+        return self._catalogue
+
+
 def items(at: Installation, attributes: Sequence[str], span: Span, say: Say) -> Catalogue:
-    """The catalogue (of a tenant) as the log tells of it now, with these attributes alone, as `[catalogue]` calls them.
-    Items over `catalogue.items_max` are left out, and it is said."""
-    catalogue, left_out = Catalogue(at.settings.catalogue), 0
-    wanted = {getattr(at.settings.catalogue, name) for name in attributes}
-    fields = [(f"a{number}", Any, None) for number in range(len(wanted))]
-    rename = {f"a{number}": name for number, name in enumerate(sorted(wanted))}
-    part = msgspec.defstruct("Part", fields, rename=rename, gc=False)  # what may be long is not decoded
-    told = msgspec.defstruct("Told", [("id", str), ("attributes", part)], tag="entity", gc=False)
-    decode = msgspec.msgpack.Decoder(told | Forgotten).decode
-    reader, begins = LenientReader(at.log.reader("items"), Meter()), start(span.tenant)
-    with catalogue.together():
-        for partition in reader.partitions():
-            for record, event in reader.decoded(partition, 0, decode):
-                if event is None or isinstance(event, Forgotten) or not event.id.startswith(begins):
-                    continue
-                known = {name: getattr(event.attributes, field) for field, name in rename.items()}
-                try:
-                    catalogue.upsert(event.id, {k: v for k, v in known.items() if v is not None}, record.arrival)
-                except TooLarge:
-                    left_out += 1
-    if left_out:
-        say(f"{left_out} items are left out: catalogue.items_max is {at.settings.catalogue.items_max}")
-    return catalogue
+    """The catalogue of a tenant as the log tells of it now."""
+    return Items(at, attributes, span).follow(say)
 
 
 def _count(at: Installation, matching: Matching, catalogue: Catalogue, say: Say) -> Counts:

@@ -119,8 +119,9 @@ class Afterwards:
                 end, cause, examples = waiting.pop(0)
             else:
                 open_until = open_until or self._open_until(told)
-                why = open_until.why(record, outcome)
-                end, cause = ("waiting", why) if why else ("counted", COUNTED)
+                end, cause = "waiting", open_until.why(record, outcome)
+                if not cause:
+                    end, cause = "counted", COUNTED
             found.append(
                 Happened(
                     key=outcome.key(), kind=outcome.kind, item=outcome.item, value=outcome.value,

@@ -39,7 +39,8 @@ WORDS = {
     "features.low": ("10 % lie below", "10 % 分位"),
     "features.middle": ("Half", "中位"),
     "features.high": ("90 %", "90 % 分位"),
-    "features.drift": ("Drift", "漂移"),
+    "features.drift": ("Drift (PSI)", "漂移（PSI）"),
+    "features.dead": ("dead", "失效"),
     "features.skew": ("Served against training", "服务与训练是否一致"),
     "features.skew_help": (
         "Recomputes from the log, as of their time, the values that serving read: `millstream features verify`.",
@@ -136,7 +137,8 @@ def _set(visit: Visit, one: SetNow) -> None:
             return
         heads = [visit.say(f"features.{name}") for name in ("column", "missing", "low", "middle", "high", "drift")]
         rows = [
-            [_mono(column.name), _missing(column), *_lies(column), _drift(column)] for column in one.columns[:COLUMNS]
+            [_mono(column.name), _missing(column), *_lies(column), _drift(visit, column)]
+            for column in one.columns[:COLUMNS]
         ]
         table(heads, rows, numeric=[2, 3, 4])
 
@@ -167,9 +169,11 @@ def _lies(column: Spread) -> list[str]:
     return ["–" if one is None else text.number(one) for one in (column.low, column.middle, column.high)]
 
 
-def _drift(column: Spread) -> Callable[[], object]:
+def _drift(visit: Visit, column: Spread) -> Callable[[], object]:
     def draw() -> None:
-        if column.drift is None:
+        if column.dead:
+            badge(visit.say("features.dead"), "bad")
+        elif column.drift is None:
             ui.label("–")
         else:
             kind = "bad" if column.drift >= DRIFTS[1] else "warn" if column.drift >= DRIFTS[0] else "good"

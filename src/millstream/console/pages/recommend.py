@@ -203,7 +203,7 @@ class _Sitting:
             return
         async with self._busy:
             rated = Rated(item=film.item, title=film.title, kind=kind, value=value)
-            if await self._try(lambda who: self._views.rate(who, shelf, film.item, kind, value) or True) is None:
+            if not await self._try(lambda who: self._told(who, shelf, film.item, kind, value)):
                 return
             self._rated.insert(0, rated)
             del self._rated[CHANGES:]
@@ -223,6 +223,10 @@ class _Sitting:
                 self._draw_story()
                 with self._list:
                     self._visit.call("focus", f'[data-thumb="{film.place} {kind} {value:g}"]' if thumb else "")
+
+    def _told(self, who: Asker, shelf: Shelf, item: str, kind: str, value: float) -> bool:
+        self._views.rate(who, shelf, item, kind, value)
+        return True
 
     def _came_of(self, rated: Rated, before: Shelf, after: Shelf, seconds: float) -> bool:
         """Whether the list goes by what was said; then what changed is noted. The lists of others move all the time, so
@@ -393,8 +397,9 @@ class _Sitting:
             for title, found in rated.came:
                 with ui.element("div").classes("row line-in"):
                     ui.label("+").classes("sign plus").props('aria-hidden="true"')
-                    ui.label(title)
-                    soft(", ".join(found))
+                    with ui.element("div"):
+                        ui.label(title)
+                        soft(", ".join(found))
             for title in rated.went:
                 with ui.element("div").classes("row line-out"):
                     ui.label("−").classes("sign minus").props('aria-hidden="true"')

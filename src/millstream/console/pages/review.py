@@ -249,11 +249,11 @@ class _Desk:
                     ui.label(f"{value:.3f}")
         if case.about:
             with ui.element("dl").classes("about"):
-                for name, value in case.about:
+                for attribute, said in case.about:
                     with ui.element("dt"):
-                        ui.label(name).classes("mono")
+                        ui.label(attribute).classes("mono")
                     with ui.element("dd"):
-                        ui.label(value)
+                        ui.label(said)
         ui.label(visit.say("review.question")).classes("question")
 
     def _draw_next(self, cases: list[Case]) -> None:

@@ -190,6 +190,6 @@ def _review(rows: Scan, pick: Pick, id: str, reasons: list[str], definition: str
         version=rows.versions[row], definition=definition, tokens=rows.tokens[row].tobytes(),
         score=float(rows.scores[row]), calibrated=float(rows.calibrated[row]), reasons=reasons, worth=pick.worth,
         event_time=float(rows.times[row]), at=now, said=pick.said,
-        others={name: float(said[row]) for name, said in others.items() if not np.isnan(said[row])},
+        others={name: float(said[row]) for name, said in others.items() if np.isfinite(said[row])},
         partition=partition, offset=offset,
     )  # fmt: skip

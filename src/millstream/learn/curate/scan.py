@@ -135,7 +135,9 @@ def _answers(
             if not isinstance(event, Served) or event.model not in models or event.definition != definition:
                 continue
             count = len(event.candidates)
-            if count and len(event.scores) == 4 * count and len(event.tokens) == 4 * count * width:
+            if not count or len(event.scores) != 4 * count or len(event.tokens) != 4 * count * width:
+                continue
+            if np.isfinite(np.frombuffer(event.scores, "<f4")).all():
                 found.setdefault(event.request, _Answer(event, partition, record.offset, count))
                 rows += count
                 since = min(since, record.arrival)

@@ -143,6 +143,14 @@ DEFAULTS: dict[str, Rule] = {
         quantity="calibration_off", above=0.25, over_s=600, for_s=600, by=("slice",),
         says="mean scores are not the rate of positives", runbook=_book("calibration-off"),
     ),
+    "arm-worse": Rule(
+        quantity="list_worse", above=0.3, over_s=1200, for_s=1200, by=("tenant", "placement", "arm", "measure"),
+        severity="note", says="an arm of rules does worse than the other", runbook=_book("arm-worse"),
+    ),
+    "lists-fell": Rule(
+        quantity="list_fell", above=0.3, over_s=1200, for_s=1200, by=("tenant", "placement", "arm", "measure"),
+        says="lists do worse than a day before", runbook=_book("lists-fell"),
+    ),
     "not-logged": Rule(
         quantity="served_missing", above=0.0, over_s=300, severity="page",
         says="answers go out without a served event, and cannot be learnt from", runbook=_book("not-logged"),

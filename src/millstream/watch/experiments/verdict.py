@@ -36,7 +36,7 @@ class Ruled(NamedTuple):
             return "early"
         low, high = self.effect.low, self.effect.high
         if self.metric.better < 0:  # as for a metric of which more is better
-            pass
+            low, high = -high, -low
         return "kept" if low > -self.allowed else "broken" if high < -self.allowed else "open"
 
     @property

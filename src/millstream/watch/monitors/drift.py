@@ -351,7 +351,7 @@ class _Saved(msgspec.Struct, frozen=True):
 
 
 def _rows(read: FeaturesRead) -> int:
-    return max((len(of) for of in (*read.keys.values(), *read.request.values())), default=0)
+    return max([0, *map(len, read.keys.values()), *map(len, read.request.values())])
 
 
 def _matrix(read: FeaturesRead, columns: int) -> Floats:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from typing import Final
 
 from millstream.meter import Series, quantile
@@ -48,7 +47,7 @@ class Meters:
         for series in seen.series:
             for one in self._by_metric.get(series.name, ()):
                 if all(of.fullmatch(series.labels.get(label, "")) for label, of in self._patterns[one.name].items()):
-                    key = _key(one.name, tuple(series.labels.items()), seen.process)
+                    key = Key.of(one.name, {**series.labels, "server": seen.process})
                     self._seen[key] = seen.at
                     if one.kind == "count":
                         self._count(key, _number(one, series))
@@ -93,8 +92,3 @@ def _number(one: Quantity, series: Series) -> float:
         slow = (count for low, count in zip((0.0, *series.bounds), series.values[:-1], strict=True) if low >= one.edge)
         return sum(slow)
     return series.values[0] if series.kind != "histogram" else sum(series.values[:-1])
-
-
-@lru_cache(1 << 14)
-def _key(quantity: str, labels: tuple[tuple[str, str], ...], process: str) -> Key:
-    return Key.of(quantity, {**dict(labels), "server": process})

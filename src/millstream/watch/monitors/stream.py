@@ -48,7 +48,7 @@ class Source(NamedTuple):
     """What is averaged: counts of how many, of their sum (less those behind it) and sum of squares, by these labels."""
 
     of: str
-    count: str
+    number: str
     sums: tuple[str, ...]
     squares: str
     by: tuple[str, ...]
@@ -122,7 +122,7 @@ class Streams:
         """Number, sum and sum of squares of every series, [3, steps]."""
         found: dict[Key, Floats] = {}
         for source in SOURCES:
-            parts = [(0, 1.0, source.count), (1, 1.0, source.sums[0]), (2, 1.0, source.squares)]
+            parts = [(0, 1.0, source.number), (1, 1.0, source.sums[0]), (2, 1.0, source.squares)]
             parts += [(1, -1.0, name) for name in source.sums[1:]]
             for part, sign, name in parts:
                 keys = self._history.keys(name)
@@ -146,9 +146,7 @@ class Series:
         self._detector = detector
         self._lately: deque[tuple[float, float]] = deque(maxlen=KEPT)  # mean and standard deviation
         self._scale = self._base = 0.0
-        self._since = self.seen_at = -np.inf
-        self._before, self._sd = 0.0, 0.0
-        self._after: list[float] = []
+        self._detected = self.seen_at = -np.inf
 
     def add(self, minute: Sequence[float] | Floats, at: float) -> None:
         """Take in a minute: number, sum and sum of squares."""
@@ -162,28 +160,19 @@ class Series:
             self._measure()
             return
         self._detector.update((mean - self._base) / self._scale)
-        if at - self._since <= HOLD_S:
-            self._after.append(mean)
-        elif self._detector.drift_detected:
-            self._changed(at)
+        if self._detector.drift_detected:
+            self._detected = at
 
     def change(self, now: float) -> float:
-        """By how much it changed, if it did lately."""
-        if now - self._since > HOLD_S:
-            return 0.0
-        moved = abs(float(np.mean(self._after)) - self._before)
-        spread = self._sd or self._lately[-1][1]
-        return min(moved / spread, MOST) if spread > 0 else MOST * (moved > 0)
-
-    def _changed(self, at: float) -> None:
-        """The detector has let go of what was before: the last hour of that is what the change is beside."""
-        kept = max(int(self._detector.width), 1)
-        if kept > BESIDE or kept >= len(self._lately):  # so long ago: it is a tide, not a change
-            return
+        """By how much it changed, if it did lately: the minutes that the detector holds, beside the hour before."""
+        since = int(self._detector.width)
+        if now - self._detected > HOLD_S or not 0 < since <= BESIDE or since >= len(self._lately):
+            return 0.0  # a cut that is longer ago is a tide
         means, spreads = np.array(self._lately).T
-        before = slice(max(0, len(means) - kept - BESIDE), len(means) - kept)
-        self._since, self._after = at, means[-kept:].tolist()
-        self._before, self._sd = float(means[before].mean()), float(np.median(spreads[before]))
+        before = slice(max(0, len(means) - since - BESIDE), len(means) - since)
+        moved = abs(float(means[-since:].mean() - means[before].mean()))
+        spread = float(np.median(spreads[before])) or float(spreads[-1])
+        return min(moved / spread, MOST) if spread > 0 else MOST * (moved > 0)
 
     def _measure(self) -> None:
         """How much neighbours differ by chance, once there are enough."""
