@@ -36,6 +36,9 @@ item = [{ name = "id" }]
 port = 0
 """
 BATCH = 1000
+PAGES = [
+    "/", "/models", "/traffic", "/learning", "/features", "/recommend", "/experiments", "/alerts", "/review", "/log",
+]  # fmt: skip
 
 
 def fill(folder: Path, events: int) -> None:
@@ -86,11 +89,9 @@ def run(folder: Path, times: int) -> None:
         while b"answered" not in urllib.request.urlopen(f"{url}/log", timeout=60).read():
             time.sleep(0.1)
         ready = time.perf_counter() - began
-        pages = re.findall(r'href=\\"(/[a-z]*)\\"', urllib.request.urlopen(url, timeout=60).read().decode())
-        pages = list(dict.fromkeys(page for page in pages if page)) or ["/", "/models", "/traffic", "/alerts", "/log"]
         print(f"the console listens after {listens:.1f} s and follows every tail after {ready:.1f} s\n")
         print(f"{'page':<14}{'median':>10}{'slowest':>10}{'kB':>8}")
-        for page in pages:
+        for page in PAGES:
             took, sizes = zip(*(ask(url + page) for _ in range(times)), strict=True)
             print(f"{page:<14}{statistics.median(took):>8.3f} s{max(took):>8.3f} s{sizes[-1] / 1e3:>8.0f}")
     finally:

@@ -5,8 +5,8 @@
 Cost: a real `millstream up` of four processes that answer 200 requests a second of three models, 20 numbers each; CPU
 time by role, as the processes count it. Faults and false alarms: a simulated fleet of the same size
 (`millstream.simulate.fleet`) under a fake clock, whose pages of counters and events the real role watch reads, every
-10 s for faults and every 60 s in the weeks, of 5 features. The weeks have days, weekends, bursts of failures, a deploy of a version a
-day and a process that begins anew every third day.
+10 s for faults, and in the weeks every 60 s and 5 features of 20. The weeks have days, weekends, bursts of failures, a
+deploy of a version a day and a process that begins anew every third day.
 """
 
 from __future__ import annotations
@@ -41,21 +41,22 @@ from millstream.stream import encode
 from millstream.types import TensorSpec
 
 START = 1_699_833_600.0  # a Monday, midnight
+NOON = START + 12 * 3600.0
 MINUTE, HOUR, DAY, WEEK = 60.0, 3600.0, 86400.0, 7 * 86400.0
 MODELS = ("ranker", "price", "risk")
 PORT = 18779
 
 # (name, the fault, the rules that are to find it, minutes that it may take)
 FAULTS: list[tuple[str, Fault, tuple[str, ...], float]] = [
-    ("empty answers (half of a model's)", Fault(kind="empty", model="ranker", share=0.5), ("empty-answers",), 2),
-    ("a sick server (3 % of its requests fail)", Fault(kind="sick", server="serve-2", share=0.03), ("sick-server",), 2),
-    ("a broken version (NaN)", Fault(kind="broken", model="risk"), ("failing",), 2),
-    ("a broken version (one answer for all)", Fault(kind="constant", model="risk"), ("constant-answers",), 2),
     ("a dead feature (one value)", Fault(kind="dead"), ("feature-dead",), 5),
     ("a feature that is missing", Fault(kind="missing"), ("feature-dead", "feature-nulls"), 5),
     ("label outage", Fault(kind="outage"), ("labels-gone",), 5),
     ("scores shift by .2 sd", Fault(kind="shift", model="ranker", share=0.2), ("scores-moved",), 30),
     ("poisoned labels (30 %)", Fault(kind="poison", share=0.3), ("labels-odd", "losses-odd"), 30),
+    ("empty answers (half of a model's)", Fault(kind="empty", model="ranker", share=0.5), ("empty-answers",), 2),
+    ("a sick server (3 % of its requests fail)", Fault(kind="sick", server="serve-2", share=0.03), ("sick-server",), 2),
+    ("a broken version (NaN)", Fault(kind="broken", model="risk"), ("failing",), 2),
+    ("a broken version (one answer for all)", Fault(kind="constant", model="risk"), ("constant-answers",), 2),
     ("a server scores .5 sd otherwise", Fault(kind="shift", server="serve-1", share=0.5), ("server-unlike",), 30),
 ]
 
@@ -63,8 +64,8 @@ FAULTS: list[tuple[str, Fault, tuple[str, ...], float]] = [
 class House:
     """An installation whose servers are simulated, and the role that watches it, looking every `every_s` seconds."""
 
-    def __init__(self, folder: Path, seed: int, every_s: float, features: int) -> None:
-        self.clock, self.every_s = FakeClock(START), every_s
+    def __init__(self, folder: Path, seed: int, every_s: float, features: int, start: float) -> None:
+        self.clock, self.every_s = FakeClock(start), every_s
         settings = msgspec.convert({"watch": {"every_s": every_s}}, Settings)
         self.at = Installation(folder, settings, self.clock)
         self.fleet = Fleet(folder / "state" / "meters", seed, features=features)
@@ -94,9 +95,9 @@ class House:
 
 
 @contextmanager
-def house(seed: int, every_s: float, features: int = 20) -> Iterator[House]:
+def house(seed: int, every_s: float, features: int, start: float) -> Iterator[House]:
     with tempfile.TemporaryDirectory() as name:
-        made = House(Path(name), seed, every_s, features)
+        made = House(Path(name), seed, every_s, features, start)
         try:
             yield made
         finally:
@@ -107,7 +108,7 @@ def faults(warm_s: float) -> list[dict[str, Any]]:
     """Each fault alone, planted after a quiet time: which rule found it first and when."""
     found = []
     for number, (name, fault, rules, within) in enumerate(FAULTS):
-        with house(100 + number, 10.0) as at:
+        with house(100 + number, 10.0, 20, NOON) as at:
             early = [rule for _, rule, _ in at.go(warm_s)]
             began = at.clock.now()
             at.fleet.faults = [fault]
@@ -127,7 +128,7 @@ def faults(warm_s: float) -> list[dict[str, Any]]:
 def weeks(count: float, seed: int) -> dict[str, Any]:
     """Nothing wrong: what the rules say all the same."""
     rules: Counter[str] = Counter()
-    with house(seed, 60.0, features=5) as at:
+    with house(seed, 60.0, 5, START) as at:
         for day in range(int(count * 7)):
             for part, deed in enumerate(("deploy", "restart", "")):
                 for when, rule, said in at.go(DAY / 3):
@@ -280,7 +281,7 @@ def main() -> None:
     options.add_argument("--weeks", type=float, default=4.0, help="simulated weeks without a fault (default: 4)")
     options.add_argument("--seed", type=int, default=7, help="of the weeks (default: 7)")
     options.add_argument("--seconds", type=float, default=30.0, help="of the real load (default: 30)")
-    options.add_argument("--warm", type=float, default=0.5, help="quiet hours before a fault (default: 0.5)")
+    options.add_argument("--warm", type=float, default=1.1, help="quiet hours before a fault (default: 1.1)")
     options.add_argument("--only", default="cost,faults,weeks", help="parts, by comma (default: all)")
     options.add_argument("--json", action="store_true", help="one line of JSON, last")
     chosen = options.parse_args()

@@ -12,7 +12,20 @@ from hypothesis import strategies as st
 from millstream import errors
 from millstream.guard.pii import personal, pseudonym
 from millstream.stream.event import Event, decode, encode
-from millstream.types import Delta, Entity, Example, Fact, Outcome, PolicyChange, Served, SetAside, Shadow, Text
+from millstream.types import (
+    Delta,
+    Entity,
+    Example,
+    Fact,
+    Outcome,
+    PolicyChange,
+    Review,
+    ReviewLabel,
+    Served,
+    SetAside,
+    Shadow,
+    Text,
+)
 
 ids = st.sampled_from(["", "r-1", "u17", "物品", "a" * 300])
 floats = st.floats(allow_nan=False, width=32)
@@ -48,7 +61,7 @@ def test_what_holds_nothing_personal_comes_back_as_it_was(event: Event) -> None:
 def test_the_tags_are_the_format_and_do_not_change() -> None:
     assert {one.__struct_config__.tag for one in get_args(Event)} == {
         "outcome", "served", "shadow", "example", "set_aside", "delta", "policy", "entity", "fact", "features_read",
-        "forgotten", "roll", "forget", "forgot", "merge",
+        "forgotten", "roll", "forget", "forgot", "merge", "readings", "alert", "review", "review_label",
     }  # fmt: skip
 
 
@@ -70,6 +83,17 @@ def test_free_text_and_people_lose_what_is_personal() -> None:
     assert decode(encode(person)) == Entity(
         id="13800138000", attributes={"age": 3, "about": "[EMAIL]", "links": ["b", "[EMAIL]"], "city": None}
     )
+    review = Review(
+        id="1", request="r", item="i", user="a@b.com", model="m", version="1", definition="", tokens=b"", score=0.5,
+        calibrated=0.5, reasons=["correction"], worth=0.5, event_time=1.0, at=1.0, said="the user said: a@b.com",
+        shown={"item.title": "call 13800138000", "user.links": ["c@d.org"], "item.year": 1999},
+    )  # fmt: skip
+    assert decode(encode(review)) == msgspec.structs.replace(
+        review, user=pseudonym("a@b.com"), said="the user said: [EMAIL]",
+        shown={"item.title": "call [PHONE]", "user.links": ["[EMAIL]"], "item.year": 1999},
+    )  # fmt: skip
+    said = ReviewLabel(id="1", label="skip", who="a@b.com", at=1.0)
+    assert decode(encode(said)) == msgspec.structs.replace(said, who=pseudonym("a@b.com"))
     why = PolicyChange(model="m", version=2, who="ann", why="asked by a@b.com", text="live = 2")
     assert decode(encode(why)) == msgspec.structs.replace(why, why="asked by [EMAIL]")
 

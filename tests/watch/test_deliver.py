@@ -275,8 +275,8 @@ def test_the_end_sends_what_waits_and_counts_what_it_cannot() -> None:
         out.put([alert("a"), alert("b")])
         until(lambda: hook.tries == 1)
         began = time.monotonic()
-        out.close(1.0)
-        assert time.monotonic() - began < 3
+        out.close(5.0)
+        assert time.monotonic() - began < 20  # of the 30 that one of them may take
     assert hook.alerts == ["a firing", "b firing"]
     assert count(meter, "chat") == 0 and count(meter, "silent") == 2
 

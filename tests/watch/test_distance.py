@@ -47,9 +47,7 @@ def test_psi_is_the_textbooks():
     random = np.random.default_rng(0)
     before, now = random.gamma(2.0, size=800), random.gamma(2.5, size=600)
     assert population(blocked(before), blocked(now), random).value == pytest.approx(textbook(before, now), rel=1e-9)
-    assert psi(np.array([50.0, 50.0]), np.array([30.0, 70.0])) == pytest.approx(
-        -0.2 * np.log(0.6) + 0.2 * np.log(1.4)
-    )
+    assert psi(np.array([50.0, 50.0]), np.array([30.0, 70.0])) == pytest.approx(-0.2 * np.log(0.6) + 0.2 * np.log(1.4))
 
 
 @given(arrays(np.float64, st.integers(1, 300), elements=st.integers(-5, 5).map(float)))

@@ -21,7 +21,7 @@ OF = {"model": "ranker", "version": "3", "task": "click"}
 
 
 class World:
-    """Four servers that answer 200 requests a second together, and what people do then, a look every 30 s."""
+    """Four servers that answer 25 requests a second together, and what people do then, a look a minute."""
 
     def __init__(self, *monitors, seed=0, history=None, base=0.1, known=1.0):
         self.history = history or History()
@@ -31,9 +31,11 @@ class World:
         self.most = {}
 
     def look(self, lost=0.0, flipped=0.0, moved=0.0, buys=0.0005, kind="click"):
-        random, self.at = self.random, self.at + 30.0
+        random, self.at = self.random, self.at + 60.0
         n = random.poisson(1500 * (1 + 0.5 * math.sin(2 * math.pi * self.at / DAY)) * math.exp(random.normal(0, 0.05)))
-        odds = math.log(self.base / (1 - self.base)) + random.normal(0.1 * math.sin(2 * math.pi * self.at / DAY), 1.0, n)
+        odds = math.log(self.base / (1 - self.base)) + random.normal(
+            0.1 * math.sin(2 * math.pi * self.at / DAY), 1.0, n
+        )
         p = 1 / (1 + np.exp(-odds))
         clicks = random.random(n) < p
         labels = clicks ^ (random.random(n) < flipped)
@@ -42,7 +44,9 @@ class World:
         told = {"impression": n, "click": clicks.sum(), "buy": random.binomial(n, buys)}
         told[kind] *= 1 - lost
         read = {Key.of("requests", {"server": f"serve-{k}", "model": "ranker"}): n / 4 for k in range(4)}
-        read |= {Key.of("outcomes_told", {"server": "serve-0", "kind": one}): float(count) for one, count in told.items()}
+        read |= {
+            Key.of("outcomes_told", {"server": "serve-0", "kind": one}): float(count) for one, count in told.items()
+        }
         sums = {"labels": n, "labels_positive": labels.sum(), "labels_scored": n, "labels_loss": losses.sum(),
                 "labels_loss_squares": (losses**2).sum(), "scores": n, "score_above": scores.sum(), "score_below": 0.0,
                 "score_squares": (scores**2).sum()}  # fmt: skip
@@ -73,7 +77,7 @@ def odd(quantity, against="hour"):
 
 def test_a_quiet_day_reads_nothing_and_yesterday_is_the_measure_of_today():
     world = World(Labels)
-    world.go(DAY + 3 * HOUR)
+    world.go(DAY + HOUR)
     assert {missing("impression"), missing("click"), odd("labels_shift"), odd("loss_shift")} <= world.most.keys()
     assert odd("labels_shift", "day") in world.most
     assert max(world.most.values()) < 0.1
@@ -164,7 +168,7 @@ SCORE = change("score", model="ranker", version="3")
 
 def test_a_level_that_changes_at_once_is_told_by_how_much_and_a_tide_is_not():
     world = World(Streams)
-    world.go(10 * HOUR)
+    world.go(5 * HOUR)
     assert world.most[SCORE] < 0.1 and world.most[change("positives", model="ranker", task="click")] < 0.1
     took = world.go(20 * MINUTE, lambda read: read[SCORE] > 0.25, moved=0.4)
     assert took is not None

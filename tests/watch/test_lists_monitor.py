@@ -1,11 +1,11 @@
-"""What lists are worth, again and again: figures by arm, which arm is worse, what fell; and the contract of monitors."""
-
+"""What lists are worth, again and again: figures by arm, which is worse, what fell; and the contract of monitors."""
 
 import numpy as np
 import pytest
 
 from millstream.app.installation import Installation
-from millstream.app.report.lately import LISTS_MAX, Lately
+from millstream.app.report import lately as lately_room
+from millstream.app.report.lately import Lately
 from millstream.app.report.matching import Sample, Span
 from millstream.app.report.summary import report
 from millstream.clock import FakeClock
@@ -87,8 +87,9 @@ def shop(tmp_path):
     clock, random = FakeClock(BEGIN), np.random.default_rng(3)
     at = Installation.open(file)
     at.clock, number = clock, iter(range(10**9))
+    catalogue = at.log.writer("items", 1)
     for n in range(30):
-        at.log.writer("items", 1).append(b"", encode(Entity(id=f"i{n}", attributes={"category": f"c{n % 4}"})))
+        catalogue.append(b"", encode(Entity(id=f"i{n}", attributes={"category": f"c{n % 4}"})))
     served, outcomes = at.log.writer("served"), at.log.writer("outcomes")
 
     def tell(lists, **rates):
@@ -132,13 +133,28 @@ def test_the_arms_of_the_last_hour_are_told_and_which_is_worse(shop):
 
 
 def test_a_sample_of_requests_has_all_their_outcomes(shop):
-    at, clock, tell = shop
+    at, _, tell = shop
     tell(1500, calm=0.2, plain=0.2)
     whole = report(at, Span())
     part = report(at, Span(), sample=Sample({}, 5))
     assert whole.lists == 1500 and 200 < part.lists < 400
-    assert part.matched == sum(one.impressions + one.positives for one in part.placements[0].policies)
-    assert part.unmatched == 0 and whole.unmatched == 0
-    assert LISTS_MAX >= 1500
+    assert sum(one.impressions for one in part.placements[0].policies) == 5 * part.lists
+    assert part.unmatched == whole.unmatched == 0
 
 
+def test_of_many_lists_some_are_taken_and_of_a_flood_the_last(shop, monkeypatch):
+    at, clock, tell = shop
+    monkeypatch.setattr(lately_room, "LISTS_MAX", 200)
+    lately = Lately(at)
+    lately(clock.now())
+    tell(900, calm=0.2, plain=0.2)
+    clock.advance(EVERY_S)
+    arms, _ = lately(clock.now())
+    wide = min(one.figures["ctr"][1] for one in arms)
+    monkeypatch.setattr(lately_room, "LISTS_MAX", 20_000)
+    arms, _ = lately(clock.now())
+    assert wide > 1.5 * min(one.figures["ctr"][1] for one in arms)
+    monkeypatch.setattr(lately_room, "RECORDS_MAX", 400)
+    tell(150, calm=0.9, plain=0.9)
+    arms, _ = lately(clock.now())
+    assert min(one.figures["ctr"][0] for one in arms) > 0.8

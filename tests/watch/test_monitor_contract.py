@@ -1,5 +1,8 @@
 """Every monitor keeps the contract, and the check finds those that do not."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,3 +92,16 @@ def test_events_that_a_monitor_does_not_want_are_refused():
     read = FeaturesRead(features="f", hash="1", at=0, as_of=0, keys={}, values=b"")
     with pytest.raises(AssertionError, match="topics"):
         check_monitor(Meters, lambda at: [Logged("features_read", at, read)])
+
+
+def test_the_page_lists_every_quantity_with_what_the_table_says():
+    """In a process of its own: tests elsewhere add quantities."""
+    code = "import msgspec, millstream.app.watching; from millstream.watch.quantities import QUANTITIES as q;"
+    code += "print(msgspec.json.encode({n: [o.kind, o.metric, o.help] for n, o in q.items()}).decode())"
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    text = (DOCS / "monitoring.md").read_text().split("<!-- quantities -->")[1].split("<!-- /quantities -->")[0]
+    rows = {row.split("`")[1]: row for row in text.splitlines() if row.startswith("| `")}
+    quantities = json.loads(said)
+    assert rows.keys() == quantities.keys()
+    for name, (kind, metric, help) in quantities.items():
+        assert f"| {kind}" in rows[name] and help in rows[name] and (metric or "a monitor") in rows[name]

@@ -224,7 +224,8 @@ def _calibration(judged: Floats) -> list[Bin]:
         counts = part[:, 2].sum()
         score, rate = (float((part[:, column] * part[:, 2]).sum() / counts) for column in (0, 1))
         low, high = _wilson(rate, len(part))
-        bins.append(Bin(*(round(one, 5) for one in (score, rate, low, high)), examples=round(float(counts), 1)))
+        score, rate, low, high = (round(one, 5) for one in (score, rate, low, high))
+        bins.append(Bin(score, rate, low, high, round(float(counts), 1)))
     return bins
 
 

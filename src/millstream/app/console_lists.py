@@ -87,9 +87,7 @@ class Visiting:
         client.outcome(shelf.id, item, "impression", id=ids[0])
         client.outcome(shelf.id, item, kind, value, id=ids[1])
         if not client.flush(DURABLE_S_MAX):
-            raise Busy(
-                f"the service did not take the outcome within {DURABLE_S_MAX:.0f} s; tell it again"
-            )
+            raise Busy(f"the service did not take the outcome within {DURABLE_S_MAX:.0f} s; tell it again")
         why = next((self._refused[one] for one in ids if one in self._refused), "")
         if why:
             raise Busy(f"the service did not take the outcome: {why}")

@@ -67,7 +67,10 @@ def notice(said: str, kind: str = "", icon: str = "info_outline") -> None:
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[Cell]], numeric: Sequence[int] = ()) -> None:
     """A table; `numeric`: numbers of the columns that stand right."""
-    with ui.element("div").classes("table").props('tabindex="0"'), ui.element("table"):
+    with (
+        ui.element("div").classes("table many" if len(heads) > 4 else "table").props('tabindex="0"'),
+        ui.element("table"),
+    ):
         with ui.element("thead"), ui.element("tr"):
             for at, head in enumerate(heads):
                 with ui.element("th").classes("n" if at in numeric else "").props('scope="col"'):

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 from nicegui import ui
 
@@ -189,8 +190,6 @@ def _record(visit: Visit, record: Record, topic: bool = False) -> None:
 
 def address(record: Record) -> str:
     """Where the page shows more of a record's key: a story where that is a request's."""
-    from urllib.parse import quote
-
     story = "&trace=1" if record.topic in ("served", "outcomes", "examples", "shadow") else ""
     return f"/log?id={quote(record.key, safe='')}{story}"
 
@@ -280,15 +279,15 @@ def _fact(name: str, said: str) -> None:
 
 
 def _line(values: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    said = []
-    for name in names:
-        if value := values.get(name):
-            shown = (
-                text.moment(value)
-                if name == "event_time"
-                else ", ".join(map(str, value))
-                if isinstance(value, list)
-                else value
-            )
-            said.append(f"{name} {shown}")
-    return " · ".join(said)
+    """`name value` of those that say something; of a list the last ten."""
+    return " · ".join(f"{name} {_shown(name, value)}" for name in names if (value := values.get(name)))
+
+
+def _shown(name: str, value: Any) -> str:
+    if name == "event_time":
+        return text.moment(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} = {one}" for key, one in value.items())
+    if isinstance(value, list):
+        return ("… " if len(value) > 10 else "") + ", ".join(map(str, value[-10:]))
+    return str(value)

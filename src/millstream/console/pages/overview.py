@@ -18,7 +18,7 @@ WORDS = {
     "overview.title": ("Overview", "概览"),
     "overview.well": ("All is well: none of {rules} rules holds.", "一切正常：{rules} 条规则均未触发。"),
     "overview.firing": (
-        "Not well: {alerts} alerts fire, {pages} of them to wake somebody.",
+        "Not well: {alerts} firing, of which {pages} should wake somebody.",
         "有问题：{alerts} 条告警正在触发，其中 {pages} 条需要立即处理。",
     ),
     "overview.silent": ("Nothing answers: no process of the role serve runs.", "无人应答：没有正在运行的 serve 进程。"),
@@ -227,8 +227,8 @@ def _picture(visit: Visit, texts: dict[str, str]) -> str:
         "streams": [
             ("requests", "overview.requests", "M150 96V162", 142, 132, "end"),
             ("answers", "overview.answers", "M210 166V100", 218, 132, "start"),
-            ("answers", "overview.served", "M180 238V304", 188, 276, "start"),
-            ("outcomes", "overview.outcomes", "M255 48H318Q330 48 330 60V332Q330 344 318 344H259", 322, 206, "end"),
+            ("answers", "overview.served", "M180 238V304", 172, 276, "end"),
+            ("outcomes", "overview.outcomes", "M255 48H318Q330 48 330 60V332Q330 344 318 344H259", 322, 276, "end"),
             ("logged", "overview.events", "M180 380V446", 188, 418, "start"),
             ("examples", "overview.examples", "M180 522V588", 188, 560, "start"),
             ("pushes", "overview.pushes", "M105 628H42Q30 628 30 616V214Q30 202 42 202H101", 38, 418, "start"),
@@ -238,9 +238,7 @@ def _picture(visit: Visit, texts: dict[str, str]) -> str:
     return drawn("wide", "0 -8 940 288", wide) + drawn("tall", "0 0 360 680", tall)
 
 
-def _drawn(
-    visit: Visit, nodes: dict[str, tuple[str, str]], texts: dict[str, str], kind: str, box: str, at: Any
-) -> str:
+def _drawn(visit: Visit, nodes: dict[str, tuple[str, str]], texts: dict[str, str], kind: str, box: str, at: Any) -> str:
     """One of the two drawings: streams first, nodes over their ends."""
     parts = []
     for name, said, path, x, y, anchor in at["streams"]:

@@ -44,7 +44,7 @@ class Ruled(NamedTuple):
         """In words."""
         worse = f"worse by more than {_percent(self.allowed):g} %"
         if self.effect is None:
-            return f"{self.metric.words}: too little of it yet to say that {self.other} is not {worse}"
+            return f"{self.metric.words}: too early to say that {self.other} is not {worse}"
         how = {"kept": f"{self.other} is not", "broken": f"{self.other} is"}
         said = how.get(self.state, f"not shown yet that {self.other} is not")
         return f"{self.metric.words}: {said} {worse} ({interval(self.effect)})"

@@ -112,7 +112,7 @@ class Quality:
 
     def __init__(self, history: History) -> None:
         self._history = history
-        self._last: dict[tuple[str, Version], Floats] = {}
+        self._last: dict[tuple[str, Version], tuple[float, Floats]] = {}  # when it was there, what it had counted
         self._minutes: OrderedDict[Version, deque[tuple[int, Floats]]] = OrderedDict()
         self._starts: dict[tuple[str, Version], Moments] = {}
         self._begun = False
@@ -129,8 +129,8 @@ class Quality:
         counts = np.array(series.values[:-1])
         if not (np.isfinite(counts) & (counts >= 0.0)).all():
             return
-        before = self._last.get((process, version))
-        self._last[process, version] = counts
+        _, before = self._last.get((process, version), (0.0, None))
+        self._last[process, version] = at, counts
         if before is None:
             if not self._begun:  # nobody knows when these were counted
                 return
@@ -149,12 +149,19 @@ class Quality:
         while len(minutes) > MINUTES:
             minutes.popleft()
         while len(self._minutes) > KEPT_MAX:
-            gone, _ = self._minutes.popitem(last=False)
-            self._last = {place: values for place, values in self._last.items() if place[1] != gone}
+            self._minutes.popitem(last=False)
+
+    def _forget(self, now: float) -> None:
+        """What is gone for an hour: versions that are no longer loaded, processes that are no more."""
+        for place in [place for place, (at, _) in self._last.items() if at < now - HOUR_S]:
+            del self._last[place]
+        for version in [one for one, minutes in self._minutes.items() if minutes[-1][0] < now // 60.0 - MINUTES]:
+            del self._minutes[version]
 
     def readings(self, now: float) -> Mapping[Key, float]:
         """Levels of every version that answered lately."""
         self._begun = True
+        self._forget(now)
         found: dict[Key, float] = {}
         designs: dict[Version, float] = {}
         for of in _PARTS:
