@@ -195,7 +195,7 @@ def cost(seconds: float) -> dict[str, Any]:
             logistic(folder / "models" / model / "1" / "model.onnx")
         (folder / "millstream.toml").write_text(f"http_port = {PORT}\ngrpc_port = 0\nworkers = 4\n")
         command = [sys.executable, "-m", "millstream", "up", "-c", str(folder / "millstream.toml")]
-        with (folder / "log").open("wb") as log:
+        with (folder / "up.log").open("wb") as log:
             up = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             _ready(up, folder)

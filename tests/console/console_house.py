@@ -40,6 +40,9 @@ share = 0.5
 rerank = [{{ step = "window", by = "category", most = 1, window = 2 }}]
 [recommend.placements.home.arms.plain]
 share = 0.5
+[console]
+on = true
+port = 0
 [watch]
 every_s = 1.0
 [watch.rules.busy-day]
@@ -74,12 +77,12 @@ class Running:
     def start(self):
         self._models()
         file = self.folder / "millstream.toml"
-        self._stack.enter_context(Served(file, self.folder / "up.txt", verb=("up", "-c", str(file))))
+        up = self._stack.enter_context(Served(file, self.folder / "up.txt", verb=("up", "-c", str(file))))
         self.client = self._stack.enter_context(Client(f"http://127.0.0.1:{self.port}", connections=2))
         self._items()
         people = threading.Thread(target=self._people, daemon=True)
         people.start()
-        self.url = self._stack.enter_context(console(file, self.folder / "console.txt"))
+        self.url = f"http://localhost:{up.said(SAID)}"
         self.keyed = self._stack.enter_context(console(self.folder / "keyed.toml", self.folder / "keyed.txt"))
         return self
 
@@ -135,10 +138,13 @@ def console(file, said):
         assert process.wait(20) == 0, said.read_text()
 
 
+SAID = r"the console is at \w+://[^:]+:(\d+)"
+
+
 def _port(process, said):
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        if found := re.search(r"the console is at \w+://[^:]+:(\d+)", said.read_text()):
+        if found := re.search(SAID, said.read_text()):
             return found[1]
         assert process.poll() is None, said.read_text()
         time.sleep(0.05)

@@ -30,7 +30,7 @@ class World:
         self.base, self.known = base, known
         self.most = {}
 
-    def look(self, lost=0.0, flipped=0.0, moved=0.0, buys=0.0005, kind="click"):
+    def look(self, lost=0.0, flipped=0.0, moved=0.0, buys=0.0015, kind="click"):
         random, self.at = self.random, self.at + 60.0
         n = random.poisson(1500 * (1 + 0.5 * math.sin(2 * math.pi * self.at / DAY)) * math.exp(random.normal(0, 0.05)))
         odds = math.log(self.base / (1 - self.base)) + random.normal(

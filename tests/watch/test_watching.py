@@ -229,6 +229,29 @@ def test_metrics_show_what_fires(house):
     assert 'millstream_watch_level{quantity="clock_jump"} 0' in house.watch.meter.render()
 
 
+class Level:
+    name, topics, metrics = "level", frozenset(), frozenset()
+
+    def __init__(self):
+        self.read = {}
+
+    def observe(self, seen):
+        pass
+
+    def readings(self, now):
+        return self.read
+
+
+def test_a_level_that_is_read_no_more_is_shown_no_more(house):
+    level = Level()
+    house.watch._monitors = Monitors([level], house.watch.meter)
+    shown = 'millstream_watch_level{quantity="score_shift",model="m"} 0.5'
+    for read, there in (({Key.of("score_shift", {"model": "m"}): 0.5}, True), ({}, False)) * 2:
+        level.read = read
+        house.go()
+        assert (shown in house.watch.meter.render()) is there
+
+
 def test_is_it_well(house):
     assert wellbeing(house.at).said.startswith("Well: none of")
     house.go(looks=6, failures=90)

@@ -90,6 +90,7 @@ class Watch:
         self._seconds = self.meter.histogram("millstream_watch_seconds", "Of a look at everything.")
         self._gauges = Gauges(self.meter, "watch", whole=False)
         self._shown: set[tuple[str, str]] = set()
+        self._levels: set[Key] = set()
         self._unwritten = False
         self._missing(settings.in_force)
 
@@ -163,15 +164,20 @@ class Watch:
 
     def _show(self, read: Mapping[Key, float]) -> None:
         """In /metrics: readings that no other process counts, and which rules hold."""
-        for key, value in read.items():
-            if not QUANTITIES[key.quantity].metric:
-                labels = {"quantity": key.quantity, **dict(key.labels)}
-                if QUANTITIES[key.quantity].kind == "count":
-                    self.meter.counter("millstream_watch_count_total", "What the role watch counted.", labels).add(
-                        value
-                    )
+        own = {key: value for key, value in read.items() if not QUANTITIES[key.quantity].metric}
+        levels = {key for key in own if QUANTITIES[key.quantity].kind == "level"}
+        with self.meter.together():
+            for key in self._levels - levels:  # what is read no more is no level any more
+                self.meter.release(_labels(key))
+            for key in levels - self._levels:
+                self.meter.claim(_labels(key))
+            for key, value in own.items():
+                if key in levels:
+                    self.meter.gauge("millstream_watch_level", "What the role watch read.", _labels(key)).set(value)
                 else:
-                    self.meter.gauge("millstream_watch_level", "What the role watch read.", labels).set(value)
+                    help = "What the role watch counted."
+                    self.meter.counter("millstream_watch_count_total", help, _labels(key)).add(value)
+        self._levels = levels
         firing: dict[tuple[str, str], int] = dict.fromkeys(self._shown, 0)
         for alert in self.alarms.firing:
             firing[alert.rule, alert.severity] = firing.get((alert.rule, alert.severity), 0) + 1
@@ -183,6 +189,10 @@ class Watch:
     def close(self) -> None:
         """Tell what waits to be told, and let go."""
         self._deliveries.close()
+
+
+def _labels(key: Key) -> dict[str, str]:
+    return {"quantity": key.quantity, **dict(key.labels)}
 
 
 def recorded(log: Log, meter: Meter, partition: int = 0) -> Iterator[tuple[float, dict[Key, float]]]:

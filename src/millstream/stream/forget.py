@@ -37,8 +37,9 @@ from millstream.types import Entity, Fact, FeaturesRead, Forget, Merge, Served
 TOPIC: Final = "forget"
 REVIEWS: Final = "reviews"
 BY_REQUEST: Final = ("outcomes", "examples", "shadow")
-NOBODYS: Final = frozenset(("deltas", "policy", "items", TOPIC))
-"""Topics without people who are served: weights, changes of traffic by operators, items."""
+NOBODYS: Final = frozenset(("deltas", "policy", "items", "readings", "alerts", TOPIC))
+"""Topics without people who are served: weights, changes of traffic by operators, items, sums that the role `watch`
+read and what it said of them."""
 _HEAD: Final = b"\x82\xa4type\xa9forgotten\xa3pad\xc6"  # a map of the tag and of so many bytes, a u32 that follows
 _LEAST: Final = len(_HEAD) + 4
 _COPY_BYTES: Final = 1 << 20

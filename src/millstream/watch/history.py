@@ -50,7 +50,8 @@ class _Ring:
         last, first = int(end // self.step), int(begin // self.step) + 1
         numbers = np.arange(max(first, last - self.columns + 1), last + 1)
         columns = numbers % self.columns
-        return columns[self.stamps[columns] == numbers]
+        there: Ints = columns[self.stamps[columns] == numbers]
+        return there
 
     def grow(self, rows: int) -> None:
         """Have room for so many keys."""

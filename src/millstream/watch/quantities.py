@@ -12,7 +12,7 @@ Rules of the room:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 import msgspec
 
@@ -101,7 +101,7 @@ _QUALITY: Final = [
         ("confident", "millstream_quality_confidence", "answers with a probability"),
     ),
     *(
-        Quantity(name=name, kind="count", unit=unit, metric=metric, take=take, help=help)
+        Quantity(name=name, kind="count", unit=unit, metric=metric, take=cast(From, take), help=help)
         for name, unit, metric, take, help in (
             ("score_above", "score", "millstream_quality_score_above_total", "value", "sum of scores above 0"),
             ("score_below", "score", "millstream_quality_score_below_total", "value", "sum of scores below 0, negated"),

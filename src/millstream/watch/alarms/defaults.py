@@ -102,7 +102,7 @@ DEFAULTS: dict[str, Rule] = {
         says="a mean changed at once", runbook=_book("changed-at-once"),
     ),
     "feature-dead": Rule(
-        quantity="feature_dead", above=0.5, over_s=60, for_s=30, by=_OF_FEATURE, severity="page",
+        quantity="feature_dead", above=0.5, over_s=30, for_s=20, by=_OF_FEATURE, severity="page",
         says="a feature that varied has one value, or none", runbook=_book("feature-dead"),
     ),
     "feature-nulls": Rule(

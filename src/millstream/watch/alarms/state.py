@@ -16,6 +16,7 @@ Rules of the room:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple, cast
@@ -240,7 +241,7 @@ def _sure(strata: Sequence[tuple[float, float, float, float]]) -> bool:
         share, both = number / (number + numbers), count + counts
         more += count - both * share
         varies += both * share * (1.0 - share)
-    return abs(more) - 0.5 > SURE * varies**0.5
+    return abs(more) - 0.5 > SURE * math.sqrt(varies)
 
 
 def _grouped(rule: Rule, history: History, ago: float) -> list[Value]:
@@ -295,17 +296,17 @@ def _beside_peers(rule: Rule, history: History) -> list[Value]:
             if len(peers) >= PEERS:
                 number = numbers[server]
                 group = tuple((k, v) for k, v in _within(stratum, server) if k in rule.by)
-                sums, strata = seen.setdefault(group, ([0.0, 0.0, 0.0], []))
+                sums, parts = seen.setdefault(group, ([0.0, 0.0, 0.0], []))
                 sums[0] += rate * number
                 sums[1] += float(np.median([by_server[name] for name in peers])) * number
                 sums[2] += number if rule.of else rate
                 theirs = [(by_server[name] * numbers[name], numbers[name]) for name in peers]
-                strata.append((rate * number, number, sum(one for one, _ in theirs), sum(one for _, one in theirs)))
+                parts.append((rate * number, number, sum(one for one, _ in theirs), sum(one for _, one in theirs)))
     found = []
-    for group, ((observed, expected, number), strata) in seen.items():
+    for group, ((observed, expected, number), parts) in seen.items():
         if number >= max(rule.least, LEAST if rule.of else 0.0):
             times = min(observed / expected, MOST) if expected > 0 else MOST if observed > 0 else 1.0
-            found.append(Value(group, times if not _counted(rule) or _sure(strata) else 1.0, number))
+            found.append(Value(group, times if not _counted(rule) or _sure(parts) else 1.0, number))
     return found
 
 

@@ -15,7 +15,7 @@ Rules of the room:
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple, cast
 
 import numpy as np
@@ -173,7 +173,7 @@ class Quality:
                 ago = int(now // 60.0) - number
                 if ago < MINUTES and len(counts) == buckets:
                     parts[ago >= NOW_S / 60.0] += counts
-            if (value := psi(*parts, design=designs.get(version, 1.0))) is not None:
+            if (value := psi(parts[0], parts[1], design=designs.get(version, 1.0))) is not None:
                 found[_key("score_psi", version)] = value
         return found
 
@@ -269,7 +269,7 @@ class _Table:
 
     def first_hour(self, version: Version) -> Moments:
         """Of the first whole step of an hour in which it answered, and the one before."""
-        keys = tuple(self._keys[p] for places in self.servers[version].values() for p in places)
+        keys = [self._keys[p] for places in self.servers[version].values() for p in places]
         steps = self._history.steps(keys, 31 * DAY_S)
         places = [p for places in self.servers[version].values() for p in places]
         total = np.zeros((3, steps.shape[1]))
@@ -281,9 +281,9 @@ class _Table:
             return Moments(0.0, 0.0, 0.0, 0.0)
         return moments(total[:, there[0] : there[0] + 2])
 
-    def _sum(self, window: Floats, places: Sequence[int] | object) -> Floats:
+    def _sum(self, window: Floats, places: Iterable[int]) -> Floats:
         total = np.zeros((3, window.shape[1]))
-        for place in places:  # type: ignore[attr-defined]
+        for place in places:
             part, sign = self._part[place]
             total[part] += sign * window[place]
         return total
