@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from millstream import errors
-from millstream.app.console_alerts import AlertsSeen, condition
-from millstream.app.console_counts import Counts
-from millstream.app.console_tails import LAST, VALUE_BYTES, Tails, line, shown
-from millstream.app.console_traffic import shares, what
+from millstream.app.console.alerts import AlertsSeen, condition
+from millstream.app.console.counts import Counts
+from millstream.app.console.tails import LAST, VALUE_BYTES, Tails, line, shown
+from millstream.app.console.traffic import shares, what
 from millstream.app.installation import Installation, Settings
 from millstream.clock import FakeClock
 from millstream.console import chart, text
@@ -173,7 +173,7 @@ def test_lines_break_where_there_is_no_number_and_bear_nothing_at_all():
 
 
 def test_every_text_is_there_in_both_languages(installation):
-    from millstream.app.console import Following
+    from millstream.app.console.following import Following
     from millstream.console.words import SHARED
 
     pages = Following(installation).pages

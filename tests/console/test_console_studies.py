@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 
 from millstream import config, errors
-from millstream.app import console_features, console_learning, console_lists, console_trials
-from millstream.app.console_learning import LearningWatch
-from millstream.app.console_reviews import Reviewing
+from millstream.app.console import features as console_features
+from millstream.app.console import learning as console_learning
+from millstream.app.console import lists as console_lists
+from millstream.app.console import trials as console_trials
+from millstream.app.console.learning import LearningWatch
+from millstream.app.console.reviews import Reviewing
+from millstream.app.console.tail import Tail
 from millstream.app.installation import Installation, Settings
-from millstream.app.tails import Tail
 from millstream.clock import FakeClock
 from millstream.console import pages
 from millstream.console.studies import Seen

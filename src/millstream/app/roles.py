@@ -473,10 +473,10 @@ async def run_role(file: Path, role: str, place: Place | None = None) -> None:
 async def run_console(installation: Installation) -> None:
     """The pages for people, until SIGTERM or SIGINT. Missing: its extra is not installed."""
     try:
-        from millstream.app import console
+        from millstream.app.console import following
     except ImportError as error:
         raise Missing.extra("console", f"the console ({error})") from None
-    await console.run(installation)
+    await following.run(installation)
 
 
 async def _run_serve(serve: Serve, installation: Installation) -> None:

@@ -31,7 +31,6 @@ Kind = Literal[
 SET: Final = "user"
 FEATURES: Final = 20
 JUDGED: Final = 5000
-_QUALITY = "millstream_quality_"
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,20 +152,20 @@ class Fleet:
         add("millstream_failures_total", failed)
         meter.counter("millstream_arm_requests_total", "", {**labels, "arm": "live"}).add(count)
         meter.histogram("millstream_answer_seconds", "", labels).observe_all(spent)
-        add(f"{_QUALITY}answers_total", answered)
-        add(f"{_QUALITY}empty_total", void)
+        add("millstream_quality_answers_total", answered)
+        add("millstream_quality_empty_total", void)
         repeats = int((np.diff(scores) == 0.0).sum()) if len(scores) else 0
-        add(f"{_QUALITY}repeats_total", repeats)
-        meter.histogram(f"{_QUALITY}score", "", labels, SCORES).observe_all(scores)
-        add(f"{_QUALITY}score_above_total", float(scores[scores > 0].sum()))
-        add(f"{_QUALITY}score_below_total", float(-scores[scores < 0].sum()))
-        add(f"{_QUALITY}score_squares_total", float((scores * scores).sum()))
-        add(f"{_QUALITY}output_size_total", answered)
-        add(f"{_QUALITY}input_size_total", FEATURES * answered)
+        add("millstream_quality_repeats_total", repeats)
+        meter.histogram("millstream_quality_score", "", labels, SCORES).observe_all(scores)
+        add("millstream_quality_score_above_total", float(scores[scores > 0].sum()))
+        add("millstream_quality_score_below_total", float(-scores[scores < 0].sum()))
+        add("millstream_quality_score_squares_total", float((scores * scores).sum()))
+        add("millstream_quality_output_size_total", answered)
+        add("millstream_quality_input_size_total", FEATURES * answered)
         if model.bounded:
             sure = np.maximum(scores, 1.0 - scores)
-            meter.histogram(f"{_QUALITY}confidence", "", labels, CONFIDENCES).observe_all(sure)
-            add(f"{_QUALITY}confidence_squares_total", float((sure * sure).sum()))
+            meter.histogram("millstream_quality_confidence", "", labels, CONFIDENCES).observe_all(sure)
+            add("millstream_quality_confidence_squares_total", float((sure * sure).sum()))
 
     def _told(self, server: str, scores: Floats, labels: NDArray[np.bool_]) -> None:
         """What people did becomes outcomes of the server, and examples of the learner."""

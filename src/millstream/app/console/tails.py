@@ -18,8 +18,8 @@ import msgspec
 import numpy as np
 
 from millstream.app import story
+from millstream.app.console.tail import Tail
 from millstream.app.installation import Installation
-from millstream.app.tails import Tail
 from millstream.console.views import Found, Record, Topic
 from millstream.errors import BadInput, Corrupt
 from millstream.stream import Log

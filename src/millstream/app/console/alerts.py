@@ -13,9 +13,9 @@ from contextlib import suppress
 from typing import Final
 
 from millstream import errors
-from millstream.app.console_counts import Counts
+from millstream.app.console.counts import Counts
+from millstream.app.console.tail import Tail
 from millstream.app.installation import Installation
-from millstream.app.tails import Tail
 from millstream.console.text import seconds
 from millstream.console.views import AlertRow, AlertsNow, RuleRow, Target, Well
 from millstream.errors import NotFound

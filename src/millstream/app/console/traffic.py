@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millstream import errors
-from millstream.app.console_alerts import AlertsSeen
-from millstream.app.console_counts import STREAMS, Counts
-from millstream.app.console_tails import Tails
+from millstream.app.console.alerts import AlertsSeen
+from millstream.app.console.counts import STREAMS, Counts
+from millstream.app.console.tails import Tails
 from millstream.app.installation import Installation
 from millstream.console.views import (
     Change,

@@ -18,9 +18,9 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from millstream.app.counted import Counted
+from millstream.app.console.counted import Counted
+from millstream.app.console.tail import Tail
 from millstream.app.installation import Installation
-from millstream.app.tails import Tail
 from millstream.app.training import change, folder_of
 from millstream.console.studies import Bin, Decision, Judged, LearningNow, Point, Pushed
 from millstream.errors import Corrupt

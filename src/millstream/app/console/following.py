@@ -13,11 +13,11 @@ from typing import Protocol
 
 import uvicorn
 
-from millstream.app.console_alerts import AlertsSeen
-from millstream.app.console_counts import Counts
-from millstream.app.console_studies import Studies
-from millstream.app.console_tails import Tails
-from millstream.app.console_traffic import Models, Moves
+from millstream.app.console.alerts import AlertsSeen
+from millstream.app.console.counts import Counts
+from millstream.app.console.studies import Studies
+from millstream.app.console.tails import Tails
+from millstream.app.console.traffic import Models, Moves
 from millstream.app.installation import Installation
 from millstream.app.plain import until_asked
 from millstream.config import orphaned

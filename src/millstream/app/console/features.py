@@ -17,9 +17,9 @@ from collections.abc import Collection, Mapping
 
 import msgspec
 
-from millstream.app.counted import Counted
+from millstream.app.console.counted import Counted
+from millstream.app.console.tail import Tail
 from millstream.app.installation import Installation
-from millstream.app.tails import Tail
 from millstream.console.studies import FeaturesNow, SetNow, Skew, Spread
 from millstream.errors import Corrupt
 from millstream.meter import Meter

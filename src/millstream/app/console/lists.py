@@ -16,8 +16,8 @@ from pathlib import Path
 
 import msgspec
 
+from millstream.app.console.tail import Tail
 from millstream.app.installation import Installation, Settings
-from millstream.app.tails import Tail
 from millstream.client import Client
 from millstream.console.studies import Asker, Film, Places, Shelf
 from millstream.errors import Busy, Misconfigured

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from millstream.app.console_features import FeaturesWatch
-from millstream.app.console_learning import LearningWatch
-from millstream.app.console_lists import Visiting
-from millstream.app.console_reviews import Reviewing
-from millstream.app.console_trials import Trials
+from millstream.app.console.features import FeaturesWatch
+from millstream.app.console.learning import LearningWatch
+from millstream.app.console.lists import Visiting
+from millstream.app.console.reviews import Reviewing
+from millstream.app.console.trials import Trials
 from millstream.app.installation import Installation
 from millstream.console.page import Page
 from millstream.console.pages import experiments, features, learning, recommend, review
