@@ -75,7 +75,7 @@ def take(url, into):
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGS)
         for name, (page, language, theme, (width, height)) in SHOTS.items():
             context = browser.new_context(viewport={"width": width, "height": height}, locale=language)
-            for key, value in (("millstream_language", language), ("millstream_theme", theme)):
+            for key, value in (("millstream-language", language), ("millstream-theme", theme)):
                 context.add_cookies([{"name": key, "value": value, "url": url}])
             tab = context.new_page()
             tab.goto(f"{url}/{page}")

@@ -103,7 +103,7 @@ def visit(chromium):
     def opened(url, name, language="en", width=1280, theme="light", cookies=()):
         context = chromium.new_context(viewport={"width": width, "height": 900}, locale=language)
         contexts.append(context)
-        chosen = {"millstream_language": language, "millstream_theme": theme}
+        chosen = {"millstream-language": language, "millstream-theme": theme}
         context.add_cookies([{"name": key, "value": value, "url": url} for key, value in chosen.items()])
         page = context.new_page()
         page.set_default_timeout(30_000)

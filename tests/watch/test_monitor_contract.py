@@ -12,16 +12,25 @@ from millstream.types import FeaturesRead
 from millstream.watch.alarms.levels import Levels
 from millstream.watch.history import History
 from millstream.watch.monitor import Logged
+from millstream.watch.monitors.labels import Labels
 from millstream.watch.monitors.meters import Meters
 from millstream.watch.monitors.quality import Quality
+from millstream.watch.monitors.stream import Streams
 from millstream.watch.reading import Key
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize(
-    "make", [Meters, lambda: Quality(History()), lambda: Levels({})], ids=["meters", "quality", "levels"]
-)
+MONITORS = {
+    "meters": Meters,
+    "quality": lambda: Quality(History()),
+    "levels": lambda: Levels({}),
+    "labels": lambda: Labels(History()),
+    "streams": lambda: Streams(History()),
+}
+
+
+@pytest.mark.parametrize("make", MONITORS.values(), ids=MONITORS)
 def test_monitors_keep_the_contract(make):
     check_monitor(make)
 

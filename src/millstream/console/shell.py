@@ -240,7 +240,7 @@ def _shown(scope: Scope) -> tuple[str, str, str]:
 
 
 def _language(request: Request) -> str:
-    chosen = request.cookies.get("millstream_language", "")
+    chosen = request.cookies.get("millstream-language", "")
     if chosen in ("en", "zh"):
         return chosen
     return "zh" if request.headers.get("accept-language", "").lower().startswith("zh") else "en"
@@ -269,7 +269,7 @@ def principal_of(visit: Visit) -> Principal:
 
 
 _THEME = (
-    "<script>(function(){{var m=document.cookie.match(/millstream_theme=(light|dark)/);var d=document.documentElement;"
+    "<script>(function(){{var m=document.cookie.match(/millstream-theme=(light|dark)/);var d=document.documentElement;"
     'd.dataset.theme=m?m[1]:(matchMedia("(prefers-color-scheme: dark)").matches?"dark":"light");'
     'd.lang="{language}";}})()'
     "</script>"

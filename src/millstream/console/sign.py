@@ -21,7 +21,7 @@ from millstream.guard import auth
 from millstream.guard.auth import Keys
 from millstream.types import Principal
 
-COOKIE = "millstream_console"
+COOKIE = "millstream-console"
 SIGNED_MAX = 1000
 """Keys that are remembered as entered; of more the one that was used least lately is forgotten."""
 _HERE = ("127.0.0.1", "::1")

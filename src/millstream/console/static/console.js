@@ -9,7 +9,7 @@ const millstream = (() => {
     const root = document.documentElement;
     const next = root.dataset.theme === "dark" ? "light" : "dark";
     root.dataset.theme = next;
-    cookie("millstream_theme", next);
+    cookie("millstream-theme", next);
     quasar();
   };
   // Quasar's own parts (inputs, dialogs) follow the theme.
@@ -18,7 +18,7 @@ const millstream = (() => {
     if (window.Quasar && Quasar.Dark && Quasar.Dark.isActive !== dark) Quasar.Dark.set(dark);
   };
   const language = (next) => {
-    cookie("millstream_language", next);
+    cookie("millstream-language", next);
     location.reload();
   };
   const menu = () => {
