@@ -273,6 +273,7 @@ def test_every_metric_is_listed_and_every_listed_one_is_there(service):
     rendered = set(re.findall(r"^# TYPE (\S+)", service["GET /metrics"][1], re.M))
     at_first_use = {  # their labels come with the data, or they come with a setting that is off by default
         "millstream_examples_total",
+        "millstream_outcome_kinds_total",
         "millstream_set_aside_total",
         "millstream_process_restarts_total",
         "millstream_rate_limited_total",
@@ -286,6 +287,7 @@ def test_every_metric_is_listed_and_every_listed_one_is_there(service):
         "millstream_fact",
         "millstream_feature",
         "millstream_empty_lists_total",
+        "millstream_labels_",
         "millstream_learning_",
         "millstream_lists_total",
         "millstream_rank_instead_total",
