@@ -51,12 +51,16 @@ PARTS: dict[str, tuple[str, list[str]]] = {
     "batches": ("Lists for many at once", [sys.executable, "bench/batches.py"]),
     "shards": ("Recall over several processes", [sys.executable, "bench/shards.py"]),
     "watch": ("What watching costs and finds", [sys.executable, "bench/watch.py"]),
+    "traces": ("How long the story of a request is looked for", [sys.executable, "bench/traces.py"]),
     "lists": ("Whole lists under load", [sys.executable, "bench/lists.py", "--items", "200000"]),
     "console": ("The console with a million events behind it", [sys.executable, "bench/console.py"]),
     "demo": ("The live demo, real time", [MILLSTREAM, "demo", "--seconds", "125", "--json", "--http-port", "0"]),
 }
 
-GROUPS = {"recommend": ["recall", "ranking", "lists", "arms", "reports", "batches", "shards", "scale"]}
+GROUPS = {
+    "recommend": ["recall", "ranking", "lists", "arms", "reports", "batches", "shards", "scale"],
+    "trust": ["watch", "experiments", "console", "traces", "curation"],
+}
 
 # Parts that print tables of markdown, not of text.
 MARKDOWN = {"freshness", "serving", "straggler", "overload", "reload", "sizes", "formats", "features", "watch"}
