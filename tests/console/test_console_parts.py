@@ -1,5 +1,6 @@
 """What the console is made of, without a browser: who may, numbers, drawings, words, counters, tails, alerts."""
 
+import contextlib
 import math
 import re
 from html.parser import HTMLParser
@@ -11,7 +12,7 @@ import pytest
 from millstream import errors
 from millstream.app.console.alerts import AlertsSeen, condition
 from millstream.app.console.counts import Counts
-from millstream.app.console.tails import LAST, VALUE_BYTES, Tails, line, shown
+from millstream.app.console.tails import LAST, SEARCHES_MAX, VALUE_BYTES, Tails, line, shown
 from millstream.app.console.traffic import shares, what
 from millstream.app.installation import Installation, Settings
 from millstream.clock import FakeClock
@@ -79,7 +80,11 @@ class TestSign:
         clock.advance(3601.0)
         with pytest.raises(errors.Unauthenticated):
             sign.who(first, "10.0.0.9", "h")
+        assert sign.key(first) == ""
+        left = sign.enter(self.keys["viewer"], "10.0.0.9")
+        clock.advance(3601.0)
         old = sign.enter(self.keys["viewer"], "10.0.0.9")
+        assert sign.key(left) == "", "a key that nobody uses is kept no longer, whoever comes next"
         for _ in range(SIGNED_MAX):
             sign.enter(self.keys["viewer"], "10.0.0.9")
         with pytest.raises(errors.Unauthenticated):
@@ -286,6 +291,17 @@ class TestTails:
                 Tails(installation).find(wrong, ())
         with pytest.raises(errors.NotFound):
             Tails(installation).story("nobody")
+
+    def test_searches_at_one_moment_are_bounded(self, installation):
+        tails = Tails(installation)
+        installation.log.writer("items", 0)
+        with contextlib.ExitStack() as searched:
+            for _ in range(SEARCHES_MAX):
+                searched.enter_context(tails._searching())
+            for search in (lambda: tails.find("i1", ()), lambda: tails.story("r1")):
+                with pytest.raises(errors.Busy, match="searched"):
+                    search()
+        assert tails.find("i1", ()).records == []
 
     def test_damage_and_numbers_that_are_none_are_said(self, installation):
         event = Served(

@@ -130,11 +130,14 @@ def test_learning_is_paused_by_who_and_why_and_the_decision_stands_first(tmp_pat
         at.repository.put("ranker", *version())
         watch = LearningWatch(at)
         assert watch.learning().state == "run"
-        assert "paused" in watch.let_learn(False, "mia", "labels look odd")
+        first = watch.learning().policy
+        assert "paused" in watch.let_learn(False, first, "mia", "labels look odd")
         now = watch.learning()
         assert (now.state, now.who, now.why) == ("paused", "mia", "labels look odd")
         assert (now.decisions[0].what, now.decisions[0].who, now.decisions[0].gate) == ("paused", "mia", False)
-        watch.let_learn(True, "mia", "they were right")
+        with pytest.raises(errors.Conflict, match="mia was faster"):
+            watch.let_learn(True, first, "ann", "decided before mia")
+        watch.let_learn(True, now.policy, "mia", "they were right")
         assert watch.learning().state == "run" and watch.learning().decisions[0].what == "resumed"
 
 
@@ -198,6 +201,15 @@ def test_features_are_those_that_roles_count_and_nothing_is_run_for_them(tmp_pat
 def test_a_comparison_that_says_nothing_is_told_as_failed(out, said, state):
     found = console_features._read(out, said)
     assert found.state == state and not found.sound and found.said == said.strip()
+
+
+def test_a_comparison_that_cannot_begin_is_told_and_may_be_asked_for_again(tmp_path, monkeypatch):
+    with installation(tmp_path) as at:
+        watch = console_features.FeaturesWatch(at)
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "no such program"))
+        watch._compare()
+        skew = watch.features().skew
+        assert skew.state == "failed" and "cannot begin" in skew.said
 
 
 def test_a_comparison_is_read_from_the_last_line():

@@ -78,6 +78,37 @@ def test_texts_are_empty_when_all_are_and_their_size_is_in_bytes():
     assert total(meter, "output_size_total") == [2] and total(meter, "input_size_total") == [12]
 
 
+@pytest.mark.parametrize(
+    "datatype, answer",
+    [
+        ("FP32", np.array([None], object)),
+        ("FP32", np.array(["0.5 or so"], object)),
+        ("FP64", np.array([1 + 2j])),
+        ("BYTES", np.array([7, None], object)),
+        ("FP32", 0.5),
+    ],
+)
+def test_an_answer_that_is_not_as_declared_breaks_nothing(datatype, answer):
+    meter, quality = made(TensorSpec("p", datatype, (-1,)))
+    for _ in range(2):
+        quality.answered(asked(), {"p": answer})
+    assert total(meter, "answers_total") == [2] and total(meter, "input_size_total") == [4]
+    quality.answered(asked(), {"p": np.array([b"ab"], object) if datatype == "BYTES" else np.array([0.5], np.float32)})
+    assert total(meter, "answers_total") == [3] and total(meter, "output_size_total")[0] > 0
+
+
+@pytest.mark.parametrize("datatype, array, scores", [
+    ("FP32", np.array(0.5, np.float32), 1), ("FP16", np.array([[0.25, 0.75]], np.float16), 1),
+    ("BOOL", np.array(True), 1), ("UINT64", np.array([2**64 - 1], np.uint64), 1), ("BF16", np.array([1], np.uint16), 0),
+    ("BYTES", np.array(b"ab", object), 0), ("BYTES", np.array([b"ab"], "S2"), 0),
+])  # fmt: skip
+def test_arrays_of_any_kind_that_may_be_declared_are_looked_at(datatype, array, scores):
+    meter, quality = made(TensorSpec("p", datatype, (-1,)))
+    quality.answered(asked(), {"p": array})
+    assert total(meter, "empty_total") == [0] and sum(total(meter, "score")[:-1]) == scores
+    assert total(meter, "output_size_total") == [2 if datatype == "BYTES" else array.size]
+
+
 def test_an_answer_repeats_only_when_another_request_got_it():
     meter, quality = made()
     for request in (1, 1, 1, 2, 3):

@@ -122,6 +122,24 @@ def test_a_server_with_other_traffic_is_not_sick_by_that():
     assert [one.value for one in values(SICK, history)] == [pytest.approx(1.0)] * 4
 
 
+def test_many_times_nothing_is_nothing():
+    """What is many times its peers', and still too little to matter, does not count."""
+    for matters, holds in ((0.0, True), (0.05, True), (0.08, False)):
+        history = History()
+        history.add(
+            START, fleet({(name, "m"): (300 if name == "s3" else 4, 4000) for name in ("s0", "s1", "s2", "s3")})
+        )
+        found = values(msgspec.structs.replace(SICK, matters=matters), history)
+        assert (max(one.value for one in found) > 3.0) is holds
+    past = Rule(quantity="failures", of="requests", above=3.0, against="past", over_s=600, matters=0.08)
+    for matters, holds in ((0.05, True), (0.08, False)):
+        history = History()
+        for second, failed in ((0.0, 1.0), (DAY_S, 75.0)):
+            history.add(START + second, {of("requests"): 1000.0, of("failures"): failed})
+        (one,) = values(msgspec.structs.replace(past, matters=matters), history)
+        assert (one.value > 3.0) is holds
+
+
 def test_two_servers_cannot_be_told_apart_and_one_that_fails_where_none_does_can():
     history = History()
     history.add(START, fleet({("s0", "m"): (0, 400), ("s1", "m"): (300, 400)}))
@@ -180,6 +198,7 @@ def test_an_alert_goes_on_over_a_restart_and_one_of_a_rule_that_is_no_more_is_re
         ({"quantity": "answer_p99", "of": "requests", "above": 1}, "is of nothing"),
         ({"quantity": "failures", "above": 1, "against": "peers"}, "put server in `by`"),
         ({"quantity": "failures", "above": 1, "action": "freeze"}, "of which model"),
+        ({"quantity": "failures", "above": 1, "matters": 1}, "`matters` is for"),
         ({"quantity": "failures", "above": 1, "over_s": 1}, "over_s"),
         ({"quantity": "failures", "above": 1, "sevrity": "page"}, "sevrity"),
     ],

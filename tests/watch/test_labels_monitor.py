@@ -237,3 +237,7 @@ def test_counters_of_versions_are_bounded():
     assert len(there) == VERSIONS_MAX
     count(example("0"))
     assert meter.values("millstream_labels_total", OF | {"version": "0"}) == [1.0]
+    for number in range(VERSIONS_MAX):
+        count(example(str(100 + number)))
+        count(example("0"))
+    assert meter.values("millstream_labels_total", OF | {"version": "0"}) == [1.0 + VERSIONS_MAX], "it has labels still"

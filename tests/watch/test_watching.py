@@ -17,7 +17,7 @@ from millstream.models import traffic
 from millstream.models.repository import Repository
 from millstream.watch.alarms.action import undo
 from millstream.watch.monitor import Monitors
-from millstream.watch.reading import Key
+from millstream.watch.reading import KEYED, Key
 
 RULES = {
     "failing": {
@@ -37,12 +37,13 @@ class House:
         self.server = Meter(folder / "state" / "meters", "serve")
         self.watch = Watch(self.at)
 
-    def put_versions(self):
+    def put_versions(self, written=True):
         for factor in (1.0, 2.0):
             file = onnx_models.linear(self.folder / f"{factor}.onnx", np.array([[factor]]))
             repository = self.at.repository
             version = repository.put("m", traffic_manifest(repository, file), {"model.onnx": file})
-            repository.change_policy("m", lambda _, version=version: policy(version), who="test", why="put")
+            if written:
+                repository.change_policy("m", lambda _, version=version: policy(version), who="test", why="put")
 
     def count(self, version="2", requests=100, failures=0):
         labels = {"model": "m", "version": version}
@@ -95,6 +96,20 @@ def test_a_broken_version_is_rolled_back_by_itself_and_that_can_be_undone(house)
         undo(repository, alert, who="ops", why="again")
 
 
+def test_what_a_rule_does_that_alone_knows_the_model_can_be_undone(tmp_path):
+    """The alert of a rule with the model in `where` has no label that names it."""
+    rule = {**RULES["failing"], "where": {"model": "m"}, "by": ["server"]}
+    house = House(tmp_path, {"failing": rule})
+    house.put_versions()
+    house.go(looks=2, failures=0)
+    house.go(looks=6, failures=90)
+    (alert,) = firing(house.at.log, Meter())
+    repository = house.at.repository
+    assert "model" not in alert.labels and repository.policy("m").live == "1"
+    assert undo(repository, alert, who="ops", why="").live == "2"
+    house.at.close()
+
+
 def test_undoing_is_refused_once_somebody_else_changed_the_policy(house):
     house.go(looks=6, failures=90)
     (alert,) = firing(house.at.log, Meter())
@@ -104,6 +119,19 @@ def test_undoing_is_refused_once_somebody_else_changed_the_policy(house):
     nobody = msgspec.structs.replace(alert, id="failing-0-1")
     with pytest.raises(NotFound, match="nothing was done"):
         undo(house.at.repository, nobody, who="ops", why="")
+
+
+def test_of_a_model_whose_policy_nobody_wrote_an_action_can_be_undone_too(tmp_path):
+    house = House(tmp_path)
+    house.put_versions(written=False)
+    house.go(looks=2, failures=0)
+    house.go(looks=6, failures=90)
+    (alert,) = firing(house.at.log, Meter())
+    repository = house.at.repository
+    assert repository.policy("m").version == 1 and repository.policy("m").live == "1"
+    restored = undo(repository, alert, who="ops", why="")
+    assert (restored.live, restored.pin, restored.version) == ("2", "", 2)
+    house.at.close()
 
 
 def test_a_dry_run_only_says_what_it_would_do(tmp_path):
@@ -219,6 +247,43 @@ def test_a_full_disk_is_said_and_the_rules_go_on(house, monkeypatch, caplog):
     house.go(looks=6, failures=90)
     assert house.said() == [("failing", "firing")] and caplog.text.count("what is read is not logged") >= 1
     assert house.at.repository.policy("m").live == "1"
+
+
+def test_what_was_read_while_the_disk_was_full_is_missing_and_what_follows_keeps_its_names(house, monkeypatch):
+    from millstream.errors import Full
+
+    def full(key, value):
+        raise Full("no space left")
+
+    level = Level()
+    house.watch._monitors = Monitors([level], house.watch.meter)
+    level.read = {Key("score_mean"): 1.0}
+    house.go(looks=2)
+    level.read = {Key("score_sd"): 2.0}  # as many keys, and others
+    with monkeypatch.context() as patched:
+        patched.setattr(house.watch._readings, "append", full)
+        house.go()
+    house.go(looks=2)
+    level.read |= {Key("score_psi"): 3.0}
+    house.go()
+    found = [read for _, read in recorded(house.at.log, Meter()) if read.pop(Key("clock_jump")) == 0.0]
+    assert found[-5:] == [{Key("score_mean"): 1.0}] * 2 + [{Key("score_sd"): 2.0}] * 2 + [level.read]
+
+
+def test_readings_that_lost_their_keys_are_left_out_and_the_role_begins(house, caplog):
+    level = Level()
+    house.watch._monitors = Monitors([level], house.watch.meter)
+    level.read = {Key("score_mean"): 1.0}
+    house.go(looks=2)
+    level.read = {Key("score_sd"): 2.0, Key("score_psi"): 3.0}
+    house.watch._scribe.record(house.watch.now(), level.read | {Key("clock_jump"): 0.0})  # on its way to a bad sector
+    house.go(looks=KEYED)
+    times = [at for at, _ in recorded(house.at.log, Meter())]
+    assert caplog.text.count("values of other keys than those before") == 1
+    house.at.close()
+    again = House(house.folder, clock=house.clock)
+    assert again.watch.history.last == times[-1] == house.watch.history.last
+    again.at.close()
 
 
 def test_metrics_show_what_fires(house):

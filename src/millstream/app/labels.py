@@ -37,6 +37,7 @@ class LabelCounts:
         """Count one."""
         place = example.model, example.version.partition("@")[0], example.task
         counters = self._of.get(place) or self._make(place)
+        self._of.move_to_end(place)
         positive = example.label > 0
         counters.labels.add()
         if positive:

@@ -331,10 +331,11 @@ def _drop_old(at: Installation, model: str) -> None:
                     at.repository.remove(model, version)
 
 
-def change(installation: Installation, state: str, who: str, why: str) -> Policy:
-    """Pause learning (`paused`) or let it go on (`run`); the policy after it."""
+def change(installation: Installation, state: str, who: str, why: str, policy: int | None = None) -> Policy:
+    """Pause learning (`paused`) or let it go on (`run`); the policy after it. Conflict: it is not number `policy` any
+    more, where that is said."""
     said = why or ("let go on by `train resume`" if state == "run" else "paused by `train pause`")
-    move = traffic.Learning(state="run" if state == "run" else "paused", who=who, why=said)
+    move = traffic.Learning(state="run" if state == "run" else "paused", policy=policy, who=who, why=said)
     return traffic.make(installation.repository, installation.model, "learning", move)
 
 

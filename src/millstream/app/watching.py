@@ -156,6 +156,8 @@ class Watch:
         try:
             writer.append(key.encode(), encode(event))
         except Full as error:  # what watches must not end where there is most to say
+            if isinstance(event, Readings):
+                self._scribe.lost()
             if not self._unwritten:
                 logger.error("what is read is not logged: %s", error)
             self._unwritten = True
@@ -196,11 +198,18 @@ def _labels(key: Key) -> dict[str, str]:
 
 
 def recorded(log: Log, meter: Meter, partition: int = 0) -> Iterator[tuple[float, dict[Key, float]]]:
-    """(unix seconds, what was read) of every record of a role `watch`, oldest first."""
+    """(unix seconds, what was read) of every record of a role `watch`, oldest first. Those that lost
+    their keys to a damaged place are left out."""
     topic, reader = LenientReader(log.reader("readings"), meter), Reader()
     for _, event in topic.events(partition, 0):
-        if isinstance(event, Readings) and (read := reader.read(event)) is not None:
-            yield event.at, read
+        if isinstance(event, Readings):
+            try:
+                read = reader.read(event)
+            except Corrupt as error:
+                logger.warning("left out: %s", error)
+                continue
+            if read is not None:
+                yield event.at, read
 
 
 def firing(log: Log, meter: Meter, partition: int = 0) -> list[Alert]:

@@ -71,12 +71,15 @@ class Visit:
                 found = _Failed(self.say("failed"))
             if shown and shown[0] == found:
                 return
+            failed = bool(shown) and isinstance(shown[0], _Failed)
             shown[:] = [found]
             if isinstance(found, _Failed):
                 place.clear()
                 with place:
                     self.alert(found.said)
                 return
+            if failed:
+                place.clear()  # what was wrong is over
             with place:
                 show(found)  # type: ignore[arg-type]
 
@@ -101,6 +104,15 @@ class Visit:
         made.on("click", press)
         return made
 
+    def look(self, do: Callable[[], None]) -> None:
+        """Do what moves nothing, for who may look; who may not any more is told so."""
+        try:
+            self.who()
+        except errors.Error as error:
+            self.refuse(str(error))
+            return
+        do()
+
     def ask(self, title: str, body: str, model: str, do: Callable[[str, str], str], danger: bool = False) -> None:
         """Have somebody who may `control` the model confirm an action with a reason, then do it: `do(who, why)` runs in
         a thread and says what came of it. Who may not is told so. Errors of the house are shown."""
@@ -119,7 +131,7 @@ class Visit:
                 self.button("cancel", dialog.close, kind="quiet")
 
                 async def confirm() -> None:
-                    if not (reason := (why.value or "").strip()):
+                    if not (reason := (why.value or "").strip()[:WHY_MAX]):
                         wrong.set_text(self.say("why_needed"))
                         return
                     try:

@@ -39,6 +39,7 @@ class Sign:
         """The cookie for somebody who presents this key. Unauthenticated, Forbidden."""
         self._may_look(self._principal(key, peer))
         cookie = secrets.token_urlsafe(32)
+        self._forget_idle()
         self._entered[_digest(cookie)] = key, self._clock.monotonic()
         while len(self._entered) > SIGNED_MAX:
             self._entered.popitem(last=False)
@@ -61,16 +62,22 @@ class Sign:
                     "millstream.toml (docs/security.md)"
                 )
             return auth.ANYBODY_HERE
-        now, digest = self._clock.monotonic(), _digest(cookie)
-        key, used = self._entered.get(digest, ("", 0.0))
-        if not key or now - used > self._idle_s:
-            self._entered.pop(digest, None)
+        self._forget_idle()
+        digest = _digest(cookie)
+        if (entered := self._entered.get(digest)) is None:
             raise errors.Unauthenticated("enter a key first")
-        self._entered[digest] = key, now
+        key, _ = entered
+        self._entered[digest] = key, self._clock.monotonic()
         self._entered.move_to_end(digest)
         principal = self._principal(key, peer)
         self._may_look(principal)
         return principal
+
+    def _forget_idle(self) -> None:
+        """Forget what nobody used for so long; what was used least lately is first."""
+        now = self._clock.monotonic()
+        while self._entered and now - next(iter(self._entered.values()))[1] > self._idle_s:
+            self._entered.popitem(last=False)
 
     def _principal(self, key: str, peer: str) -> Principal:
         if self.keys is None:

@@ -67,13 +67,14 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LearningNow(msgspec.Struct, frozen=True, kw_only=True):
-    """How a model learns. `state`: run, paused, pinned, off, or "" where there is no version yet, with who stopped it
-    and why; `offset`, `end`: examples that are in the served weights, and all there are; `set_aside`: outcomes that
-    will not be learnt, by cause; `a_second`: examples learnt lately; `bins`: of the last `binned` examples, as they
-    were served."""
+    """How a model learns; `policy`: its number. `state`: run, paused, pinned, off, or "" where there is no version yet,
+    with who stopped it and why; `offset`, `end`: examples that are in the served weights, and all there are;
+    `set_aside`: outcomes that will not be learnt, by cause; `a_second`: examples learnt lately; `bins`: of the last
+    `binned` examples, as they were served."""
 
     model: str
     state: str
+    policy: int = 0
     who: str = ""
     why: str = ""
     live: str = ""
@@ -104,8 +105,9 @@ class LearningViews(Protocol):
     def learning(self) -> LearningNow:
         """How the installation's model learns."""
 
-    def let_learn(self, go_on: bool, who: str, why: str) -> str:
-        """Pause learning, or let it go on; a sentence that says what came of it. Errors of the house."""
+    def let_learn(self, go_on: bool, policy: int, who: str, why: str) -> str:
+        """Pause learning, or let it go on, if the policy is still this one; a sentence that says what came of it.
+        Errors of the house."""
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):

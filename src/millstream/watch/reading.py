@@ -77,6 +77,10 @@ class Scribe:
         values = np.fromiter(readings.values(), "<f8", len(keys)).tobytes()
         return types.Readings(at=at, values=values, keys=[str(key) for key in keys] if named else [])
 
+    def lost(self) -> None:
+        """The last record did not get into the log: the next one has its keys, so that none is read by older ones."""
+        self._since = KEYED
+
 
 class Reader:
     """Reads the records of one writer, in their order."""

@@ -21,6 +21,7 @@ from millstream.console.views import AlertRow, AlertsNow, RuleRow, Target, Well
 from millstream.errors import NotFound
 from millstream.stream.event import decode
 from millstream.types import Alert
+from millstream.watch.alarms.action import models_of
 from millstream.watch.alarms.rule import Rule
 
 KEPT: Final = 500
@@ -103,8 +104,11 @@ class AlertsSeen:
         """Whether the policy is still as the alert's action left it."""
         if not alert.did or alert.did.startswith("nothing"):
             return False
-        with suppress(errors.Error):
-            return self._at.repository.policy(alert.labels.get("model", "")).why.endswith(f"[{alert.id}]")
+        repository = self._at.repository
+        for model in models_of(repository, alert):
+            with suppress(errors.Error):
+                if repository.policy(model).why.endswith(f"[{alert.id}]"):
+                    return True
         return False
 
     def _target(self, name: str) -> Target:

@@ -74,18 +74,18 @@ class FeaturesWatch:
         file = self._at.folder / "millstream.toml"
         command = [sys.executable, "-m", "millstream", "features", "verify", "-c", str(file), "--json"]
         pipe = subprocess.PIPE
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True) as running:
-            self._running = running
-            try:
-                out, said = running.communicate(timeout=VERIFY_S_MAX)
-            except subprocess.TimeoutExpired:
-                running.kill()
-                out, said = (
-                    "",
-                    f"not done within {VERIFY_S_MAX:.0f} s: run `millstream features verify`",
-                )
-            finally:
-                self._running = None
+        try:
+            with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True) as running:
+                self._running = running
+                try:
+                    out, said = running.communicate(timeout=VERIFY_S_MAX)
+                except subprocess.TimeoutExpired:
+                    running.kill()
+                    out, said = "", f"not done within {VERIFY_S_MAX:.0f} s: run `millstream features verify`"
+                finally:
+                    self._running = None
+        except OSError as error:  # no room for a process
+            out, said = "", f"cannot begin: {error}"
         found = _read(out, said)
         took = self._at.clock.monotonic() - began
         with self._lock:

@@ -83,12 +83,12 @@ class LearningWatch:
                 self._now = self._made(now)
                 self._looked = now
 
-    def let_learn(self, go_on: bool, who: str, why: str) -> str:
-        """As `millstream train pause` and `resume`."""
-        policy = change(self._at, "run" if go_on else "paused", who, why)
+    def let_learn(self, go_on: bool, policy: int, who: str, why: str) -> str:
+        """As `millstream train pause` and `resume`, if the policy is still this one."""
+        after = change(self._at, "run" if go_on else "paused", who, why, policy)
         with self._lock:
             self._looked = -math.inf
-        return f"{self._at.model}: learning {policy.learning}, policy {policy.version}"
+        return f"{self._at.model}: learning {after.learning}, policy {after.version}"
 
     def _follow(self) -> None:
         at, kept = self._at, self._at.task.kept
@@ -126,6 +126,7 @@ class LearningWatch:
         who, why = _stopped(policy)
         return LearningNow(
             model=model,
+            policy=policy.version,
             state="off" if at.settings.learn.model != model else "pinned" if policy.pin else policy.learning,
             who=who,
             why=why,

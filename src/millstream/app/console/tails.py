@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import msgspec
@@ -21,7 +23,7 @@ from millstream.app import story
 from millstream.app.console.tail import Tail
 from millstream.app.installation import Installation
 from millstream.console.views import Found, Record, Topic
-from millstream.errors import BadInput, Corrupt
+from millstream.errors import BadInput, Busy, Corrupt
 from millstream.stream import Log
 from millstream.stream import reader as streams
 from millstream.stream.event import Event, decode
@@ -49,6 +51,8 @@ WHOLE_CHARS: Final = 20_000
 SHOWN: Final = 50
 FOUND_MAX: Final = 100
 KEY_BYTES: Final = 4096
+SEARCHES_MAX: Final = 3
+"""Searches of the log at one moment: each keeps a thread, and pages need some, too."""
 RATE_S: Final = 10.0
 """A rate is of this long."""
 
@@ -77,7 +81,7 @@ class Tails:
     def __init__(self, at: Installation) -> None:
         self._at, self._log, self._clock = at, at.log, at.clock
         self._topics: dict[str, _Followed] = {}
-        self._lock = threading.Lock()
+        self._lock, self._searches = threading.Lock(), threading.BoundedSemaphore(SEARCHES_MAX)
 
     def poll(self) -> None:
         """Follow what came."""
@@ -116,24 +120,35 @@ class Tails:
         return [shown(topic, record) for record in self.latest(topic)[-SHOWN:][::-1]]
 
     def find(self, key: str, topics: tuple[str, ...]) -> Found:
-        """Records of this key, newest first."""
+        """Records of this key, newest first. BadInput; Busy: others search."""
         wanted = _key(key)
         found, looked, more = list[Record](), 0, False
-        for topic in topics or tuple(self._log.topics()):
-            look = Keyed(self._log.reader(topic))
-            for record in look.newest([wanted]):
-                if len(found) == FOUND_MAX:
-                    more = True
-                    break
-                found.append(shown(topic, record))
-            looked += look.passed
+        with self._searching():
+            for topic in topics or tuple(self._log.topics()):
+                look = Keyed(self._log.reader(topic))
+                for record in look.newest([wanted]):
+                    if len(found) == FOUND_MAX:
+                        more = True
+                        break
+                    found.append(shown(topic, record))
+                looked += look.passed
         return Found(sorted(found, key=lambda one: -one.arrival), looked, more)
 
     def story(self, request: str) -> dict[str, Any]:
-        """What is known of a request."""
+        """What is known of a request. BadInput; NotFound; Busy: others search."""
         _key(request)
-        told: dict[str, Any] = msgspec.to_builtins(story.tell(self._at, request))
+        with self._searching():
+            told: dict[str, Any] = msgspec.to_builtins(story.tell(self._at, request))
         return told
+
+    @contextmanager
+    def _searching(self) -> Iterator[None]:
+        if not self._searches.acquire(blocking=False):
+            raise Busy(f"the log is searched {SEARCHES_MAX} times at this moment; wait for an end, and ask again")
+        try:
+            yield
+        finally:
+            self._searches.release()
 
 
 def _key(text: str) -> bytes:

@@ -210,6 +210,7 @@ def pushes(
             waits[offset] = one.arrival + one.wait_s
             since = min(since, waits[offset])
     found: list[Found] = []
+    trained = _Trained(at)
     keyed = Keyed(at.log.reader("deltas"), progress)
     for record in keyed.oldest({at.model.encode()}, since - BEFORE_S) if waits else ():
         try:
@@ -226,22 +227,37 @@ def pushes(
             if offset not in learnt:
                 name = f"{delta.base}@{delta.sequence}"
                 passed = f"push {name} reaches beyond it without it: refused by the gate, or learning began after it"
-                why[offset] = _offline(at, offset) or passed
+                why[offset] = trained.has(offset) or passed
         if not waits:
             break
     for offset in waits:
-        why[offset] = _offline(at, offset) or "no push has reached it yet"
+        why[offset] = trained.has(offset) or "no push has reached it yet"
     return found, why
 
 
-def _offline(at: Installation, offset: int) -> str:
-    """Whether a version that was trained, not pushed, has learnt an example; as a reason that no push has it."""
-    model = at.model
-    for version in at.repository.versions(model) if model in at.repository.models() else ():
-        lineage = lineage_of(at, model, version)
-        if lineage.get("made_by") != MADE_BY and int(str(lineage.get("upto", 0))) > offset:
-            return f"version {version} of {model} has it, made by {lineage.get('made_by')}"
-    return ""
+class _Trained:
+    """Versions that were trained, not pushed; manifests are read once for all examples."""
+
+    def __init__(self, at: Installation) -> None:
+        self._at = at
+        self._versions: list[tuple[str, int, str]] | None = None  # version, upto, made by
+
+    def has(self, offset: int) -> str:
+        """Whether one of them has learnt an example; as a reason that no push has it."""
+        if self._versions is None:
+            self._versions = [*self._read()]
+        for version, upto, made_by in self._versions:
+            if upto > offset:
+                return f"version {version} of {self._at.model} has it, made by {made_by}"
+        return ""
+
+    def _read(self) -> Iterator[tuple[str, int, str]]:
+        repository, model = self._at.repository, self._at.model
+        for version in repository.versions(model) if model in repository.models() else ():
+            lineage = lineage_of(self._at, model, version)
+            upto = str(lineage.get("upto", ""))
+            if lineage.get("made_by") != MADE_BY and upto.isdecimal():
+                yield version, int(upto), str(lineage.get("made_by"))
 
 
 def told(at: Installation, found: Sequence[Found], known: dict[int, float], progress: Progress) -> list[Pushed]:

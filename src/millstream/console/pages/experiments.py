@@ -69,7 +69,7 @@ def page(views: TrialViews) -> Page:
 
     async def build(visit: Visit) -> None:
         with ui.element("div").classes("row page-actions"):
-            visit.button("experiments.look", views.look, icon="visibility", kind="main")
+            visit.button("experiments.look", lambda: visit.look(views.look), icon="visibility", kind="main")
             running = ui.label("").classes("soft small-text").props('role="status"')
         box = ui.element("div")
 

@@ -85,7 +85,7 @@ def page(views: FeaturesViews) -> Page:
         with card(visit.say("features.skew")):
             with ui.element("div").classes("between"):
                 soft(visit.say("features.skew_help"))
-                visit.button("features.compare", views.compare, icon="balance", kind="main")
+                visit.button("features.compare", lambda: visit.look(views.compare), icon="balance", kind="main")
             skew = ui.element("div").classes("spaced")
 
         def show(now: FeaturesNow) -> None:

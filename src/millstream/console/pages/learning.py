@@ -105,13 +105,13 @@ def page(views: LearningViews) -> Page:
     """The page over these views."""
 
     async def build(visit: Visit) -> None:
-        model = ""
+        model, policy = "", 0
 
         def press(go_on: bool) -> None:
             what = "resume" if go_on else "pause"
             visit.ask(
                 visit.say(f"learning.{what}"), visit.say(f"learning.{what}_body"), model,
-                lambda who, why: views.let_learn(go_on, who, why), danger=not go_on,
+                lambda who, why: views.let_learn(go_on, policy, who, why), danger=not go_on,
             )  # fmt: skip
 
         state = ui.element("div")
@@ -132,8 +132,8 @@ def page(views: LearningViews) -> Page:
         )  # fmt: skip
 
         def show(now: LearningNow) -> None:
-            nonlocal model
-            model = now.model
+            nonlocal model, policy
+            model, policy = now.model, now.policy
             for button, wanted in zip(buttons, ("paused", "run"), strict=True):
                 button.set_visibility(now.state == wanted)
             for box, draw in parts:

@@ -116,6 +116,7 @@ async def _beside(visit: Visit, read: Any, show: Any) -> None:
 
     async def look() -> None:
         try:
+            visit.who()
             found = await asyncio.to_thread(read)
         except errors.Error as error:
             box.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from functools import partial
 from typing import Any
@@ -90,7 +91,7 @@ def page(views: OverviewViews) -> Page:
 
         await visit.live(views.well, well)
         with card(visit.say("overview.loop"), "loop-card"):
-            chart.draw(_picture(visit, _moving(views.loop())[0]), visit.say("overview.picture"))
+            chart.draw(_picture(visit, _moving(await asyncio.to_thread(views.loop))[0]), visit.say("overview.picture"))
         numbers = ui.element("div").classes("cards small")
         below = ui.element("div").classes("cards wide")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from functools import partial
 
@@ -11,7 +12,7 @@ from millstream.console import chart, text
 from millstream.console.page import Page, Visit
 from millstream.console.parts import badge, card, cards, empty, figure, heading, notice, soft, table
 from millstream.console.views import Actions, ShadowRow, Share, TrafficNow, TrafficViews
-from millstream.errors import BadInput
+from millstream.errors import BadInput, Error
 
 WORDS = {
     "traffic.title": ("Traffic", "流量"),
@@ -87,7 +88,7 @@ def page(views: TrafficViews, actions: Actions) -> Page:
     """The page over these views."""
 
     async def build(visit: Visit) -> None:
-        names = views.names()
+        names = await asyncio.to_thread(views.names)
         if not names:
             empty(visit.say("traffic.none"))
             return
@@ -99,10 +100,15 @@ def page(views: TrafficViews, actions: Actions) -> Page:
                 link.props["href"] = f"/traffic?model={name}"
                 with link:
                     ui.label(name)
+        try:
+            first = await asyncio.to_thread(views.traffic, model)
+        except Error as error:  # its policy cannot be used: the other models have pages all the same
+            visit.alert(str(error))
+            return
         seen: list[TrafficNow] = []
         top = ui.element("div")
         with card(visit.say("traffic.change")):
-            _controls(visit, actions, views.traffic(model), seen)
+            _controls(visit, actions, first, seen)
         below = ui.element("div")
 
         def show(now: TrafficNow) -> None:

@@ -24,7 +24,7 @@ WHO = "watch"
 
 
 def act(repository: Repository, rule: Rule, alert: Alert) -> str:
-    """Do what the rule says of the model that the alert names; what was done, in words. Never raises an Error."""
+    """Do what the rule says of the model that the alert names; what was done, in words. Raises no Error or OSError."""
     model = alert.labels.get("model") or rule.where.get("model", "")
     try:
         before = repository.policy(model)
@@ -35,9 +35,9 @@ def act(repository: Repository, rule: Rule, alert: Alert) -> str:
             model,
             traffic.only_on(before.version, model, change),
             who=f"{WHO}: {alert.rule}",
-            why=f"{alert.said} [{alert.id}]"[:1900],
+            why=f"{alert.said[:1500]} [{alert.id}]",  # undo knows it by its end
         )
-    except Error as error:
+    except (Error, OSError) as error:
         return f"nothing: {error}"
     return f"{said}, in policy {after.version} of {model}; `millstream watch undo {alert.id}` takes it back"
 
@@ -45,20 +45,29 @@ def act(repository: Repository, rule: Rule, alert: Alert) -> str:
 def undo(repository: Repository, alert: Alert, who: str, why: str) -> Policy:
     """Take back what was done by an alert; the policy after it. NotFound: nothing was done; Conflict: the policy was
     changed since."""
-    model = alert.labels.get("model", "")
     mark = f"[{alert.id}]"
-    before: Policy | None = None
-    for policy in repository.history(model) if model in repository.models() else ():
-        if policy.why.endswith(mark) and policy.who.startswith(WHO) and before is not None:
-            past = before
+    for model in models_of(repository, alert):
+        before: Policy | None = None
+        for policy in repository.history(model):
+            if policy.version == 1:  # there was none before it, which means the highest
+                before = Policy(live=(repository.versions(model) or [policy.live])[-1])
+            if policy.why.endswith(mark) and policy.who.startswith(f"{WHO}: ") and before is not None:
+                past = before
 
-            def restored(now: Policy, past: Policy = past) -> Policy:
-                return replace(past, version=now.version)
+                def restored(now: Policy, past: Policy = past) -> Policy:
+                    return replace(past, version=now.version)
 
-            change = traffic.only_on(policy.version, model, restored)
-            return repository.change_policy(model, change, who=who, why=why or f"undid what {policy.who} did {mark}")
-        before = policy
+                change = traffic.only_on(policy.version, model, restored)
+                said = why or f"undid what {policy.who} did {mark}"
+                return repository.change_policy(model, change, who=who, why=said)
+            before = policy
     raise NotFound(f"nothing was done by alert {alert.id}")
+
+
+def models_of(repository: Repository, alert: Alert) -> list[str]:
+    """The models that an alert may have acted on: the one that it names; any, where its rule alone knew which."""
+    named, there = alert.labels.get("model", ""), repository.models()
+    return [one for one in there if one == named or not named]
 
 
 def _freeze(repository: Repository, model: str, policy: Policy, version: str) -> tuple[traffic.Change, str]:

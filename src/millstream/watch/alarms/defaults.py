@@ -35,12 +35,13 @@ DEFAULTS: dict[str, Rule] = {
         says="lists have no item", runbook=_book("empty-lists"),
     ),
     "sick-server": Rule(
-        quantity="failures", of="requests", above=5.0, against="peers", least=100, over_s=60, for_s=30,
+        quantity="failures", of="requests", above=5.0, matters=0.01, against="peers", least=100, over_s=60, for_s=30,
         by=("server",), severity="page", says="one server fails where its peers do not", runbook=_book("sick-server"),
     ),
     "slow-server": Rule(
-        quantity="answer_p99", above=4.0, against="peers", over_s=60, for_s=60, by=("server", "model", "version"),
-        severity="ticket", says="one server is slower than its peers", runbook=_book("slow-server"),
+        quantity="answer_p99", above=4.0, matters=0.005, against="peers", over_s=60, for_s=60,
+        by=("server", "model", "version"), severity="ticket", says="one server is slower than its peers",
+        runbook=_book("slow-server"),
     ),
     "empty-answers": Rule(
         quantity="empty", of="answers", above=0.1, least=50, over_s=60, for_s=20, by=_OF_VERSION, severity="page",
@@ -52,8 +53,8 @@ DEFAULTS: dict[str, Rule] = {
         runbook=_book("constant-answers"),
     ),
     "empty-server": Rule(
-        quantity="empty", of="answers", above=5.0, against="peers", least=100, over_s=60, for_s=30, by=("server",),
-        severity="page", says="answers of one server hold nothing where those of its peers do",
+        quantity="empty", of="answers", above=5.0, matters=0.02, against="peers", least=100, over_s=60, for_s=30,
+        by=("server",), severity="page", says="answers of one server hold nothing where those of its peers do",
         runbook=_book("empty-server"),
     ),
     "scores-moved": Rule(
@@ -86,11 +87,11 @@ DEFAULTS: dict[str, Rule] = {
         says="much fewer requests come than a day before", runbook=_book("traffic-gone"),
     ),
     "failing-more": Rule(
-        quantity="failures", of="requests", above=5.0, against="past", least=500, over_s=600, for_s=300,
+        quantity="failures", of="requests", above=5.0, matters=0.01, against="past", least=500, over_s=600, for_s=300,
         by=("model",), says="more requests fail than a day before, of all servers", runbook=_book("failing"),
     ),
     "slower": Rule(
-        quantity="answer_p50", above=4.0, against="past", over_s=600, for_s=300, by=("model",),
+        quantity="answer_p50", above=4.0, matters=0.005, against="past", over_s=600, for_s=300, by=("model",),
         says="answers take longer than a day before", runbook=_book("slower"),
     ),
     "sizes-changed": Rule(

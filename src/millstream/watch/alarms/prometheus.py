@@ -117,8 +117,10 @@ def _summary(rule: Rule) -> str:
 def _held(rule: Rule, over_s: float) -> str:
     window = _window(over_s)
     held = [f"({_beyond(rule, value(rule, over_s))})"]
+    if rule.matters:
+        held.append(f"({_itself(rule, window)} >= {_number(rule.matters)})")
     if QUANTITIES[rule.quantity].kind == "level":
-        return _beyond(rule, value(rule, over_s))
+        return " and ".join(held) if len(held) > 1 else _beyond(rule, value(rule, over_s))
     if rule.against:
         _, sure = _beside_peers(rule, window) if rule.against == "peers" else _beside_past(rule, window)
         held += [] if QUANTITIES[rule.quantity].unit else [sure]  # chance parts events, not seconds
@@ -134,6 +136,13 @@ def _held(rule: Rule, over_s: float) -> str:
 
 def _beyond(rule: Rule, value: str) -> str:
     return f"({value}) {'>' if rule.above is not None else '<'} {_number(rule.limit)}"
+
+
+def _itself(rule: Rule, window: str) -> str:
+    """What is compared with peers or the past, alone."""
+    by = _by(rule) if rule.against == "peers" else None
+    upper = _aggregate(rule, rule.quantity, window, "", by)
+    return f"{upper} / ({_aggregate(rule, rule.of, window, '', by)} > 0)" if rule.of else upper
 
 
 def _value(rule: Rule, window: str, offset: str, filled: bool = False) -> str:

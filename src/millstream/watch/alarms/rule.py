@@ -33,6 +33,9 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     least: Annotated[
         float, Meta(ge=0, description="fewer than this, of `of` (else of a count itself), say nothing")
     ] = 0.0
+    matters: Annotated[
+        float, Meta(ge=0, description="against peers or the past: the value itself must be so much at least")
+    ] = 0.0
     where: Annotated[dict[str, str], Meta(description="only of what has these labels")] = {}
     by: Annotated[tuple[str, ...], Meta(description="the labels that make a group of its own")] = ()
     severity: Annotated[Severity, Meta(description="who must look: woken, the next day, or when there is time")] = (
@@ -55,6 +58,8 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             raise ValueError(f"`of` is a count, and {self.of} is a level")
         if self.of and QUANTITIES[self.quantity].kind != "count":
             raise ValueError(f"{self.quantity} is a level: it is of nothing")
+        if self.matters and (not self.against or self.above is None):
+            raise ValueError("`matters` is for a rule with `above` against peers or the past; others have their limit")
         if self.against == "peers" and "server" not in self.by:
             raise ValueError("a rule against peers has a group for each server: put server in `by`")
         if self.action and "model" not in (*self.by, *self.where):

@@ -205,7 +205,7 @@ def _beside_past(rule: Rule, history: History) -> list[Value]:
         if rule.of and _counted(rule):
             counts = [(one.value * one.events, one.events, then.value * then.events, then.events)]
             times = times if _sure(counts) else 1.0
-        found.append(Value(one.group, times, one.events))
+        found.append(Value(one.group, times if one.value >= rule.matters else 1.0, one.events))
     return found
 
 
@@ -275,7 +275,7 @@ def _beside_peers(rule: Rule, history: History) -> list[Value]:
     """Each server as a multiple of what its peers would have had in its place."""
     others = tuple(name for name in rule.by if name != "server")
     if QUANTITIES[rule.quantity].kind == "level":
-        return _levels_beside_peers(others, _grouped(rule, history, 0.0))
+        return _levels_beside_peers(others, _grouped(rule, history, 0.0), rule.matters)
     keys, under = _keys(rule, rule.quantity, history), _keys(rule, rule.of or rule.quantity, history)
     strata = tuple(sorted({name for key in under for name, _ in key.labels} - {"server"}))
     counts = _sums((*strata, "server"), keys, history.counts(keys, rule.over_s))
@@ -306,11 +306,12 @@ def _beside_peers(rule: Rule, history: History) -> list[Value]:
     for group, ((observed, expected, number), parts) in seen.items():
         if number >= max(rule.least, LEAST if rule.of else 0.0):
             times = min(observed / expected, MOST) if expected > 0 else MOST if observed > 0 else 1.0
-            found.append(Value(group, times if not _counted(rule) or _sure(parts) else 1.0, number))
+            matters = observed >= rule.matters * (number if rule.of else 1.0)
+            found.append(Value(group, times if matters and (not _counted(rule) or _sure(parts)) else 1.0, number))
     return found
 
 
-def _levels_beside_peers(others: tuple[str, ...], levels: Sequence[Value]) -> list[Value]:
+def _levels_beside_peers(others: tuple[str, ...], levels: Sequence[Value], matters: float) -> list[Value]:
     alike: dict[Group, list[Value]] = {}
     for one in levels:
         alike.setdefault(tuple((k, v) for k, v in one.group if k in others), []).append(one)
@@ -319,7 +320,7 @@ def _levels_beside_peers(others: tuple[str, ...], levels: Sequence[Value]) -> li
         for one in group:
             peers = [other.value for other in group if other is not one]
             if len(peers) >= PEERS and (median := float(np.median(peers))) > 0:
-                found.append(Value(one.group, one.value / median, one.events))
+                found.append(Value(one.group, one.value / median if one.value >= matters else 1.0, one.events))
     return found
 
 
