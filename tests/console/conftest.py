@@ -13,7 +13,7 @@ CHROMIUM = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def running(tmp_path_factory):
     made = Running(tmp_path_factory.mktemp("console"))
     try:
@@ -22,8 +22,9 @@ def running(tmp_path_factory):
         made.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
+    """One browser for the tests of a file. Its event loop runs in this thread while it lives: not for longer."""
     from playwright.sync_api import sync_playwright
 
     path = shutil.which("chromium") or shutil.which("chromium-browser")
