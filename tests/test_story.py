@@ -21,6 +21,7 @@ from millstream.cli import main
 from millstream.cli.trace import lines, plain
 from millstream.clock import FakeClock
 from millstream.errors import BadInput, NotFound
+from millstream.models.manifest import Manifest
 from millstream.models.traffic import Copy, make
 from millstream.stream import decode, encode
 from millstream.types import (
@@ -626,6 +627,29 @@ def test_an_event_whose_arrays_do_not_fit_is_told_as_far_as_it_goes(tmp_path):
         assert len(story.notes) >= 4 and story.answered.changed is None
         assert story.reads[0].values == [{"column 0": 1.5, "column 1": None}]
         assert "\n".join(lines(story)) and msgspec.json.encode(story)
+
+
+def test_what_cannot_be_read_beside_it_does_not_end_a_story(tmp_path):
+    """A record of another request that is no event, and a version whose lineage says no number."""
+    with Installation(tmp_path, msgspec.convert(TOLD, Settings), FakeClock(2e6)) as at:
+        event = Served(
+            request="r", model="ranker", version="1@0", policy=0, arm="live", user="u", candidates=["a"],
+            event_time=2e6, scores=np.zeros(1, "<f4").tobytes(),
+        )  # fmt: skip
+        at.log.writer("served", 0).append(b"r", encode(event))
+        outcomes = at.log.writer("outcomes", 0)
+        outcomes.append(b"r", encode(Outcome(request="r", item="a", kind="like", id="o", event_time=2e6)))
+        outcomes.append(b"other", b"\xc1 nonsense")
+        lineage = {"made_by": "somebody", "upto": "the end"}
+        at.repository.put("ranker", Manifest(format="onnx", file="m.onnx", lineage=lineage), {"m.onnx": b"x"})
+        example = Example(
+            request="r", item="a", model="ranker", version="1@0", tokens=b"", score=0.5, label=1.0, weight=1.0,
+            event_time=2e6, arrival=2e6, wait_s=0.0, outcomes=["p"],
+        )  # fmt: skip
+        at.log.writer("examples", 0).append(b"r", encode(example))
+        story = tell(at, "r")
+        assert [one.end for one in story.outcomes] == ["waiting"]
+        assert [one.why_not for one in story.examples] == ["no push has reached it yet"]
 
 
 def test_a_story_is_sent_as_one_trace(told, collector):

@@ -272,6 +272,19 @@ def test_a_service_that_is_away_is_said_as_an_error_of_the_house(tmp_path):
         visiting.close()
 
 
+def test_a_client_that_nobody_uses_is_hung_up_and_its_key_is_gone(tmp_path):
+    with installation(tmp_path, "http_port = 1\n" + TOML) as at:
+        visiting = console_lists.Visiting(at)
+        used, unused = visiting._client("ms_used"), visiting._client("ms_unused")
+        at.clock.advance(console_lists.CLIENT_S / 2)
+        assert visiting._client("ms_used") is used
+        at.clock.advance(console_lists.CLIENT_S / 2 + 1)
+        visiting.poll()
+        assert visiting._client("ms_used") is used and visiting._client("ms_unused") is not unused
+        visiting.close()
+        assert not visiting._clients
+
+
 def test_experiments_are_those_of_the_settings_and_what_is_split(tmp_path):
     arms = "[recommend.placements.home.arms.a]\nshare = 0.5\n[recommend.placements.home.arms.b]\nshare = 0.5\n"
     asked = '[experiments.mine]\nplacement = "home"\nmetric = "like"\n'

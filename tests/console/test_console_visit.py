@@ -11,7 +11,7 @@ from millstream import errors
 from millstream.console.page import Visit
 from millstream.console.pages import experiments, features, log, traffic
 from millstream.console.studies import FeaturesNow, Skew, TrialsNow
-from millstream.console.views import Found
+from millstream.console.views import Found, Topic
 from millstream.console.words import SHARED
 from millstream.guard import auth
 
@@ -50,6 +50,13 @@ async def tick(client):
     """Let the page's timers run once."""
     for one in [one for one in client.elements.values() if isinstance(one, ui.timer)]:
         await one.callback()
+
+
+def pressed(client, text):
+    """What a click on the button with this text does."""
+    said = next(one for one in client.elements.values() if isinstance(one, ui.label) and one.text == text)
+    (listener,) = said.parent_slot.parent._event_listeners.values()
+    return listener.handler
 
 
 def test_what_was_wrong_goes_when_it_is_over(somebody):
@@ -106,14 +113,11 @@ def test_who_may_look_no_more_begins_nothing(somebody, of, text):
         made = of.page(views)
         with page_of(somebody, made.words) as (client, visit):
             await made.build(visit)
-            said = next(
-                one for one in client.elements.values() if isinstance(one, ui.label) and one.text == visit.say(text)
-            )
-            (pressed,) = said.parent_slot.parent._event_listeners.values()
-            pressed.handler()
+            press = pressed(client, visit.say(text))
+            press()
             assert views.begun == 1
             somebody.gone = True
-            pressed.handler()
+            press()
             assert views.begun == 1
 
     asyncio.run(presses())
@@ -136,6 +140,51 @@ def test_who_may_look_no_more_searches_nothing(somebody):
                 assert any("enter a key first" in one for one in texts(client)) is gone
 
     asyncio.run(searches())
+
+
+def test_what_nobody_foresaw_is_said_where_it_was_asked_for(somebody):
+    def failing(*said):
+        raise OSError("no space left")
+
+    class Broken:
+        find = staticmethod(failing)
+
+    async def fails():
+        with page_of(somebody) as (client, visit):
+            visit.ask("Do it?", "It is done.", "ranker", failing)
+            next(one for one in client.elements.values() if isinstance(one, ui.input)).set_value("why not")
+            await pressed(client, visit.say("confirm"))()
+            assert visit.say("failed") in texts(client)
+        made = log.page(Broken())
+        with page_of(somebody, made.words, {"id": "r"}) as (client, visit):
+            await made.build(visit)
+            await tick(client)
+            assert visit.say("failed") in texts(client) and visit.say("log.looking") not in texts(client)
+
+    asyncio.run(fails())
+
+
+def test_a_topic_whose_end_is_being_looked_for_is_not_called_empty(somebody):
+    class Starting:
+        ready = False
+
+        def topics(self):
+            return [Topic("served", 7, 0.0, self.ready)]
+
+        def tail(self, topic):
+            return []
+
+    async def starts():
+        views = Starting()
+        made = log.page(views)
+        with page_of(somebody, made.words) as (client, visit):
+            await made.build(visit)
+            assert visit.say("log.reading") in texts(client)
+            views.ready = True
+            await tick(client)
+            assert visit.say("nothing") in texts(client) and visit.say("log.reading") not in texts(client)
+
+    asyncio.run(starts())
 
 
 def test_a_model_whose_policy_is_broken_leaves_the_page_of_traffic(somebody):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rig import ask, rows, serving
 
 import onnx_models
-from millstream.engine.quality import MOST, SCORES, Quality
+from millstream.engine.quality import MARKED, MOST, SCORES, SHORT, Quality
 from millstream.engine.tally import Numbers
 from millstream.errors import BadInput
 from millstream.meter import Meter
@@ -116,6 +116,18 @@ def test_an_answer_repeats_only_when_another_request_got_it():
     assert total(meter, "repeats_total") == [2]
     quality.answered(asked(4), one(0.6))
     assert total(meter, "repeats_total") == [2]
+
+
+@pytest.mark.parametrize("cells", [MARKED // 2, 5000 * MARKED])
+def test_of_large_requests_too_only_an_answer_to_another_one_repeats(cells):
+    meter, quality = made()
+    for request in (1.0, 1.0, 1.0, 2.0, 3.0, 3.0):
+        quality.answered({"x": np.full((cells // 2, 2), request, np.float32)}, one(0.5))
+    assert total(meter, "repeats_total") == [2]
+    meter, quality = made(inputs=(TensorSpec("said", "BYTES", (-1,)),))
+    for request in (b"a", b"a", b"b", b"b"):
+        quality.answered({"said": np.array([b"so " * cells + request], object)}, one(0.5))
+    assert total(meter, "repeats_total") == [1] and len(quality._mark[0][2][0]) <= SHORT, "the request can go"
 
 
 def test_labels_of_classes_repeat_by_nature_and_the_probabilities_beside_them_score():

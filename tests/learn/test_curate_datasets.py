@@ -23,7 +23,8 @@ from millstream.learn.offline import Plan
 from millstream.models import Manifest, online
 from millstream.ops.backup import backup
 from millstream.ops.restore import restore
-from millstream.types import Outcome
+from millstream.stream import encode
+from millstream.types import Outcome, Review
 
 WIDE = {"open_max": 2000, "reason_max": 2000, "person_max": 1000, "item_max": 1000}
 
@@ -425,6 +426,22 @@ bits = 10
 user = [{ name = "id" }, { name = "sex" }]
 item = [{ name = "id" }, { name = "kind" }]
 """
+
+
+def test_what_strangers_wrote_reaches_no_terminal_from_the_queue(tmp_path, capsys):
+    hostile = "\x1b]0;you\x07\n\u202e"
+    file = tmp_path / "millstream.toml"
+    file.write_text("http_port = 0\n")
+    with Installation.open(file) as at:
+        row = Review(
+            id="0" * 16, request="r", item=hostile, user=hostile, model="m", version="1@0", definition="d", tokens=b"",
+            score=0.5, calibrated=0.5, reasons=["correction"], worth=1.0, event_time=NOW, at=at.clock.now(),
+            said=f"the user said correction: {hostile}", shown={"item.title": hostile},
+        )  # fmt: skip
+        at.log.writer("reviews").append_durable_wait(b"0", encode(row))
+    main(["curate", "list", "-c", str(file)])
+    out = capsys.readouterr().out
+    assert "correction" in out and all(c.isprintable() or c == "\n" for c in out) and len(out.splitlines()) == 3
 
 
 def test_all_of_it_as_a_person_types_it(tmp_path, capsys):

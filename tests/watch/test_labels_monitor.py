@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from river.drift import ADWIN
 
 from millstream.app.labels import VERSIONS_MAX, LabelCounts
 from millstream.learn.quality import auc
@@ -12,7 +13,7 @@ from millstream.meter import Meter
 from millstream.types import Example
 from millstream.watch.history import History
 from millstream.watch.monitors.labels import Labels, auc_error, gone
-from millstream.watch.monitors.stream import Streams
+from millstream.watch.monitors.stream import Series, Streams
 from millstream.watch.reading import Key
 
 BEGIN = 1_700_006_400.0
@@ -176,6 +177,18 @@ def test_a_level_that_changes_at_once_is_told_by_how_much_and_a_tide_is_not():
     assert world.look(moved=0.4)[SCORE] == pytest.approx(0.4, abs=0.1)
     world.go(HOUR, moved=0.4)
     assert world.look(moved=0.4)[SCORE] == 0.0  # it is how it is now
+
+
+def test_one_empty_answer_after_a_night_without_any_is_no_change():
+    series, worst = Series(ADWIN(clock=1)), 0.0
+    for minute in range(600):
+        empty = minute == 500
+        series.add((1500, empty, empty), minute * MINUTE)
+        worst = max(worst, series.change(minute * MINUTE))
+    assert worst < 0.1
+    for minute in range(600, 605):
+        series.add((1500, 600, 600), minute * MINUTE)
+    assert series.change(605 * MINUTE) > 0.25
 
 
 def test_a_new_detector_is_shown_the_hours_before():

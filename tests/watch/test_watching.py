@@ -27,6 +27,11 @@ RULES = {
 }  # fmt: skip
 
 
+def read_back(log):
+    """(when, what was read) of every record."""
+    return [(at, dict(zip(keys, values.tolist(), strict=True))) for at, keys, values in recorded(log, Meter())]
+
+
 class House:
     """An installation with a model of two versions, one server's counters, and the role."""
 
@@ -150,6 +155,22 @@ def test_of_a_version_that_is_not_live_nothing_is_rolled_back(house):
     assert "version 1 of m is not live" in alert.did and house.at.repository.policy("m").live == "2"
 
 
+def test_only_the_canary_that_fails_is_taken_back(tmp_path):
+    house = House(tmp_path, {"failing": RULES["failing"] | {"action": "stop_canary"}})
+    house.put_versions()
+    repository = house.at.repository
+    repository.change_policy("m", traffic.canary("1", 0.1), who="ops", why="try")
+    house.go(looks=2, failures=0)
+    house.go(looks=6, failures=90)
+    (alert,) = firing(house.at.log, Meter())
+    assert alert.did == "nothing: version 2 of m is not its canary, 1 is" and repository.policy("m").canary is not None
+    house.go(looks=6, version="1", failures=90)
+    (alert,) = firing(house.at.log, Meter())
+    assert "took back canary 1 of m" in alert.did and repository.policy("m").canary is None
+    assert undo(repository, alert, who="ops", why="").canary.version == "1"
+    house.at.close()
+
+
 def test_a_replay_of_the_log_says_what_was_said(house):
     rng = np.random.default_rng(7)
     for _ in range(120):
@@ -180,9 +201,9 @@ def test_a_wall_clock_that_jumps_moves_no_window(house):
     house.go(looks=6, failures=0)
     house.clock.jump(-3 * 86_400.0)
     house.go(looks=6, failures=0)
-    times = [at for at, _ in recorded(house.at.log, Meter())]
+    times = [at for at, _ in read_back(house.at.log)]
     assert np.allclose(np.diff(times), 10.0) and house.said() == []
-    jumps = [read[Key("clock_jump")] for _, read in recorded(house.at.log, Meter())]
+    jumps = [read[Key("clock_jump")] for _, read in read_back(house.at.log)]
     assert jumps[1] == 0 and jumps[-1] == 2 * 86_400.0
 
 
@@ -191,8 +212,10 @@ def test_counters_that_were_there_before_are_not_news_and_one_that_begins_anew_i
     house.count(requests=1000)
     house.go()
     house.go(looks=1, requests=5)
-    read = [found.get(Key.of("requests", {"model": "m", "version": "2", "server": "serve"})) for _, found in recorded(
-        house.at.log, Meter())]  # fmt: skip
+    read = [
+        found.get(Key.of("requests", {"model": "m", "version": "2", "server": "serve"}))
+        for _, found in read_back(house.at.log)
+    ]
     assert read == [0.0, 5.0]
     house.at.close()
 
@@ -220,7 +243,7 @@ class Odd(Broken):
 def test_a_monitor_that_raises_or_reads_nonsense_costs_its_own_readings_alone(house, caplog):
     house.watch._monitors = Monitors([Broken(), Odd()], house.watch.meter)
     house.go(looks=3, failures=0)
-    assert list(recorded(house.at.log, Meter()))[-1][1][Key("lists")] == 3.0
+    assert read_back(house.at.log)[-1][1][Key("lists")] == 3.0
     metrics = house.watch.meter.render()
     assert (
         'millstream_watch_failures_total{monitor="broken"} 9' in metrics and "millstream_watch_odd_total 3" in metrics
@@ -266,7 +289,7 @@ def test_what_was_read_while_the_disk_was_full_is_missing_and_what_follows_keeps
     house.go(looks=2)
     level.read |= {Key("score_psi"): 3.0}
     house.go()
-    found = [read for _, read in recorded(house.at.log, Meter()) if read.pop(Key("clock_jump")) == 0.0]
+    found = [read for _, read in read_back(house.at.log) if read.pop(Key("clock_jump")) == 0.0]
     assert found[-5:] == [{Key("score_mean"): 1.0}] * 2 + [{Key("score_sd"): 2.0}] * 2 + [level.read]
 
 
@@ -278,7 +301,7 @@ def test_readings_that_lost_their_keys_are_left_out_and_the_role_begins(house, c
     level.read = {Key("score_sd"): 2.0, Key("score_psi"): 3.0}
     house.watch._scribe.record(house.watch.now(), level.read | {Key("clock_jump"): 0.0})  # on its way to a bad sector
     house.go(looks=KEYED)
-    times = [at for at, _ in recorded(house.at.log, Meter())]
+    times = [at for at, _ in read_back(house.at.log)]
     assert caplog.text.count("values of other keys than those before") == 1
     house.at.close()
     again = House(house.folder, clock=house.clock)
@@ -321,7 +344,7 @@ def test_is_it_well(house):
     assert wellbeing(house.at).said.startswith("Well: none of")
     house.go(looks=6, failures=90)
     found = wellbeing(house.at)
-    assert not found.well and found.said == "Not well: 1 alerts fire, 1 of them to wake somebody."
+    assert not found.well and found.said == "Not well: an alert fires, 1 to wake somebody."
     house.clock.advance(300.0)
     assert wellbeing(house.at).said.startswith("Nobody watches: the last look was 300 s ago")
 

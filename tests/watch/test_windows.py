@@ -51,8 +51,19 @@ def test_keys_come_and_go():
     history = filled([{a: 1.0}, {b: 2.0, a: 1.0}, {b: 2.0}])
     assert history.counts([a, b, Key("nothing")], 30.0).tolist() == [2.0, 4.0, 0.0]
     assert history.keys("a") == [a, b] and history.keys("b") == []
-    assert history.read_at(a) == START + 10 and history.read_at(Key("nothing")) == -np.inf
     assert np.isnan(history.levels([a], 10.0)[0])
+
+
+def test_what_is_taken_by_arrays_is_what_is_added_by_names():
+    rng, one, other = np.random.default_rng(3), History(), History()
+    for number in range(400):
+        keys = (a, b) if number % 7 else (b,)
+        values = rng.random(len(keys))
+        one.add(START + 10.0 * number, dict(zip(keys, values.tolist(), strict=True)))
+        other.take(START + 10.0 * number, keys, values)
+    for seconds in (60.0, 3600.0, 86400.0):
+        assert one.counts([a, b], seconds).tolist() == other.counts([a, b], seconds).tolist()
+        assert one.levels([a, b], seconds).tolist() == other.levels([a, b], seconds).tolist()
 
 
 def test_time_that_goes_back_counts_into_the_newest_step():

@@ -20,7 +20,9 @@ from math import inf
 from pathlib import Path
 
 import msgspec
+import numpy as np
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from millstream import config
 from millstream.app import watched
@@ -75,8 +77,8 @@ class Watch:
         self._readings, self._alerts = at.log.writer("readings", partition), at.log.writer("alerts", partition)
         self._scribe = Scribe()
         self._wall, self._mono = at.clock.now(), at.clock.monotonic()
-        for at_, read in recorded(at.log, self.meter, partition):
-            self.history.add(at_, read)
+        for record in recorded(at.log, self.meter, partition):
+            self.history.take(*record)
         self._wall = max(self._wall, self.history.last)
         self.alarms = Alarms(settings.in_force, self.history)
         self.alarms.resume(firing(at.log, self.meter, partition))
@@ -91,7 +93,7 @@ class Watch:
         self._gauges = Gauges(self.meter, "watch", whole=False)
         self._shown: set[tuple[str, str]] = set()
         self._levels: set[Key] = set()
-        self._unwritten = False
+        self._unwritten = self._full = False
         self._missing(settings.in_force)
 
     def _missing(self, rules: Mapping[str, Rule]) -> None:
@@ -132,6 +134,13 @@ class Watch:
             self._append(self._alerts, alert.id, alert)
         self._deliveries.put(alerts)
         self._show(read)
+        if self.history.forgotten and not self._full:
+            self._full = True
+            logger.warning(
+                "there is more to watch than watch.keys_max = %d has room for; the history of what was read "
+                "longest ago goes",
+                self._at.settings.watch.keys_max,
+            )
         return alerts
 
     def _do(self, alert: Alert) -> Alert:
@@ -197,19 +206,21 @@ def _labels(key: Key) -> dict[str, str]:
     return {"quantity": key.quantity, **dict(key.labels)}
 
 
-def recorded(log: Log, meter: Meter, partition: int = 0) -> Iterator[tuple[float, dict[Key, float]]]:
-    """(unix seconds, what was read) of every record of a role `watch`, oldest first. Those that lost
+def recorded(
+    log: Log, meter: Meter, partition: int = 0
+) -> Iterator[tuple[float, tuple[Key, ...], NDArray[np.float64]]]:
+    """(unix seconds, keys, what was read of each) of every record of a role `watch`, oldest first. Those that lost
     their keys to a damaged place are left out."""
     topic, reader = LenientReader(log.reader("readings"), meter), Reader()
     for _, event in topic.events(partition, 0):
         if isinstance(event, Readings):
             try:
-                read = reader.read(event)
+                read = reader.row(event)
             except Corrupt as error:
                 logger.warning("left out: %s", error)
                 continue
             if read is not None:
-                yield event.at, read
+                yield event.at, *read
 
 
 def firing(log: Log, meter: Meter, partition: int = 0) -> list[Alert]:
@@ -227,13 +238,13 @@ def replay(
     installation: Installation, rules: Mapping[str, Rule], since: float = -inf, until: float = inf
 ) -> list[Alert]:
     """The alerts that these rules would have made of what was recorded, between `since` and `until` (unix seconds);
-    the readings before count, as they would have."""
+    the readings before count, as they would have; what held already begins to hold at `since`."""
     history = History(installation.settings.watch.keys_max)
     alarms, said = Alarms(rules, history), list[Alert]()
-    for at, read in recorded(installation.log, Meter(), installation.settings.log.partition):
+    for at, keys, values in recorded(installation.log, Meter(), installation.settings.log.partition):
         if at > until:
             break
-        history.add(at, read)
+        history.take(at, keys, values)
         if at >= since:
             said += alarms.look(at)
     return said
@@ -263,7 +274,8 @@ def wellbeing(installation: Installation) -> Wellbeing:
     elif ago > 3 * at.settings.watch.every_s + 5.0:
         said = f"Nobody watches: the last look was {ago:,.0f} s ago. Is the role watch running?"
     elif fires:
-        said = f"Not well: {len(fires)} alerts fire, {pages} of them to wake somebody."
+        many = f"{len(fires)} alerts fire" if len(fires) > 1 else "an alert fires"
+        said = f"Not well: {many}, {pages} to wake somebody."
     else:
         said = f"Well: none of {len(at.settings.watch.in_force)} rules holds."
     return Wellbeing(well=said.startswith("Well"), said=said, at=looked, firing=fires)
@@ -272,8 +284,8 @@ def wellbeing(installation: Installation) -> Wellbeing:
 def budgets(installation: Installation) -> list[Budget]:
     """What is left of what was promised of each model, by what was recorded."""
     watch, history = installation.settings.watch, History(installation.settings.watch.keys_max)
-    for at, read in recorded(installation.log, Meter(), installation.settings.log.partition):
-        history.add(at, {key: count for key, count in read.items() if key.quantity in ("missed", "allowed")})
+    for record in recorded(installation.log, Meter(), installation.settings.log.partition):
+        history.take(*record)
     return Levels(watch.levels).budgets(history)
 
 

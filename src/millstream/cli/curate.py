@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from millstream.cli.trace import plain
 from millstream.cli.verbs import Verbs, bounded, say
 
 if TYPE_CHECKING:
@@ -70,9 +71,10 @@ def _list(args: argparse.Namespace) -> object:
 
 
 def _listed(one: ReviewItem) -> Iterator[str]:
-    shown = ", ".join(f"{name} {value}" for name, value in one.shown.items())
-    yield f"{one.id}  {', '.join(one.reasons)}: {one.why}"
-    yield f"    item {one.item} for {one.user or 'somebody'}, score {one.score:.3f} of {one.model} {one.version}"
+    shown = ", ".join(plain(f"{name} {value}") for name, value in one.shown.items())
+    item, user = plain(one.item), plain(one.user) or "somebody"
+    yield f"{one.id}  {', '.join(one.reasons)}: {plain(one.why, 300)}"
+    yield f"    item {item} for {user}, score {one.score:.3f} of {plain(one.model)} {plain(one.version)}"
     if shown:
         yield f"    {shown}"
 

@@ -11,7 +11,6 @@ import msgspec
 from nicegui import ui
 
 from millstream import errors
-from millstream.console import words
 from millstream.guard import auth
 from millstream.types import Principal
 
@@ -141,6 +140,10 @@ class Visit:
                     except errors.Error as error:
                         wrong.set_text(str(error))
                         return
+                    except Exception:
+                        logger.exception("an action of the console failed")
+                        wrong.set_text(self.say("failed"))
+                        return
                     dialog.close()
                     self.tell(said)
 
@@ -174,6 +177,3 @@ def name_of(principal: Principal) -> str:
 def _quoted(value: object) -> str:
     """A value as an expression of JavaScript."""
     return msgspec.json.encode(value).decode()
-
-
-SHARED = words.SHARED

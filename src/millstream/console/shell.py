@@ -18,7 +18,6 @@ from millstream import errors
 from millstream.console.page import Page, Visit, name_of
 from millstream.console.sign import COOKIE, Sign
 from millstream.console.words import SHARED
-from millstream.types import Principal
 
 STATIC = Path(__file__).parent / "static"
 ENTER_BYTES_MAX = 4096
@@ -261,11 +260,6 @@ async def _static(name: str) -> Response:
     if path.parent != STATIC or not await asyncio.to_thread(path.is_file):
         return HTMLResponse("no such file", 404)
     return FileResponse(path, headers={"cache-control": "no-cache"})
-
-
-def principal_of(visit: Visit) -> Principal:
-    """Who looks now."""
-    return visit.who()
 
 
 _THEME = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 Words = Mapping[str, tuple[str, str]]
-LANGUAGES = {"en": "English", "zh": "中文"}
 
 SHARED: Words = {
     "console": ("Millstream", "Millstream"),
@@ -15,12 +14,10 @@ SHARED: Words = {
     "language": ("中文", "English"),
     "menu": ("Menu", "菜单"),
     "help": ("Keyboard shortcuts", "键盘快捷键"),
-    "help_go": ("{page}", "{page}"),
     "help_theme": ("light or dark", "切换浅色或深色"),
     "help_search": ("search in the log", "在日志中搜索"),
     "help_close": ("close", "关闭"),
     "leave": ("Sign out", "退出"),
-    "enter.title": ("Sign in", "登录"),
     "enter.key": ("Key", "密钥"),
     "enter.button": ("Enter", "进入"),
     "enter.text": (
@@ -44,5 +41,4 @@ SHARED: Words = {
     "when": ("When", "时间"),
     "who": ("Who", "操作人"),
     "reason": ("Why", "原因"),
-    "read_only": ("looking only", "只读"),
 }

@@ -36,9 +36,12 @@ SCORES: Final = tuple(
 CONFIDENCES: Final = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 TEXTS_MAX = 64  # texts of a tensor that are looked at; the others count as these do
 COLUMNS_MAX = 1024
-KEPT_MAX = 1 << 13  # elements of a request that is kept to compare the next one with
+MARKED = 64  # elements of an input that tell its request from the one before
 SHORT = 64
 _NEAR = 1e-3
+
+
+_Mark = tuple[str, tuple[int, ...], object]
 
 
 class Quality:
@@ -54,7 +57,7 @@ class Quality:
         real = [spec for spec in numbers if spec.datatype.startswith("FP")]
         self._score = next((spec.name for spec in (*real, *numbers)), "")
         self._real = self._probable = bool(real)
-        self._last, self._request = float("nan"), dict[str, Array]()
+        self._last, self._mark = float("nan"), list[_Mark]()
         self.answers = meter.counter("millstream_quality_answers_total", "Answers whose quality was looked at", labels)
         self._empty = meter.counter("millstream_quality_empty_total", "Answers that hold nothing", labels)
         self._repeats = meter.counter(
@@ -101,9 +104,10 @@ class Quality:
             if score - score == 0.0:
                 self._scored(score if -MOST < score < MOST else math.copysign(MOST, score), array)
                 if self._real:
-                    if score == self._last and not _same(self._request, inputs):
+                    mark = _mark(inputs)
+                    if score == self._last and mark != self._mark:
                         self._repeats.add()
-                    self._last, self._request = score, dict(inputs) if asked <= KEPT_MAX else {}
+                    self._last, self._mark = score, mark
             else:
                 empty = empty or not np.isfinite(array).any()
         if empty:
@@ -164,17 +168,12 @@ def _some(texts: Array) -> bool:
     return any(texts.ravel()[:TEXTS_MAX].tolist())
 
 
-def _same(before: Mapping[str, Array], now: Mapping[str, Array]) -> bool:
-    """Whether two requests ask the same."""
-    if before.keys() != now.keys():
-        return False
-    for name, array in now.items():
-        other = before[name]
-        if array.shape != other.shape or array.dtype != other.dtype:
-            return False
-        if array.dtype.hasobject:
-            if array.tolist() != other.tolist():
-                return False
-        elif array.tobytes() != other.tobytes():
-            return False
-    return True
+def _mark(arrays: Mapping[str, Array]) -> list[_Mark]:
+    """What tells a request from others: of each input its shape and MARKED elements at most, evenly, of texts the end. Never the arrays
+    themselves, which may be views of a whole body."""
+    marks: list[_Mark] = []
+    for name, array in arrays.items():
+        flat = array.reshape(-1)
+        some = flat[:: flat.size // MARKED + 1]
+        marks.append((name, array.shape, [text[-SHORT:] for text in some] if array.dtype.hasobject else some.tobytes()))
+    return marks

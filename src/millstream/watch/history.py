@@ -78,12 +78,14 @@ class History:
 
     def add(self, at: float, readings: Mapping[Key, float]) -> None:
         """Take in what was read at `at`, unix seconds."""
+        self.take(at, tuple(readings), np.fromiter(readings.values(), np.float64, len(readings)))
+
+    def take(self, at: float, keys: tuple[Key, ...], values: Floats) -> None:
+        """As `add`: `values` float64, one a key. Quick where the keys are those of the call before."""
         self.last = at = max(at, self.last)
-        keys = tuple(readings)
         if keys != self._order[0]:
             self._order = keys, np.array([self._row(key) for key in keys], np.int64)
         rows = self._order[1]
-        values = np.fromiter(readings.values(), np.float64, len(keys))
         self._read[rows] = at
         for ring in self._rings:
             column = ring.column(at)
@@ -93,11 +95,6 @@ class History:
     def keys(self, quantity: str) -> list[Key]:
         """Everything that this quantity was read of."""
         return list(self._of.get(quantity, ()))
-
-    def read_at(self, key: Key) -> float:
-        """When a key was read last, unix seconds; -inf: never."""
-        row = self._rows.get(key)
-        return float(self._read[row]) if row is not None else -np.inf
 
     def counts(self, keys: Sequence[Key], seconds: float, ago: float = 0.0) -> Floats:
         """What each of these counted in the last `seconds`, until `ago` seconds before the last reading."""

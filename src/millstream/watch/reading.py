@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from millstream import types
 from millstream.errors import Corrupt
@@ -86,21 +87,27 @@ class Reader:
     """Reads the records of one writer, in their order."""
 
     def __init__(self) -> None:
-        self._keys: list[Key] | None = None
+        self._keys: tuple[Key, ...] | None = None
+        self._texts: list[str] = []
 
     def read(self, record: types.Readings) -> dict[Key, float] | None:
         """What was read; None before the first record that has its keys. Corrupt."""
-        if record.keys:
-            self._keys = [parse(text) for text in record.keys]
+        row = self.row(record)
+        return None if row is None else dict(zip(row[0], row[1].tolist(), strict=True))
+
+    def row(self, record: types.Readings) -> tuple[tuple[Key, ...], NDArray[np.float64]] | None:
+        """As `read`: the keys, the same tuple as long as they are the same, and float64, one each."""
+        if record.keys and (record.keys != self._texts or self._keys is None):
+            self._texts, self._keys = record.keys, tuple(map(parse, record.keys))
         values = np.frombuffer(record.values, "<f8")
         if not len(values):
-            return {}
+            return (), values
         if self._keys is None:
             return None
         if len(values) != len(self._keys):
             self._keys = None
             raise Corrupt(f"readings of {record.at}: {len(values)} values of other keys than those before")
-        return dict(zip(self._keys, values.tolist(), strict=True))
+        return self._keys, values
 
 
 def finite(readings: Iterable[tuple[Key, float]]) -> tuple[dict[Key, float], int]:

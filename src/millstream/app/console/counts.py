@@ -156,12 +156,6 @@ class Counts:
         came = [max(0.0, b - a) for a, b in zip(gone or [0.0] * len(counts), counts, strict=False)]
         return rounded(quantile(bounds, came, q)) if sum(came) else math.nan
 
-    def labels(self, name: str, label: str) -> list[str]:
-        """The values that a label of this name has."""
-        with self._lock:
-            moment = self._moments[-1][1] if self._moments else {}
-        return sorted({value for labels in moment.get(name, ()) for key, value in labels if key == label})
-
     def _between(self, length: float) -> tuple[float, _Moment, _Moment] | None:
         """(seconds, the moment so long ago or the first there is, the last one)."""
         with self._lock:

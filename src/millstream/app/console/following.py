@@ -1,5 +1,5 @@
 """The role `console`: pages over an installation. It reads the log's tails, the repository and the meter pages;
-it writes nothing but policies, as the control API does."""
+it writes nothing but policies, as the control API does, and what `millstream curate` writes."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ Rules of the room:
 
 from __future__ import annotations
 
+import math
 import threading
 import uuid
 from collections import OrderedDict
@@ -28,6 +29,8 @@ TITLES = 100_000
 SERVED = 300
 PEOPLE = 30
 CLIENTS_MAX = 16
+CLIENT_S = 600.0
+"""After so long without a call a client is hung up, and the key that it had is gone."""
 REFUSED_MAX = 1000
 DURABLE_S_MAX = 10.0
 _TITLE = ("title", "name")
@@ -43,7 +46,7 @@ class Visiting:
         self._items, self._served = Tail(at.log, "items", TITLES), Tail(at.log, "served", SERVED)
         self._known: OrderedDict[str, tuple[str, str]] = OrderedDict()  # item -> title, what it is about
         self._people: OrderedDict[str, None] = OrderedDict()
-        self._clients: OrderedDict[str, Client] = OrderedDict()
+        self._clients: OrderedDict[str, tuple[Client, float]] = OrderedDict()  # key -> client, when it was asked for
         self._refused: OrderedDict[str, str] = OrderedDict()  # id of an outcome -> why
 
     def places(self) -> Places:
@@ -55,7 +58,8 @@ class Visiting:
         return Places(list(settings.recommend.placements), people, _kinds(settings), address(settings))
 
     def poll(self) -> None:
-        """Take in items and people that came."""
+        """Take in items and people that came; hang up where nobody calls."""
+        self._hang_up(self._at.clock.monotonic() - CLIENT_S)
         with self._lock:
             for _, event in self._items.new(decode):
                 if isinstance(event, Entity):
@@ -94,23 +98,31 @@ class Visiting:
 
     def close(self) -> None:
         """Hang up."""
+        self._hang_up(math.inf)
+
+    def _hang_up(self, before: float) -> None:
+        """Of clients, those that were asked for last before this time."""
         with self._lock:
-            while self._clients:
-                self._clients.popitem()[1].close(0.5)
+            gone = [key for key, (_, used) in self._clients.items() if used < before]
+            clients = [self._clients.pop(key)[0] for key in gone]
+        for client in clients:
+            client.close(0.5)
 
     def _client(self, key: str) -> Client:
         with self._lock:
-            client = self._clients.pop(key, None)
-            if client is None:
+            found = self._clients.pop(key, None)
+            if found is not None:
+                client = found[0]
+            else:
                 settings, folder = self._at.settings, self._at.folder
                 ca: str | Path = folder / settings.tls.certificate if settings.tls.certificate else ""
                 client = Client(
                     address(settings), key, ca=ca, clock=self._at.clock, retry_s=DURABLE_S_MAX, on_drop=self._drop
                 )
-            self._clients[key] = client
-            gone = self._clients.popitem(last=False)[1] if len(self._clients) > CLIENTS_MAX else None
-        if gone is not None:
-            gone.close(0.5)
+            self._clients[key] = client, self._at.clock.monotonic()
+            gone = [self._clients.popitem(last=False)[1][0]] if len(self._clients) > CLIENTS_MAX else []
+        for other in gone:
+            other.close(0.5)
         return client
 
     def _drop(self, lost: list[Outcome], why: str) -> None:

@@ -24,6 +24,8 @@ from millstream.app.trace.answer import lineage_of
 from millstream.app.trace.told import End, Happened, Pushed, Seen
 from millstream.errors import Corrupt
 from millstream.learn.learning import MADE_BY
+from millstream.meter import Meter
+from millstream.stream import LenientReader
 from millstream.stream.audit import read_upto
 from millstream.stream.event import Event, decode
 from millstream.stream.keyed import Keyed, Progress
@@ -135,11 +137,10 @@ class Afterwards:
         """What says whether an outcome may wait: how far the join has read, and where its time stands, nearly."""
         join, log = self._at.settings.join, self._at.log
         watermark = heard = -math.inf
-        reader = log.reader("outcomes")
+        reader = LenientReader(log.reader("outcomes"), Meter())
         for partition in reader.partitions() if told else ():
-            at = max(reader.start(partition), reader.end(partition) - 100)
-            for record in reader.records(partition, at):
-                event = decode(record.value)
+            at = max(0, reader.end(partition) - 100)
+            for record, event in reader.decoded(partition, at, decode):  # damage is told by who tells the outcomes
                 if isinstance(event, Outcome):
                     watermark = max(watermark, min(event.event_time, record.arrival + join.ahead_s))
                     heard = max(heard, record.arrival)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from millstream.console.page import Page, Visit
 from millstream.console.parts import Cell, badge, card, empty, heading, notice, soft, table
 from millstream.console.views import Found, LogViews, Record, Topic
 
+logger = logging.getLogger(__name__)
 WORDS = {
     "log.title": ("Log", "日志"),
     "log.search": ("Id of a request, a user, an item, an alert", "请求、用户、物品或告警的 ID"),
@@ -34,7 +36,6 @@ WORDS = {
         "没有键为 {key} 的记录：共检查 {looked} 条。",
     ),
     "log.looking": ("Looking through the log …", "正在查找日志……"),
-    "log.whole": ("Whole record", "完整记录"),
     "log.story": ("Request {request}", "请求 {request}"),
     "log.asked": ("Asked", "提问"),
     "log.answered": ("Answered", "应答"),
@@ -119,13 +120,18 @@ async def _beside(visit: Visit, read: Any, show: Any) -> None:
             visit.who()
             found = await asyncio.to_thread(read)
         except errors.Error as error:
+            said = str(error)
+        except Exception:
+            logger.exception("a search of the console failed")
+            said = visit.say("failed")
+        else:
             box.clear()
             with box:
-                visit.alert(str(error))
+                show(found)
             return
         box.clear()
         with box:
-            show(found)
+            visit.alert(said)
 
     ui.timer(0.01, look, once=True)
 
@@ -155,16 +161,17 @@ async def _tail(visit: Visit, views: LogViews, topic: str) -> None:
             ui.icon("play_arrow" if held["held"] else "pause").props('aria-hidden="true"')
             ui.label(visit.say("log.resume" if held["held"] else "log.pause"))
 
-    def read() -> list[Record]:
+    def read() -> tuple[bool, list[Record]]:
         if not held["held"]:
             last[0] = views.tail(topic)
-        return last[0]
+        return all(one.ready for one in views.topics() if one.name == topic), last[0]
 
-    def show(records: list[Record]) -> None:
+    def show(now: tuple[bool, list[Record]]) -> None:
+        ready, records = now
         box.clear()
         with box:
             if not records:
-                empty(visit.say("nothing"))
+                empty(visit.say("nothing" if ready else "log.reading"))
             for record in records:
                 _record(visit, record)
 

@@ -43,7 +43,6 @@ WORDS = {
         "It goes on from the first example that it has not learnt.",
         "将从尚未学习的第一个样本继续。",
     ),
-    "models.format": ("Format", "格式"),
     "models.from": ("Comes from", "来源"),
     "models.put": ("Put", "入库时间"),
     "models.size": ("Size", "大小"),
@@ -64,7 +63,6 @@ WORDS = {
     "models.axis.resources": ("lean", "省"),
     "models.lineage": ("Lineage", "谱系"),
     "models.none": ("No model yet: `millstream models add` puts one.", "还没有模型：用 `millstream models add` 添加。"),
-    "models.versions": ("Versions", "版本"),
 }
 _ROLES = {"live": "good", "canary": "warn", "split": "accent", "shadow": ""}
 LINEAGE = 12

@@ -60,7 +60,6 @@ WORDS = {
     "overview.of_all": ("of requests, last ten seconds", "占请求的比例，最近十秒"),
     "overview.aside": ("Set aside", "搁置"),
     "overview.aside_more": ("outcomes that teach nothing, a second", "每秒无法学习的反馈"),
-    "overview.total": ("{total} in all", "共 {total}"),
     "overview.models": ("Models", "模型"),
     "overview.processes": ("Processes", "进程"),
     "overview.no_models": (

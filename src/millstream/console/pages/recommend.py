@@ -42,7 +42,6 @@ WORDS = {
         "{model} {version} · 规则 {arm} · 应答用时 {seconds}",
     ),
     "recommend.like": ("Like", "喜欢"),
-    "recommend.dislike": ("Not for me", "不喜欢"),
     "recommend.like_item": ("Like {title}", "喜欢 {title}"),
     "recommend.dislike_item": ("Not for me: {title}", "不喜欢 {title}"),
     "recommend.why": ("why?", "为什么？"),

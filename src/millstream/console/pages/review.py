@@ -33,7 +33,6 @@ WORDS = {
     "review.positive": ("Yes", "是"),
     "review.negative": ("No", "否"),
     "review.skip": ("Skip", "跳过"),
-    "review.back": ("Back to the one before", "回到上一个"),
     "review.for": ("for {user}", "给 {user}"),
     "review.somebody": ("somebody", "某人"),
     "review.served": ("as served by {model} {version}", "{model} {version} 应答的分数"),

@@ -79,6 +79,9 @@ def _freeze(repository: Repository, model: str, policy: Policy, version: str) ->
 def _stop_canary(repository: Repository, model: str, policy: Policy, version: str) -> tuple[traffic.Change, str]:
     if policy.canary is None:
         raise Conflict(f"{model} has no canary")
+    version = version.partition("@")[0]
+    if version and version != policy.canary.version:
+        raise Conflict(f"version {version} of {model} is not its canary, {policy.canary.version} is")
     return lambda now: replace(now, canary=None), f"took back canary {policy.canary.version} of {model}"
 
 

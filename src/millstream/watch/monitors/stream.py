@@ -4,7 +4,8 @@
 Rules of the room:
 - The detector says when, and what was before; `change` says by how much: the mean since then beside the mean before, in
   standard deviations of one value (of a share p: sqrt(p (1 - p))), for HOLD_S. Else it is zero. So a change that is
-  sure and tiny is tiny, and a day's tide, which is many small changes, stays small.
+  sure and tiny is tiny, and a day's tide, which is many small changes, stays small. The deviation is the median of the
+  minutes before; where most of them had none, the largest of all.
 - ADWIN takes values for bounded by 1. It is given minutes in units of four times the noise between neighbours (their
   differences' median), so noise fits its bound; the first WARM minutes are for measuring that.
 - A detector that is new is shown what the history has of the hours before.
@@ -171,7 +172,7 @@ class Series:
         means, spreads = np.array(self._lately).T
         before = slice(max(0, len(means) - since - BESIDE), len(means) - since)
         moved = abs(float(means[-since:].mean() - means[before].mean()))
-        spread = float(np.median(spreads[before])) or float(spreads[-1])
+        spread = float(np.median(spreads[before])) or float(spreads[before.start :].max())
         return min(moved / spread, MOST) if spread > 0 else MOST * (moved > 0)
 
     def _measure(self) -> None:
