@@ -169,8 +169,8 @@ def _some(texts: Array) -> bool:
 
 
 def _mark(arrays: Mapping[str, Array]) -> list[_Mark]:
-    """What tells a request from others: of each input its shape and MARKED elements at most, evenly, of texts the end. Never the arrays
-    themselves, which may be views of a whole body."""
+    """What tells a request from others: of each input its shape and MARKED elements at most, evenly, of texts the end.
+    Never the arrays themselves, which may be views of a whole body."""
     marks: list[_Mark] = []
     for name, array in arrays.items():
         flat = array.reshape(-1)
