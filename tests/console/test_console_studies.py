@@ -23,6 +23,7 @@ from millstream.app.installation import Installation, Settings
 from millstream.clock import FakeClock
 from millstream.console import pages
 from millstream.console.studies import Seen
+from millstream.learn.curate.teacher import interval
 from millstream.meter import Meter
 from millstream.models.policy import LEARNER, Policy
 from millstream.stream import decode, encode
@@ -79,7 +80,7 @@ def test_calibration_is_in_ten_groups_with_the_interval_of_wilson():
     bins = console_learning._calibration(np.column_stack([scores, labels, np.ones(1000)]))
     assert [one.score for one in bins] == pytest.approx(np.arange(10) / 10 + 0.05, abs=1e-4)
     assert all((one.rate, one.low, one.high) == (0.5, 0.40383, 0.59617) for one in bins)
-    assert console_learning._wilson(0.0, 10) == (0.0, pytest.approx(0.2775, abs=1e-4))
+    assert interval(0.0, 10) == (0.0, pytest.approx(0.2775, abs=1e-4))
 
 
 def test_a_negative_counts_for_all_that_it_was_kept_of():

@@ -24,6 +24,7 @@ from millstream.app.installation import Installation
 from millstream.app.training import change, folder_of
 from millstream.console.studies import Bin, Decision, Judged, LearningNow, Point, Pushed
 from millstream.errors import Corrupt
+from millstream.learn.curate.teacher import interval
 from millstream.learn.judge import read_report
 from millstream.learn.learning import group
 from millstream.meter import Meter
@@ -46,7 +47,6 @@ IMPORTED = "history"
 """The version of an example that was never served."""
 GROUPS = 10
 RATE_S = 10.0
-Z = 1.96
 Floats = NDArray[np.float64]
 
 
@@ -224,16 +224,10 @@ def _calibration(judged: Floats) -> list[Bin]:
     for part in np.array_split(ordered, GROUPS):
         counts = part[:, 2].sum()
         score, rate = (float((part[:, column] * part[:, 2]).sum() / counts) for column in (0, 1))
-        low, high = _wilson(rate, len(part))
+        low, high = interval(rate * len(part), len(part))
         score, rate, low, high = (round(one, 5) for one in (score, rate, low, high))
         bins.append(Bin(score, rate, low, high, round(float(counts), 1)))
     return bins
-
-
-def _wilson(rate: float, n: int) -> tuple[float, float]:
-    middle = (rate + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    half = Z * math.sqrt(rate * (1 - rate) / n + Z * Z / (4 * n * n)) / (1 + Z * Z / n)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _written_down(at: Installation) -> Sequence[Point]:

@@ -35,7 +35,7 @@ class Measured(msgspec.Struct, frozen=True):
     refused: str = ""
 
 
-def interval(right: int, count: int) -> tuple[float, float]:
+def interval(right: float, count: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share; (0, 1) of nothing."""
     if not count:
         return 0.0, 1.0
