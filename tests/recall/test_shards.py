@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import uvloop
 from hypothesis import Phase, given, settings
 from shelves import QUICK, RULES, SOME, STEPS, known, may
 
@@ -424,6 +425,26 @@ def test_one_that_is_late_is_not_asked_again_until_it_answers(tmp_path):
             asked.close()
 
     asyncio.run(scene())
+
+
+def test_a_shard_that_dies_among_requests_raises_at_none_of_them(tmp_path):
+    """On the event loop of the program, which raises where one writes to what has just been lost."""
+
+    async def scene():
+        mad = Mad(lambda asked: None)
+        async with reached(tmp_path, 1, mad) as shards:
+            [link] = shards._links
+            await come(lambda: mad.writers)
+            mad.close()
+            mad.writers[0].transport.abort()
+            called = 0
+            while link.there:
+                called += link.call(called, b"\x01\x00\x00\x00\xc0") is not None
+                await asyncio.sleep(0)
+            assert called, "nobody asked before it was known to be lost"
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scene())
 
 
 def test_many_requests_at_once_get_their_own_answers(tmp_path):

@@ -216,6 +216,8 @@ class _Link:
         """Ask; None: it cannot be asked now."""
         if self._writer is None or self._overdue or len(self._waiting) >= WAITING_MAX:
             return None
+        if self._writer.is_closing():  # its end is known and `keep` has not run yet: uvloop raises at a write
+            return None
         if self._writer.transport.get_write_buffer_size() > FRAME_MAX:
             return None
         self._writer.write(told)
