@@ -129,23 +129,24 @@ def pile_up(file, moments, ledger):
 
 
 class Client:
-    """Asks, and tells what people did, without a pause. `wrong`: whatever was not answered as it must be."""
+    """Asks, and tells what people did, without a pause. `wrong`: whatever was not answered as it must be. `latest`: the
+    version that answered last, of each connection, which is one process's for as long as it lasts."""
 
     def __init__(self, port, ledger, shown=1, pace_s=0.0):
         self.port, self.ledger, self.shown, self.pace_s = port, ledger, shown, pace_s
-        self.wrong, self.versions, self.answered = [], [], 0
+        self.wrong, self.versions, self.answered, self.latest = [], [], 0, {}
 
     def begin(self, moments, ahead_s=0.0):
         """From now on, over several connections. `ahead_s`: of the clocks of users with the cause `skew`."""
-        self._stop, stream = False, enumerate(moments, self.answered)
-        self._tasks = [asyncio.ensure_future(self._ask(stream, ahead_s)) for _ in range(CONNECTIONS)]
+        self._stop, stream, self.latest = False, enumerate(moments, self.answered), {}
+        self._tasks = [asyncio.ensure_future(self._ask(stream, ahead_s, one)) for one in range(CONNECTIONS)]
 
     async def end(self):
         """Until the last answer is there."""
         self._stop = True
         await asyncio.gather(*self._tasks)
 
-    async def _ask(self, stream, ahead_s):
+    async def _ask(self, stream, ahead_s, which):
         async with await Connection.open(self.port) as connection:
             while not self._stop:
                 await asyncio.sleep(self.pace_s)
@@ -158,6 +159,7 @@ class Client:
                     continue
                 self.answered += 1
                 self.versions.append(answer["version"])
+                self.latest[which] = answer["version"]
                 await self.tell(connection, did(ask["id"], one, now, shown=self.shown))
 
     async def tell(self, connection, outcomes):
@@ -372,7 +374,9 @@ async def poison(at, file, client, world, then):
     assert said.why.startswith("gate: ") and said.who == "millstream learn"
     if then == "rollback":
         assert stopped.pin == stopped.live and int(stopped.live) < newest_base
-    await until(lambda: len(now := set(client.versions[-50:])) == 1 and now.pop().startswith(f"{stopped.live}@"))
+    # Of every connection: a process that waits for a core answers a last time with what it had, and others far more.
+    one_live = lambda now: len(set(now)) == 1 and now[0].startswith(f"{stopped.live}@")  # noqa: E731
+    await until(lambda: len(now := list(client.latest.values())) == CONNECTIONS and one_live(now))
     refused, good = examples.end(0), len(client.versions)
     await until(lambda: examples.end(0) > refused + 400)
     assert policy() == stopped, "learning went on while labels were wrong"
