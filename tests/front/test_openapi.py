@@ -56,7 +56,7 @@ def test_what_is_sent_and_answered_is_as_the_schemas_say() -> None:
             session = infer("count", [tensor("x", "FP32", [1, 1], data=[1])], parameters={"sequence_start": True})
             asks = {affine(): "InferAnswer", session: "InferAnswer"}
             for url, item in DOCUMENT["paths"].items():
-                if "get" in item and "trace" not in url and "logging" not in url and "token" not in url:
+                if "get" in item and not re.search("trace|logging|token|speech", url):
                     asks[http("GET", re.sub(r"{version}", "1", re.sub(r"{\w*?(model|region)}", "pair", url)))] = ""
             for raw, schema in asks.items():
                 reply = await served.ask(raw)

@@ -13,15 +13,17 @@ from millstream.app.tenants import NOBODYS, Tenants
 from millstream.engine import Engine
 from millstream.errors import BadInput, Error, NotFound
 from millstream.flows.predict import Predict
-from millstream.front.door import Answer, Call
+from millstream.front.door import Answer, Call, Recording, Transcribed
 from millstream.guard import auth
 from millstream.guard.auth import Keys
 from millstream.meter import Meter
 from millstream.models.policy import Policy
 from millstream.models.traffic import Move
+from millstream.spoken import Start
 from millstream.types import Ask, Description, Merge, Principal, Rank, Request, Turn
 
 if TYPE_CHECKING:  # serving models alone imports neither the log nor the compiler of feature rows
+    from millstream.app.hearing import Hearer, Hearing
     from millstream.app.place import Peers
     from millstream.flows.collect import Collect
     from millstream.flows.facts import Facts, Row
@@ -33,6 +35,10 @@ if TYPE_CHECKING:  # serving models alone imports neither the log nor the compil
 _NO_LISTS = (
     "this installation makes no lists: its millstream.toml has no [recommend.placements.NAME]; send candidates to have "
     "them put in order"
+)
+_NOBODY_HEARS = (
+    "nobody is heard here: name the model that makes words of speech, recogniser under [speech] of millstream.toml, "
+    "and start `millstream up -c FILE`"
 )
 _NO_SETS = "no feature sets are defined here: `millstream up -c FILE` has those of [feature_store] definitions"
 
@@ -58,6 +64,7 @@ class House:
         self._lists: Mapping[str, Lists] = {}
         self._tenants = Tenants((), meter)
         self._upserts: Upserts | None = None
+        self._hearing: Hearing | None = None
         self._verbs = peers.verbs if peers else {"load": engine.load, "unload": engine.unload}
         self.describe, self.config, self.statistics = engine.describe, engine.config, engine.statistics
         self.index = engine.index
@@ -143,6 +150,32 @@ class House:
             raise NotFound(_NO_SETS)
         self._spend(principal)
         return self._facts.call(source, rows)
+
+    def furnish_speech(self, hearing: Hearing) -> None:
+        """Speech is heard here."""
+        self._hearing = hearing
+
+    def listens(self, principal: Principal) -> None:
+        """NotFound where nobody is heard here, Forbidden where not this principal."""
+        self._heard_by(principal)
+
+    async def speech(self, start: Start, principal: Principal) -> Hearer:
+        """A live transcription; what it may raise the flow says."""
+        hearing = self._heard_by(principal)
+        self._spend(principal)
+        return await hearing.open(start, principal.name)
+
+    def transcribe(self, recording: Recording, principal: Principal) -> asyncio.Future[Transcribed]:
+        """A recording as text; what it may raise the flow says."""
+        hearing = self._heard_by(principal)
+        self._spend(principal)
+        return asyncio.ensure_future(hearing.transcribe(recording))
+
+    def _heard_by(self, principal: Principal) -> Hearing:
+        if self._hearing is None:
+            raise NotFound(_NOBODY_HEARS)
+        self.admit(principal, self._hearing.model, "speech")
+        return self._hearing
 
     def models(self) -> list[Description]:
         """Every model that answers now."""

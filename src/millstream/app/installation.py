@@ -23,6 +23,7 @@ from millstream.features.feature import Side
 from millstream.flows.collect import CollectLimits
 from millstream.flows.facts import FactLimits
 from millstream.flows.recommend import RecommendLimits
+from millstream.flows.speech.settings import SpeechSettings
 from millstream.learn import LearnSettings
 from millstream.learn.curate.settings import CurateSettings
 from millstream.learn.deep.settings import DeepSettings
@@ -90,6 +91,7 @@ class Settings(ServeSettings, frozen=True, forbid_unknown_fields=True, kw_only=T
     catalogue: CatalogueSettings = CatalogueSettings()
     histories: LiveSettings = LiveSettings()
     recall: BuildSettings = BuildSettings()
+    speech: SpeechSettings = SpeechSettings()
     join: JoinSettings = JoinSettings()
     learn: LearnSettings = LearnSettings()
     learner: LearnerSettings = LearnerSettings()

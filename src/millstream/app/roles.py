@@ -53,6 +53,7 @@ from millstream.stream.forget import Names
 from millstream.types import Array, Example, FeaturesRead, Forget, PolicyChange, SetAside, Shadow
 
 if TYPE_CHECKING:  # lists need the compiler and an index of vectors
+    from millstream.app.hearing import Hearing
     from millstream.app.lists import Lister
     from millstream.app.shard import Searches
     from millstream.app.watching import Watch
@@ -118,6 +119,7 @@ class Serve:
         self.door = self.service.door
         self._furnish_features()
         self.listers = self._furnish_lists(served)
+        self._hearing = self._furnish_speech()
         self._orders = Orders(at.log, SERVE + self._partition, at.clock, self.meter, self._forget)
         self._handed = None if place else at.folder / "state" / "sessions"
         self._deleted = _unread_deleted(self.meter)
@@ -184,6 +186,17 @@ class Serve:
         self.door.furnish_lists(upserts, lists, limits.tenants)
         return listers
 
+    def _furnish_speech(self) -> Hearing | None:
+        """Hear what is said, where a recogniser is named."""
+        at = self.installation
+        if not at.settings.speech.recogniser:
+            return None
+        from millstream.app.hearing import Hearing
+
+        hearing = Hearing(at, self.engine, self.meter)
+        self.door.furnish_speech(hearing)
+        return hearing
+
     async def start(self) -> int:
         """Load, catch up, then listen; the port."""
         at = self.installation
@@ -197,6 +210,8 @@ class Serve:
                 self._recommend.recall(served, self._partition)
             except (Corrupt, NotFound) as error:  # a retried id may be answered, and logged, a second time
                 LenientReader(served, self.meter).lose(error)
+        if self._hearing is not None:
+            await self._hearing.start()
         return await self.service.listen()
 
     def poll(self) -> None:
@@ -230,6 +245,8 @@ class Serve:
 
     async def stop(self) -> None:
         """Answer what is under way, hand open sessions over to the next start, then let go."""
+        if self._hearing is not None:
+            await self._hearing.close()
         await self.service.stop(self._handed)
         self._follow.note()
         for lister in self.listers.values():

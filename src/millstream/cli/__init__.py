@@ -31,9 +31,11 @@ from millstream.cli import (
     report,
     serve,
     simulate,
+    speech,
     trace,
     traffic,
     train,
+    transcribe,
     watch,
 )
 from millstream.cli.verbs import Verbs
@@ -83,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = Verbs(made)
     groups = (
         serve, init, train, recommend, report, experiment, models, features, traffic, curate, watch, log, keys,
-        console, backup, forget, simulate, trace,
+        console, backup, forget, simulate, speech, transcribe, trace,
     )  # fmt: skip
     for group in groups:
         group.add(verbs)

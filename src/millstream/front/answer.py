@@ -21,7 +21,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 INTERNAL = "internal error, see the log"
 SENTENCE_CHARS_MAX = 1000
 # Every status that this border gives; also the label values of its counters.
-STATUSES = (200, 400, 401, 403, 404, 405, 408, 409, 413, 415, 429, 431, 500, 501, 503, 504, 507)
+STATUSES = (101, 200, 400, 401, 403, 404, 405, 408, 409, 413, 415, 426, 429, 431, 500, 501, 503, 504, 507)
 LINES = {s: f"HTTP/1.1 {s} {HTTPStatus(s).phrase}\r\n".encode() for s in STATUSES}
 
 
@@ -45,6 +45,12 @@ class Unsupported(errors.BadInput):
     """A body in an encoding that is not read here."""
 
     status = 415
+
+
+class UpgradeRequired(errors.BadInput):
+    """Only a WebSocket is spoken at this route, in its one version."""
+
+    status = 426
 
 
 class Unloadable(errors.Misconfigured):
@@ -75,6 +81,8 @@ def refusal(error: BaseException) -> tuple[int, bytes]:
         extra = b"Retry-After: %d\r\n" % max(1, math.ceil(error.retry_after_s))
     elif isinstance(error, BadMethod):
         extra = b"Allow: %b\r\n" % error.allow.encode()
+    elif isinstance(error, UpgradeRequired):
+        extra = b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
     elif isinstance(error, errors.Unauthenticated):
         extra = b"WWW-Authenticate: Bearer\r\n"
     # A client's own broken text may come back in the sentence: it must not break ours.

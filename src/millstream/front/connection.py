@@ -40,6 +40,9 @@ _NOTICED = {
     b"expect": _OTHER,
     b"millstream-explain": _OTHER,
     b"traceparent": _OTHER,
+    b"sec-websocket-key": _OTHER,
+    b"sec-websocket-version": _OTHER,
+    b"sec-websocket-protocol": _OTHER,
     b"accept-encoding": _ACCEPTS,
     b"accept-language": _NOTHING,
     b"host": _NOTHING,
@@ -58,6 +61,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_chunks",
         "_due",
+        "_early",
         "_exchange",
         "_expects",
         "_feeding",
@@ -79,6 +83,7 @@ class Connection(asyncio.Protocol):
         "_server",
         "_size",
         "_started",
+        "_successor",
         "_transport",
         "_upgrades",
         "_waiting",
@@ -91,6 +96,8 @@ class Connection(asyncio.Protocol):
         self._pending: deque[Exchange] = deque()
         self._waiting: deque[Exchange] = deque()
         self._exchange: Exchange | None = None  # being read
+        self._successor: asyncio.Protocol | None = None  # the connection is its own from now on
+        self._early = b""  # read behind the request for another protocol
         self._rest = memoryview(b"")  # read from the socket, not yet given to the parser
         self._in_body = self._expects = self._upgrades = self._feeding = self._paused = self._over = False
         self._reading = True
@@ -153,7 +160,9 @@ class Connection(asyncio.Protocol):
             self._feeding = True
             self._feed(data)
             self._feeding = False
-        if self._reading and (self._rest or self._waiting or self._paused):
+        if self._successor is not None:
+            self._hand_on()
+        elif self._reading and (self._rest or self._waiting or self._paused or (self._upgrades and self._over)):
             self._reading = False
             self._transport.pause_reading()
 
@@ -225,7 +234,7 @@ class Connection(asyncio.Protocol):
         self._quiet = 0
         if self._upgrades and self._length:
             raise errors.BadInput(
-                "Upgrade: nothing else is spoken here, and the parser gives no body with it; leave it out"
+                "Upgrade: a WebSocket begins without a body, and nothing else is spoken here; leave it out"
             )
         if self._expects:
             self._expects = False
@@ -266,6 +275,8 @@ class Connection(asyncio.Protocol):
             exchange.close = True
         if exchange.close:
             self._over = True  # nothing after it is read
+        if exchange.upgrade is not None and not self._parser.should_upgrade():
+            exchange.upgrade = None  # Connection does not say so
         pending, server = self._pending, self._server
         if self._waiting or self._paused or (pending and not self._has_room()):
             self._waiting.append(exchange)
@@ -330,7 +341,11 @@ class Connection(asyncio.Protocol):
             exchange.origin = value
         elif name == b"upgrade":
             self._upgrades = True
-            exchange.close = True  # not spoken here: answered as HTTP/1.1, and nothing read after it
+            exchange.close = True  # the last that is read as HTTP/1.1, whatever the answer is
+            exchange.upgrade = (exchange.upgrade or {}) | {name: value}
+        elif name.startswith(b"sec-websocket-"):
+            said = exchange.upgrade = exchange.upgrade or {}
+            said[name] = said[name] + b"," + value if name in said else value
         elif name == b"content-encoding" and value.lower() != b"identity":
             if value.lower() not in encoding.CODINGS or exchange.coding is not None:
                 raise answer.Unsupported(
@@ -368,8 +383,9 @@ class Connection(asyncio.Protocol):
         self._quiet += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            return  # the exchange is marked to close
+        except httptools.HttpParserUpgrade as upgrade:
+            self._early = bytes(data[upgrade.args[0] :])  # the exchange is marked to close
+            return
         except httptools.HttpParserCallbackError as error:
             self._refuse(error.__context__ or error)
             return
@@ -396,7 +412,10 @@ class Connection(asyncio.Protocol):
             self._feed(part)
         self._feeding = False
         if self._over:
+            self._early += self._rest if self._upgrades else b""
             self._rest = memoryview(b"")
+        if self._successor is not None:
+            return
         if not self._reading and not self._rest and self._has_room() and not self._transport.is_closing():
             self._reading = True
             self._transport.resume_reading()
@@ -425,6 +444,9 @@ class Connection(asyncio.Protocol):
     def _send(self, exchange: Exchange) -> None:
         whole = exchange.answer
         assert whole is not None
+        if exchange.takes_over is not None:
+            self._give_way(exchange, exchange.takes_over(self._server))
+            return
         if exchange.status != 100:
             self._routes.count(exchange)
             if exchange.method == b"HEAD":
@@ -444,6 +466,30 @@ class Connection(asyncio.Protocol):
             exchange.held = 0
         if exchange.close:
             self._close(exchange.linger)
+
+    def _give_way(self, exchange: Exchange, successor: asyncio.Protocol) -> None:
+        """Answer that another protocol is spoken from here on, and let it have the connection."""
+        self._routes.count(exchange)
+        if self._routes.observer is not None:
+            self._routes.observer.http(exchange, len(exchange.answer or b""))
+        self._transport.write(exchange.answer or b"")
+        self._successor = successor
+        self._server.reads(self)
+        self._server.closed(self)
+        self._transport.set_protocol(successor)
+        successor.connection_made(self._transport)
+        if not self._reading:
+            self._reading = True
+            self._transport.resume_reading()
+        if not self._feeding:
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        """Give the successor what was read already; this protocol is done."""
+        successor, early, self._early = self._successor, self._early, b""
+        self._parser = self._flush = None  # type: ignore[assignment]  # breaks the reference cycles
+        if early and successor is not None and not self._transport.is_closing():
+            successor.data_received(early)
 
     def _refuse(self, error: BaseException) -> None:
         """Answer a request that cannot be read to its end, after those before it, and read no more."""

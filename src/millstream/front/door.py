@@ -8,12 +8,15 @@ Rules of the room:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from typing import Any, Literal, Protocol
+
+import msgspec
 
 from millstream import errors
 from millstream.models.policy import Policy
 from millstream.models.traffic import Move
+from millstream.spoken import Ack, Edit, Finish, Start, Told
 from millstream.types import (
     Ask,
     Config,
@@ -33,6 +36,40 @@ from millstream.types import (
 
 Call = Request | Rank | Ask | list[Outcome]
 Answer = asyncio.Future[Output] | asyncio.Future[Ranked] | asyncio.Future[Listing] | asyncio.Future[int]
+
+
+class SpeechSession(Protocol):
+    """One live transcription as a border holds it, from `Door.speech` to `close`. `hear` and `say` are called one after
+    the other, beside `messages`."""
+
+    async def hear(self, audio: bytes) -> None:
+        """Take audio in, in the form that the session was begun with. Returns when there is room for more: who sends
+        faster than it is heard waits. BadInput, TooLarge: it cannot be heard; the session is over for this client."""
+
+    async def say(self, said: Ack | Edit | Finish) -> None:
+        """What else a client says. BadInput, NotFound, Conflict: of an edit, and the session goes on."""
+
+    def messages(self) -> AsyncIterator[Told]:
+        """What to tell, `ready` first, and last `end`, `move` or an `error` that is fatal. Asked for once. Who does not
+        go on reading loses partials, never what is final."""
+
+    async def close(self) -> None:
+        """Nobody listens any more: what was said stays for who comes with the token. Harmless when repeated."""
+
+
+class Recording(msgspec.Struct, frozen=True):
+    """A file to transcribe: its `name`, what is in it, and the other `fields` of the form, by name."""
+
+    name: str
+    data: bytes
+    fields: Mapping[str, Sequence[str]]
+
+
+class Transcribed(msgspec.Struct, frozen=True):
+    """The answer as it is sent, and its media type."""
+
+    content: bytes
+    kind: str
 
 
 class Door(Protocol):
@@ -115,6 +152,19 @@ class Door(Protocol):
 
     def session(self, model: str, token: str, principal: Principal) -> Turn:
         """Where the session that `token` belongs to stands: its id and the last step applied, or errors.NotFound."""
+
+    def listens(self, principal: Principal) -> None:
+        """Raise where nobody is heard here (NotFound), or not this principal (Forbidden): asked before a connection is
+        given to live speech."""
+
+    def speech(self, start: Start, principal: Principal) -> Awaitable[SpeechSession]:
+        """Begin a live transcription, or go on with one. Authorised as verb "speech" of the recogniser. BadInput,
+        Forbidden; NotFound: no such profile, or no session of that token; Conflict: another client is heard under it;
+        Overloaded: no more sessions now."""
+
+    def transcribe(self, recording: Recording, principal: Principal) -> asyncio.Future[Transcribed]:
+        """Transcribe a file, as OpenAI's `/v1/audio/transcriptions` does. Authorised as `speech`; BadInput, NotFound,
+        TooLarge, Overloaded."""
 
     def ready(self, model: str = "", version: str = "") -> bool:
         """Whether the service (or one model of it) answers now."""

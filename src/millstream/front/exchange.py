@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import orjson
@@ -22,10 +22,13 @@ from millstream.front.bugs import told
 from millstream.front.codec import Layout, Plan
 from millstream.front.record import Record
 
+if TYPE_CHECKING:
+    from millstream.front.http import Http
+
 log = logging.getLogger(__name__)
 
-LABELS = ("infer", "recommend", "outcomes", "models", "repository", "health", "metrics", "other", "traffic")
-INFER, RECOMMEND, OUTCOMES, MODELS, REPOSITORY, HEALTH, METRICS, OTHER, TRAFFIC = range(len(LABELS))
+LABELS = ("infer", "recommend", "outcomes", "models", "repository", "health", "metrics", "other", "traffic", "speech")
+INFER, RECOMMEND, OUTCOMES, MODELS, REPOSITORY, HEALTH, METRICS, OTHER, TRAFFIC, SPEECH = range(len(LABELS))
 READ = (b"GET", b"HEAD")
 WRITE = (b"POST",)
 PACKED_HERE_BYTES_MAX = 64 << 10
@@ -62,7 +65,9 @@ class Exchange:
         "request_id",
         "started",
         "status",
+        "takes_over",
         "traceparent",
+        "upgrade",
         "url",
     )
     # What `encode` needs of an infer request.
@@ -84,6 +89,8 @@ class Exchange:
         self.accepts: bytes | None = None  # Accept-Encoding
         self.coding: bytes | None = None  # that the body still has
         self.traceparent: bytes | None = None
+        self.upgrade: dict[bytes, bytes] | None = None  # what a client says that wants another protocol
+        self.takes_over: Callable[[Http], asyncio.Protocol] | None = None  # makes it, once the answer is sent
         self.record: Record | None = None  # where somebody observes
         self.answer: bytes | None = None
         self.future: asyncio.Future[Any] | None = None

@@ -6,6 +6,7 @@ from millstream.clock import Clock
 from millstream.front.connection import Connection
 from millstream.front.door import Door
 from millstream.front.limits import HttpLimits
+from millstream.front.port import Connection as Served
 from millstream.front.port import Port
 from millstream.front.record import Observer
 from millstream.front.routes import Routes
@@ -38,14 +39,14 @@ class Http(Port):
         )
         self.routes = Routes(door, meter, clock, self.limits, observer)
         self.under_way = 0  # requests begun and not answered
-        self.unread: dict[Connection, int] = {}  # answers in bytes, by who does not read, the longest first
+        self.unread: dict[Served, int] = {}  # answers in bytes, by who does not read, the longest first
         self._unread_bytes = 0
 
     def connect(self) -> Connection:
         """A connection that has just been made."""
         return Connection(self)
 
-    def left_unread(self, connection: Connection, size: int) -> None:
+    def left_unread(self, connection: Served, size: int) -> None:
         """Count what a connection leaves unread now; too much of all: who has not read for longest is cut off."""
         self._unread_bytes += size - self.unread.get(connection, 0)
         self.unread[connection] = size
@@ -55,6 +56,6 @@ class Http(Port):
             self.timed_out.add()
             longest.abort()
 
-    def reads(self, connection: Connection) -> None:
+    def reads(self, connection: Served) -> None:
         """It reads again, or is gone."""
         self._unread_bytes -= self.unread.pop(connection, 0)

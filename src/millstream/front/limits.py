@@ -11,6 +11,26 @@ Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 
 
+class SocketLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a client of live speech can make a WebSocket hold, and for how long."""
+
+    message_bytes_max: Annotated[
+        Count, Meta(description="one message; over it the connection is closed with code 1009")
+    ] = 1 << 20
+    waiting_bytes_max: Annotated[
+        Count, Meta(description="audio of one connection that its session has not taken, before reading stops")
+    ] = 1 << 18
+    unread_bytes_max: Annotated[
+        Count, Meta(description="messages that a client has not read, before what may be left out is left out")
+    ] = 1 << 16
+    start_s: Annotated[Seconds, Meta(description="to say start")] = 10.0
+    ping_s: Annotated[Seconds, Meta(description="silence of a client before it is pinged")] = 20.0
+    pong_s: Annotated[Seconds, Meta(description="to answer that ping")] = 20.0
+    origins: Annotated[
+        tuple[str, ...], Meta(description="web pages that may listen, as https://app.example.org; of others none may")
+    ] = ()
+
+
 class HttpLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a client can make this border hold, and for how long."""
 
@@ -35,6 +55,7 @@ class HttpLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     unread_bytes_max: Annotated[
         Count, Meta(description="unread answers of all connections; over it who has not read for longest is cut off")
     ] = 512 << 20
+    recording_bytes_max: Annotated[Count, Meta(description="one file to transcribe; over it a 413")] = 25 << 20
     outcomes_max: Annotated[Count, Meta(description="outcomes of one request")] = 10_000
     head_s: Annotated[Seconds, Meta(description="to send the headers of a request")] = 10.0
     body_s: Annotated[Seconds, Meta(description="to send a whole request")] = 60.0
@@ -42,3 +63,4 @@ class HttpLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     unread_s: Annotated[Seconds, Meta(description="a client may leave its answers unread")] = 30.0
     linger_s: Annotated[Seconds, Meta(description="a refused client may go on sending before it is cut off")] = 2.0
     drain_s: Annotated[Seconds, Meta(description="a stop waits for answers in flight")] = 30.0
+    socket: SocketLimits = SocketLimits()

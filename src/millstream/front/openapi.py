@@ -18,6 +18,7 @@ from millstream.front.schemas import SCHEMAS, Schema, ref, words
 from millstream.models.traffic import MOVES
 
 JSON, BYTES, PROMETHEUS = "application/json", "application/octet-stream", "text/plain"
+FORM = "multipart/form-data"
 VERSIONED = "/versions/{version}"
 # What any request can meet: bad framing, slowness, too much of it, a busy or stopping server.
 _ANY = (400, 408, 413, 415, 431, 503)
@@ -31,6 +32,7 @@ _REFUSED = {
     409: "what it goes on from is no longer so, or its id is taken",
     413: "too large, on the wire or unpacked",
     415: "compressed as nothing that is read here",
+    426: "a WebSocket is spoken here: send its handshake",
     429: "as much waits for this model as may",
     431: "headers too large",
     501: "nothing like it exists here",
@@ -85,6 +87,8 @@ PATHS: tuple[Path, ...] = (
     Path("/v1/users/merge", "Which visitors are which users", "Accepted", (403, 404, 429, 507), "Merges"),
     Path("/v1/outcomes", "What people did", "Accepted", (403, 404, 429, 504, 507), "Outcomes"),
     Path("/v1/features/get", "Features of entities", "Features", (403, 404, 429), "FeaturesRequest"),
+    Path("/v1/speech", "Live speech: a handshake (RFC 6455), then the messages of a session", "", (403, 404, 426, 501)),
+    Path("/v1/audio/transcriptions", "A recording as text", "Transcription", (403, 404, 429, 504), "Recording"),
     Path("/v1/features/write", "Facts that features are made of", "Accepted", (403, 404, 429, 507), "Facts"),
 )
 PATHS += (
@@ -163,7 +167,7 @@ def _operation(path: Path, url: str) -> dict[str, object]:
         "security": [] if path.url in _OPEN else [{}, {"key": []}],
     }
     if path.body:
-        content: dict[str, object] = {JSON: {"schema": ref(path.body)}}
+        content: dict[str, object] = {FORM if path.body == "Recording" else JSON: {"schema": ref(path.body)}}
         if infer:
             content[BYTES] = {"schema": {"description": "InferRequest as JSON, then the raw tensors"}}
         operation["requestBody"] = {"required": not path.optional, "content": content}
@@ -185,6 +189,8 @@ def _answer(path: Path) -> dict[str, object]:
             "Inference-Header-Content-Length": _header("bytes of JSON before the binary tensors, unpacked"),
             HEADER: _header("version, queue_us, mates, rows, padding, copy_us, compute_us: a structured dictionary"),
         }
+    if path.answer == "Transcription":
+        content |= {kind: {"schema": words()} for kind in ("text/plain", "text/vtt")}
     if path.answer == "Features":
         content[BYTES] = {"schema": {"description": "the values, row after row, little-endian"}}
         found["headers"] = {f"Millstream-{name}": _header(said) for name, said in FEATURES_SAID.items()}

@@ -27,6 +27,7 @@ from millstream.front.limits import HttpLimits
 from millstream.front.lists import Lists, write_listing
 from millstream.front.parameters import TEXT_CHARS_MAX
 from millstream.front.record import Observer, Record
+from millstream.front.speech import Speech
 from millstream.front.traffic import Traffic
 from millstream.front.v2 import V2
 from millstream.meter import Meter
@@ -47,6 +48,8 @@ ROUTES = {
     "catalogue": "POST /v1/items, /v1/users, /v1/users/merge",
     "outcomes": "POST /v1/outcomes",
     "features": "POST /v1/features/get, /v1/features/write",
+    "speech": "GET /v1/speech",
+    "transcription": "POST /v1/audio/transcriptions",
     "traffic": "GET /v1/traffic/MODEL, /v1/traffic/MODEL/comparison",
     "moves": "POST " + ", ".join(f"/v1/traffic/MODEL/{verb}" for verb in MOVES),
     "metrics": "GET /metrics",
@@ -62,6 +65,7 @@ class Routes:
     ) -> None:
         self._door, self._limits, self.monotonic, self.observer = door, limits, clock.monotonic, observer
         features, lists = Features(door, self.principal), Lists(door, self.principal, self.new_id, clock.monotonic)
+        speech = Speech(door, self.principal, limits)
         self._fixed = {
             b"/": Route(OTHER, READ, self._root),
             b"/v1/recommend": Route(RECOMMEND, WRITE, self._recommend),
@@ -72,6 +76,8 @@ class Routes:
             b"/v1/outcomes": Route(OUTCOMES, WRITE, self._outcomes),
             b"/v1/features/get": features.get,
             b"/v1/features/write": features.write,
+            b"/v1/speech": speech.live,
+            b"/v1/audio/transcriptions": speech.file,
             b"/metrics": Route(METRICS, READ, self._metrics),
             b"/openapi.json": Route(OTHER, READ, self._openapi),
         }

@@ -339,4 +339,14 @@ SCHEMAS: dict[str, Schema] = {
         additionalProperties=False,
     ),
     "Accepted": thing({"accepted": count(1)}),
+    "Recording": thing(
+        {"file": words(contentMediaType="application/octet-stream", minLength=1), "model": words(128, minLength=1)},
+        {
+            "language": words(pattern="^([a-z]{2,3})?$"),
+            "prompt": words(4096),
+            "response_format": {"enum": ["json", "text", "srt", "verbose_json", "vtt"]},
+            "temperature": {"type": "number", "minimum": 0, "maximum": 1},
+        },
+    ),
+    "Transcription": thing({"text": TEXT}, {"language": TEXT, "duration": NUMBER, "words": array(thing({}))}),
 }

@@ -185,6 +185,13 @@ class Paced(asyncio.Transport, asyncio.Protocol):
         self.resume_reading = transport.resume_reading  # type: ignore[method-assign]
         self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
 
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Have another connection in place of the one that was made."""
+        self._connection = connection = cast(asyncio.Protocol, protocol)
+        self.data_received = connection.data_received  # type: ignore[method-assign]
+        self.eof_received = connection.eof_received  # type: ignore[method-assign]
+        self._transport.set_protocol(self)  # which may keep the methods that it saw first
+
     def connection_lost(self, exc: Exception | None) -> None:
         """What is unsent nobody gets."""
         self._unsent.clear()

@@ -39,7 +39,7 @@ from millstream.guard.tenants import proper
 from millstream.meter import Counter, Meter
 from millstream.types import Principal
 
-DATA_VERBS = ("describe", "infer", "recommend", "outcomes", "features", "facts", "upsert")
+DATA_VERBS = ("describe", "infer", "recommend", "outcomes", "features", "facts", "upsert", "speech")
 WHOLE = ("features", "facts", "control", "view")
 """Verbs of what all tenants share, or that reach everybody's names."""
 LOOK_S = 1.0

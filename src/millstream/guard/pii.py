@@ -78,13 +78,18 @@ def _pseudonym(identifier: str) -> str:
 _remembered = lru_cache(maxsize=65_536)(_pseudonym)
 
 
+def plain(text: str) -> str:
+    """As long as `text`, with full-width forms and odd dashes and spaces as their ASCII twins."""
+    return text if text.isascii() else text.translate(_PLAIN)
+
+
 def personal(text: str) -> Iterator[Span]:
     """Everything personal in `text`, in order. Walls (labels, then each kind found) cut the text for the next kind."""
-    plain = text if text.isascii() else text.translate(_PLAIN)
+    seen = plain(text)
     start = 0
-    for wall in (*_LABEL.finditer(plain), None):
-        stop = wall.start() if wall else len(plain)
-        yield from _between_walls(plain, start, stop)
+    for wall in (*_LABEL.finditer(seen), None):
+        stop = wall.start() if wall else len(seen)
+        yield from _between_walls(seen, start, stop)
         start = wall.end() if wall else stop
 
 

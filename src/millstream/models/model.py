@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from millstream import errors
 from millstream.models.manifest import Manifest, check_tensors
 from millstream.models.repository import Repository
-from millstream.models.runtimes import PROGRAMS
+from millstream.models.runtimes import FORMATS, PROGRAMS
 from millstream.types import Array, TensorSpec
 
 if TYPE_CHECKING:  # the rest of a server imports it when it allows code
@@ -142,6 +142,22 @@ def load_from(
             from millstream.models import online
 
             loaded = online.load_served(path)
+        case "whisper":
+            from millstream.models.runtimes import whisper
+
+            loaded = whisper.load(path.parent, manifest, device)
+        case "pocketsphinx":
+            from millstream.models.runtimes.pocketsphinx import Pocketsphinx
+
+            loaded = Pocketsphinx(path)
+        case "sherpa":
+            from millstream.models.runtimes.sherpa import Sherpa
+
+            loaded = Sherpa(path)
+        case "scripted":
+            from millstream.models.runtimes import scripted
+
+            loaded = scripted.load(path)
         case program if program == "chain" or program in PROGRAMS:
             if programs is None:
                 from millstream.models.apart import refusal
@@ -155,7 +171,7 @@ def load_from(
                 return Chain(f"{model} {version}", path.parent, manifest)
             return programs.load(model, version, path.parent, manifest, device)
         case other:
-            known = ", ".join(["onnx", "ftrl", "ftrl_table", "fm", "deepfm", "chain", *PROGRAMS])
+            known = ", ".join([*FORMATS, "chain", *PROGRAMS])
             raise errors.Misconfigured(f"{path.parent}: format {other!r} is not known here; there are: {known}")
     check_tensors(str(path.parent), manifest, loaded.inputs, loaded.outputs)
     return loaded

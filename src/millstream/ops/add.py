@@ -31,7 +31,7 @@ from millstream.models.environment import python_for
 from millstream.models.manifest import Batching, Manifest, example_arrays, parse_spec
 from millstream.models.model import load_from
 from millstream.models.repository import Repository
-from millstream.models.runtimes import PROGRAMS, Found, trial
+from millstream.models.runtimes import PROGRAMS, Found, trial, whisper
 from millstream.ops import examples, model_file
 from millstream.store import remote
 from millstream.types import Array, TensorSpec
@@ -44,7 +44,7 @@ Files = dict[str, bytes | Path]
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be added, as it was typed. `source`: a file, a SavedModel folder, an archive, or an address of one;
+    """What is to be added, as it was typed. `source`: a file, a model's folder, an archive, or an address of one;
     `code`: the version's own files; `settings`: for its runtime; `tolerance`: of a conversion, relative; a tenth of it
     is the absolute one."""
 
@@ -170,12 +170,17 @@ def _check(kind: str, wish: Wish) -> None:
         "--setting": wish.settings,
         "--to": wish.to_onnx,
     }
-    if kind == "onnx" and (typed := [name for name, value in only_programs.items() if value]):
+    typed = [name for name, value in only_programs.items() if value]
+    if kind == "onnx" and typed:
         raise errors.Misconfigured(f"{wish.source}: an ONNX file is no program: {', '.join(typed)} means nothing to it")
+    if kind == "whisper":
+        typed = [name for name in typed if name != "--setting"] + ["--example"] * (wish.example is not None)
+        if typed:
+            raise errors.Misconfigured(f"{wish.source}: a Whisper model: {', '.join(typed)} means nothing to it")
 
 
 def _ask_for_trust(facts: model_file.Facts, root: Path, wish: Wish) -> None:
-    if facts.format == "onnx" or wish.allow_code:
+    if facts.format in ("onnx", "whisper") or wish.allow_code:
         return
     raise errors.Misconfigured(
         f"{wish.source} is a program ({facts.format}): looking into it runs what its author wrote. Its digest "
@@ -197,6 +202,9 @@ def _manifest(facts: model_file.Facts, files: Mapping[str, object], wish: Wish) 
     batching = Batching(instances=wish.instances)
     if facts.format == "onnx":
         return Manifest(format="onnx", file=facts.file, batching=batching, lineage=lineage)
+    if facts.format == "whisper":
+        whole = whisper.manifest(whisper.settings_of(wish.source, wish.settings))
+        return replace(whole, batching=replace(whole.batching, instances=wish.instances), lineage=lineage)
     return Manifest(
         format=facts.format,
         file=facts.file,
@@ -232,6 +240,9 @@ def _look(folder: Path, manifest: Manifest, example: Mapping[str, Array]) -> tup
             manifest = replace(manifest, batching=replace(manifest.batching, rows_max=1))
         found.inputs, found.outputs = model.inputs, model.outputs
         return replace(manifest, inputs=model.inputs, outputs=model.outputs), found
+    if manifest.format == "whisper":
+        rows = example_arrays(manifest, manifest.inputs)
+        return manifest, Found(manifest.inputs, manifest.outputs, rows, ("silence will warm it",))
     if manifest.format == "chain":
         found = _chain(folder, manifest, example)
     else:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from millstream import __version__
 
-EXTRAS = {"learn": "numba", "demo": "rich", "parquet": "pyarrow"}
+EXTRAS = {"learn": "numba", "demo": "rich", "parquet": "pyarrow", "speech": "ctranslate2"}
 LOW_DISK_BYTES = 1 << 30
 
 

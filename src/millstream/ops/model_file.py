@@ -19,7 +19,7 @@ import msgspec
 
 from millstream import errors
 from millstream.models.apart.pickles import UNREAD, imports_in, imports_of, is_pickle
-from millstream.models.runtimes import SUFFIXES
+from millstream.models.runtimes import SUFFIXES, whisper
 from millstream.store.blob import digest
 
 _IMPORTS_MAX = 12
@@ -58,15 +58,23 @@ _WHAT = {
     "tensorflow": "a TensorFlow model",
     "python": "a Python class",
     "chain": "a chain: Python over other models",
+    "whisper": "a Whisper model of CTranslate2",
+    "funasr": "a recogniser of FunASR",
 }
 
 
 def examine(path: Path) -> Facts:
     """What lies at `path`. Nothing there: NotFound; nothing that can be a model: Misconfigured."""
     if path.is_dir():
+        if (path / whisper.FILES[0]).is_file():
+            return _whisper(path)
+        if (path / "config.yaml").is_file() and (path / "model.pt").is_file():
+            files = {f"{path.name}/{one.relative_to(path).as_posix()}": one for one in _below(path)}
+            return Facts("funasr", path.name, files, _bytes(files), digest(path / "model.pt"))
         if not (path / "saved_model.pb").is_file():
             raise errors.Misconfigured(
-                f"{path}: a folder is added when it is a SavedModel (it has saved_model.pb); {_expected()}"
+                f"{path}: a folder is added when it is a SavedModel (it has saved_model.pb) or a Whisper model of "
+                f"CTranslate2 (it has {whisper.FILES[0]}), or FunASR's (config.yaml, model.pt); {_expected()}"
             )
         files = {f"{path.name}/{one.relative_to(path).as_posix()}": one for one in _below(path)}
         return Facts("tensorflow", path.name, files, _bytes(files), digest(path / "saved_model.pb"))
@@ -96,6 +104,19 @@ def examine(path: Path) -> Facts:
     return facts
 
 
+def _whisper(path: Path) -> Facts:
+    """A folder that CTranslate2's converter has written, with the files of it that are needed."""
+    there = {one.name for one in path.iterdir()}
+    vocabulary = [name for name in whisper.VOCABULARIES if name in there]
+    if absent := [name for name in whisper.FILES if name not in there] or ([] if vocabulary else ["vocabulary.json"]):
+        raise errors.Misconfigured(
+            f"{path}: a Whisper model of CTranslate2 has {', '.join(whisper.FILES)} and a vocabulary; {absent[0]} is "
+            "not there. ct2-transformers-converter --copy_files tokenizer.json writes all of them"
+        )
+    files = {name: path / name for name in (*whisper.FILES, *vocabulary)}
+    return Facts("whisper", whisper.FILES[0], files, _bytes(files), digest(path / whisper.FILES[0]))
+
+
 def below(path: Path) -> dict[str, Path]:
     """A version's own code: a file, or a folder's files under its name."""
     if path.is_dir():
@@ -122,7 +143,7 @@ def _size(count: float) -> str:
 
 
 def _expected() -> str:
-    return f"expected a SavedModel folder or a file {', '.join(SUFFIXES)}"
+    return f"expected a SavedModel or Whisper folder, or a file {', '.join(SUFFIXES)}"
 
 
 def _in_torch_zip(path: Path) -> tuple[tuple[str, ...], str]:

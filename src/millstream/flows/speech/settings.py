@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 
 import msgspec
+from msgspec.structs import replace
 
-from millstream.errors import Misconfigured
+from millstream.errors import BadInput, Misconfigured
 
 RATE: Final = 16_000
 """Hz of all audio inside: one channel, float32, -1 .. 1."""
@@ -16,7 +17,7 @@ Policy = Literal["correctable", "delayed", "enrolled", "none"]
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """How one kind of session is heard. Times are of audio; what is 0 is as the recogniser needs it."""
+    """How one kind of session is heard. Times are of audio, and rounded up to whole frames of 32 ms."""
 
     first_token_ms_max: Annotated[
         int, msgspec.Meta(ge=50, description="most from the first sample of speech to its first words, 95 of 100 times")
@@ -28,7 +29,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
         int, msgspec.Meta(ge=0, le=5000, description="words that end closer to what was heard last are not stable yet")
     ] = 0
     hangover_ms: Annotated[
-        int, msgspec.Meta(ge=96, le=5000, description="silence that ends a segment; what follows it comes so much later")
+        int, msgspec.Meta(ge=96, le=5000, description="silence that ends a segment; its final text comes so much later")
     ] = 608
     punctuation_ms: Annotated[
         int, msgspec.Meta(ge=0, le=5000, description="silence that is enough behind a full stop; 0: as hangover_ms")
@@ -65,14 +66,20 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
             return
         if self.speakers == "delayed" and self.instant:
             raise Misconfigured(
-                f"{where}: speakers = 'delayed' shows a speaker after {self.decide_s:g} s, instant = true wants it with "
-                "the first words: say instant = false, or take 'correctable' or 'enrolled'"
+                f"{where}: speakers = 'delayed' shows a speaker after {self.decide_s:g} s, instant = true wants it "
+                "with the first words: say instant = false, or take 'correctable' or 'enrolled'"
             )
 
 
 PROFILES: Final = {
     "assistant": Profile(
-        first_token_ms_max=300, step_ms=128, hangover_ms=384, segment_s_max=15.0, speakers="none", instant=False
+        first_token_ms_max=300,
+        step_ms=128,
+        look_ahead_ms=384,
+        hangover_ms=384,
+        segment_s_max=15.0,
+        speakers="none",
+        instant=False,
     ),
     "caption": Profile(hangover_ms=512, segment_s_max=12.0),
     "meeting": Profile(first_token_ms_max=2000, hangover_ms=704),
@@ -83,15 +90,38 @@ PROFILES: Final = {
 """What is there without a word in the configuration; [speech.profiles.NAME] changes or adds to them."""
 
 
+def _said(kind: Any) -> Any:
+    """The type of a setting that need not be said."""
+    meta = kind.__metadata__[0]
+    return Annotated[kind | None, msgspec.Meta(description=meta.description)]
+
+
+if TYPE_CHECKING:
+    ProfileSaid = Profile
+else:
+    ProfileSaid = msgspec.defstruct(
+        "ProfileSaid",
+        [(field.name, _said(field.type), None) for field in msgspec.structs.fields(Profile)],
+        frozen=True,
+        forbid_unknown_fields=True,
+        omit_defaults=True,
+        kw_only=True,
+        namespace={"__doc__": "What a configuration says of a profile: the rest is as it is built in, or by default."},
+        module=__name__,
+    )
+
+
 class SpeechSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """Live transcription, [speech]. Without `recogniser` there is none."""
 
     recogniser: Annotated[str, msgspec.Meta(description="the model that makes words of speech, of the repository")] = ""
     vad: Annotated[str, msgspec.Meta(description="the model that tells speech from silence")] = "silero-vad"
-    voice: Annotated[str, msgspec.Meta(description="the model that tells voices apart; empty: speakers = 'none' only")] = ""
+    voice: Annotated[str, msgspec.Meta(description="the model that tells voices apart; empty: nobody does")] = ""
     profile: Annotated[str, msgspec.Meta(description="of clients that name none")] = "caption"
-    profiles: dict[str, Profile] = {}
-    language: Annotated[str, msgspec.Meta(description="of clients that name none; empty: the first speech decides")] = ""
+    profiles: dict[str, ProfileSaid] = {}
+    language: Annotated[
+        str, msgspec.Meta(description="of clients that name none; empty: what is said first decides")
+    ] = ""
     sessions_max: Annotated[
         int, msgspec.Meta(ge=0, le=100_000, description="sessions of one process; 0: as many as its cores can follow")
     ] = 0
@@ -112,11 +142,39 @@ class SpeechSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
     ] = False
     keep_audio_days: Annotated[float, msgspec.Meta(gt=0, le=3650, description="and for how long")] = 30.0
 
+    def __post_init__(self) -> None:
+        for name in {*PROFILES, *self.profiles}:
+            self.profile_of(name).check(f"speech.profiles.{name}")
+        self.profile_of("")
+
     def profile_of(self, name: str) -> Profile:
-        """A profile by name ("": the default one). Misconfigured: there is none."""
+        """A profile by name ("": the default one): what is said of it, over what is built in. Misconfigured: there is
+        none."""
         name = name or self.profile
-        found = self.profiles.get(name) or PROFILES.get(name)
-        if found is None:
-            known = ", ".join(sorted({*PROFILES, *self.profiles}))
-            raise Misconfigured(f"speech: no profile {name!r}; there are: {known}")
-        return found
+        if name not in PROFILES and name not in self.profiles:
+            raise Misconfigured(f"speech: no profile {name[:80]!r}; there are: {', '.join(self.names())}")
+        said = msgspec.structs.asdict(self.profiles[name]) if name in self.profiles else {}
+        return replace(
+            PROFILES.get(name, Profile()), **{key: value for key, value in said.items() if value is not None}
+        )
+
+    def names(self) -> list[str]:
+        """Of all profiles."""
+        return sorted({*PROFILES, *self.profiles})
+
+    def asked(self, name: str, speakers: str = "") -> Profile:
+        """The profile that a client asks for, with another policy for speakers if it names one. BadInput: there is no
+        such profile or policy, or the one cannot have the other."""
+        if name and name not in self.names():
+            raise BadInput(f"no profile {name[:80]!r}; there are: {', '.join(self.names())}")
+        profile = self.profile_of(name)
+        if not speakers or speakers == profile.speakers:
+            return profile
+        if speakers not in get_args(Policy):
+            raise BadInput(f"no policy {speakers[:80]!r} for speakers; there are: {', '.join(get_args(Policy))}")
+        profile = replace(profile, speakers=speakers, instant=speakers in ("correctable", "enrolled"))
+        try:
+            profile.check(name or self.profile)
+        except Misconfigured as error:
+            raise BadInput(str(error)) from None
+        return profile

@@ -28,6 +28,10 @@ class Call(Protocol):
     record: Record | None
     streams: bool
 
+    @property
+    def waiting(self) -> bool:
+        """Whether messages wait for the client to read those before them."""
+
     def send(self, message: bytes, metadata: tuple[tuple[bytes, bytes], ...] = ()) -> None:
         """Send a message. `metadata` goes out before the first message of the call and is dropped with later ones."""
 

@@ -187,10 +187,11 @@ def _add(message: descriptor_pb2.DescriptorProto, path: str, words: list[str], p
         field.oneof_index = known.index(choice)
 
 
-def _classes() -> dict[str, Any]:
+def classes_of(**tables: str) -> dict[str, Any]:
+    """Every message of tables by package that stands on its own, by its full name."""
     pool = descriptor_pool.DescriptorPool()
     classes: dict[str, Any] = {}
-    for package, table in ((INFERENCE, _INFERENCE), (HEALTH, _HEALTH)):
+    for package, table in tables.items():
         file = _file(package, table)
         pool.Add(file)
         for message in file.message_type:
@@ -199,7 +200,7 @@ def _classes() -> dict[str, Any]:
     return classes
 
 
-CLASSES: dict[str, Any] = _classes()
+CLASSES: dict[str, Any] = classes_of(**{INFERENCE: _INFERENCE, HEALTH: _HEALTH})
 """Every message that stands on its own, by its full name."""
 
 

@@ -49,6 +49,7 @@ EXPLAIN = HEADER.lower().encode()
 STOPPED = "the service stopped before an answer was ready: ask again"
 INFER = f"/{SERVICE}/ModelInfer".encode()
 STREAM = f"/{SERVICE}/ModelStreamInfer".encode()
+CONVERSE = b"/millstream.speech.v1.Speech/Converse"
 _NOTHING = read.Said()
 
 
@@ -57,6 +58,7 @@ class Inference:
 
     def __init__(self, door: Door, clock: Clock, observer: Observer | None = None) -> None:
         self.door, self.monotonic, self.observer = door, clock.monotonic, observer
+        self._clock = clock
         self._methods = methods(door)
         self._forms: dict[bytes, wire.Form] = {}
         self._said: dict[bytes, read.Said] = {}
@@ -75,6 +77,10 @@ class Inference:
         if path == STREAM:
             self.principal(call)
             return _Stream(self, call)
+        if path == CONVERSE:
+            from millstream.front.grpc.speech import Converse  # its messages take memory that others have no use for
+
+            return Converse(self.door, call, self.principal, self._clock)
         method = self._methods.get(path)
         if method is None:
             raise errors.Missing(f"no method {ascii(path[:200])[2:-1]} here; there are the methods of {SERVICE}")

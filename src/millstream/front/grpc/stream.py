@@ -123,6 +123,11 @@ class Stream:
             self._ending = (block, code)
             self.receiver = None
 
+    @property
+    def waiting(self) -> bool:
+        """As `Call` says."""
+        return self.unsent is not None
+
     def hold(self) -> None:
         """As `Call` says."""
         self.held = True

@@ -1,14 +1,13 @@
 """Programs that run model files, one module a format; each is imported only when a model of its format is loaded.
 
-`onnx.py` and `recurrent.py` run in the serving process: such a file is data. Every other format is a program: loading
-it runs what its author wrote. Those run in a process of their own (`models/apart/`), where their module is imported. It
-has
+What FORMATS names runs in the serving process: such a file is data. What PROGRAMS names is a program: loading it runs
+what its author wrote. Those run in a process of their own (`models/apart/`), where their module is imported. It has
 
     load(folder: Path, manifest: Manifest, device: str) -> Model       ready to predict; the manifest names its tensors
     inspect(folder: Path, manifest: Manifest, example: dict[str, Array]) -> Found      what such a file says of itself
 
 and may use only numpy, msgspec, the standard library, the framework, and `millstream.{types,errors}` and
-`millstream.models.manifest`: a version's own environment has little more.
+`millstream.models.{manifest,speech.tensors}`: a version's own environment has little more.
 """
 
 from __future__ import annotations
@@ -17,12 +16,15 @@ import msgspec
 
 from millstream.types import Array, TensorSpec
 
+FORMATS = ("onnx", "ftrl", "ftrl_table", "fm", "deepfm", "whisper", "pocketsphinx", "sherpa", "scripted")
+"""What runs in the serving process: such files are data."""
 PROGRAMS = {
     "sklearn": "millstream.models.runtimes.sklearn",
     "torch": "millstream.models.runtimes.torch",
     "keras": "millstream.models.runtimes.keras",
     "tensorflow": "millstream.models.runtimes.tensorflow",
     "python": "millstream.models.runtimes.python",
+    "funasr": "millstream.models.runtimes.funasr",
 }
 """Format -> module. `sklearn` is any pickled estimator, those of XGBoost and LightGBM too, and the files of those."""
 SUFFIXES = {

@@ -17,8 +17,8 @@ class HeardWord(msgspec.Struct, omit_defaults=True):
 
 
 class Heard(msgspec.Struct, omit_defaults=True):
-    """`no_speech`: how likely there was none, 0 .. 1; `compression`: length of the text over its length compressed, over
-    2.4 is a loop; `tokens`: how many the text took."""
+    """`no_speech`: how likely there was none, 0 .. 1; `compression`: length of the text over its length compressed,
+    over 2.4 is a loop; `tokens`: how many the text took."""
 
     words: list[HeardWord] = []
     language: str = ""

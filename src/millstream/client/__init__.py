@@ -102,7 +102,7 @@ class Client:
         clock: Clock | None = None,
     ) -> None:
         self._clock, self._tenant = clock or SystemClock(), tenant
-        self._wire = _Wire(url, key, timeout_s, connections, _tls(url, ca, certificate, private_key))
+        self._wire = _Wire(url, key, timeout_s, connections, tls_context(url, ca, certificate, private_key))
         self._outbox = _Outbox(self._wire.post, self._clock, buffer, batch, retry_s, on_drop)
 
     def predict(self, model: str, inputs: Mapping[str, ArrayLike], version: str = "") -> dict[str, Array]:
@@ -367,7 +367,7 @@ class _Wire:
         return answer, content
 
 
-def _tls(url: str, ca: str | Path, certificate: str | Path, private_key: str | Path) -> ssl.SSLContext | None:
+def tls_context(url: str, ca: str | Path, certificate: str | Path, private_key: str | Path) -> ssl.SSLContext | None:
     """What to meet an https service with; None for http. Misconfigured."""
     if not url.startswith("https:"):
         if ca or certificate or private_key:

@@ -1,0 +1,233 @@
+"""Recognisers on clips with references: words wrong, CPU seconds a second of audio, memory.
+
+    MILLSTREAM_AUDIO=CLIPS python bench/speech/models.py --models DIR [--quick] [--json]
+
+Each row is a process of its own, one thread, every clip alone. WER after Whisper's own normaliser of English, over all
+words of the clips together; CER of the Chinese clips without punctuation. RTF: CPU seconds a second of audio. `stamps`:
+word times by alignment. Memory: resident after the clips, less before the model. The last lines: rows that share a call
+beside rows alone, differing words counted, and the same of CTranslate2's other types.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import time
+import unicodedata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jiwer
+import numpy as np
+import soundfile
+from scipy.signal import resample_poly
+from whisper_normalizer.english import EnglishTextNormalizer
+
+from millstream.machine import resident
+from millstream.models.manifest import Manifest
+from millstream.models.repository import Repository
+from millstream.models.runtimes import whisper
+from millstream.models.speech.heard import Heard, read
+
+RATE = 16_000
+Array = np.ndarray[Any, Any]
+WAYS = [
+    (model, compute, window, beam)
+    for model, windows in (("whisper-base", (5, 10, 30)), ("whisper-tiny-en", (10, 30)))
+    for compute in ("float32", "int8")
+    for window in windows
+    for beam in (1, 5)
+]
+QUICK = [way for way in WAYS if way[1:] in (("int8", 10, 1), ("int8", 30, 5))]
+
+
+class Clip(NamedTuple):
+    """A clip: its file's name, what is said in it, and its sound."""
+
+    name: str
+    said: str
+    sound: Array
+
+
+def clips(folder: Path) -> list[Clip]:
+    """Those that SOURCES.md has a transcript of, at most 30 s long."""
+    found = []
+    for line in (folder / "SOURCES.md").read_text().splitlines():
+        cells = line.split("|")
+        if len(cells) > 8 and cells[1].endswith(".flac") and cells[7].strip():
+            sound, rate = soundfile.read(folder / cells[1], dtype="float32", always_2d=True)
+            sound = resample_poly(sound.mean(axis=1), RATE, rate) if rate != RATE else sound.mean(axis=1)
+            found.append(Clip(cells[1], cells[7].strip(), np.asarray(sound[: 30 * RATE], np.float32)))
+    return found
+
+
+def inputs(sounds: list[Array], language: str, beam: int, stamps: bool = False) -> dict[str, Array]:
+    """Rows of a windowed recogniser."""
+    count = len(sounds)
+    audio = np.zeros((count, max(map(len, sounds))), np.float32)
+    for row, sound in zip(audio, sounds, strict=True):
+        row[: len(sound)] = sound
+    return {
+        "audio": audio,
+        "samples": np.array([len(sound) for sound in sounds], np.int32),
+        "language": np.full(count, language, object),
+        "prefix": np.full(count, "", object),
+        "beam": np.full(count, beam, np.int32),
+        "stamps": np.full(count, stamps),
+    }
+
+
+def text(heard: Heard) -> str:
+    """What it reads."""
+    return "".join(f" {word.text}" if word.space else word.text for word in heard.words).strip()
+
+
+def wer(pairs: list[tuple[str, str]]) -> float:
+    """Percent of words wrong; (said, heard)."""
+    plain = EnglishTextNormalizer()
+    return 100 * float(jiwer.wer([plain(said) for said, _ in pairs], [plain(heard) for _, heard in pairs]))
+
+
+def cer(pairs: list[tuple[str, str]]) -> float:
+    """Percent of characters wrong, punctuation apart."""
+    return 100 * float(jiwer.cer([letters(said) for said, _ in pairs], [letters(heard) for _, heard in pairs]))
+
+
+def letters(text: str) -> str:
+    """A text's letters and figures."""
+    return "".join(letter for letter in text if unicodedata.category(letter)[0] in "LN")
+
+
+def load(root: Path, model: str, compute: str, window_s: float) -> whisper.Whisper:
+    """A version of the repository in one of several ways."""
+    repository = Repository(root)
+    version = repository.policy(model).live
+    said: Manifest = whisper.manifest(whisper.Settings(compute_type=compute, window_s=window_s))  # type: ignore[arg-type]
+    return whisper.load(repository.folder(model, version), said, "cpu")
+
+
+def one(root: Path, folder: Path, model: str, compute: str, window_s: float, beam: int) -> dict[str, Any]:
+    """A row of the table, in this process."""
+    given = clips(folder)
+    before = resident() or 0
+    made = load(root, model, compute, window_s)
+    made.predict(inputs([np.zeros(RATE, np.float32)], "en", beam))
+    pairs: dict[str, list[tuple[str, str]]] = {"en": [], "digits": [], "zh": []}
+    cpu = seconds = aligned = 0.0
+    for clip in given:
+        kind = "zh" if clip.name.startswith("zh/") else "digits" if clip.name.startswith("fsdd/") else "en"
+        if kind == "zh" and model.endswith("-en"):
+            continue
+        language = "zh" if kind == "zh" else "en"
+        began = time.process_time()
+        (cell,) = made.predict(inputs([clip.sound], language, beam))["heard"]
+        taken = time.process_time() - began
+        pairs[kind].append((clip.said, text(read(cell))))
+        if kind == "en":
+            cpu, seconds = cpu + taken, seconds + len(clip.sound) / RATE
+            began = time.process_time()
+            made.predict(inputs([clip.sound], language, beam, stamps=True))
+            aligned += time.process_time() - began
+    return {
+        "model": model, "compute": made.compute_type, "window_s": window_s, "beam": beam,
+        "clips": len(pairs["en"]), "seconds": seconds,
+        "wer": wer(pairs["en"]), "digits": wer(pairs["digits"]),
+        "cer": cer(pairs["zh"]) if pairs["zh"] else None,
+        "rtf": cpu / seconds, "rtf_stamps": aligned / seconds,
+        "memory_mb": ((resident() or 0) - before) / 1e6,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "heard": [heard for _, heard in pairs["en"]],
+    }  # fmt: skip
+
+
+def shared(root: Path, folder: Path, compute: str) -> dict[str, Any]:
+    """Four rows in a call beside each alone: what differs, and what each costs a second of audio."""
+    made = load(root, "whisper-base", compute, 10)
+    given = [clip for clip in clips(folder) if not clip.name.startswith("zh/") and len(clip.sound) <= 10 * RATE]
+    given = sorted(given, key=lambda clip: len(clip.sound))[-32:]
+    seconds = sum(len(clip.sound) for clip in given) / RATE
+    result: dict[str, Any] = {"compute": made.compute_type, "rows": len(given)}
+    for beam in (1, 5):
+        began = time.process_time()
+        alone = [made.predict(inputs([clip.sound], "en", beam))["heard"][0] for clip in given]
+        middle = time.process_time()
+        made._together = True  # also where the model would not
+        several: list[bytes] = []
+        for at in range(0, len(given), 4):
+            several += list(made.predict(inputs([clip.sound for clip in given[at : at + 4]], "en", beam))["heard"])
+        ended = time.process_time()
+        made._together = compute == "int8"
+        result |= {
+            f"differ_{beam}": sum(a != b for a, b in zip(alone, several, strict=True)),
+            f"words_{beam}": sum(text(read(a)) != text(read(b)) for a, b in zip(alone, several, strict=True)),
+            f"alone_{beam}": (middle - began) / seconds, f"together_{beam}": (ended - middle) / seconds,
+        }  # fmt: skip
+    return result
+
+
+def report(rows: list[dict[str, Any]], joined: list[dict[str, Any]]) -> str:
+    """The tables."""
+    lines = [
+        f"{rows[0]['clips']} English clips, {rows[0]['seconds']:.0f} s; 30 digits of half a second and 2 Chinese clips "
+        "apart from them.",
+        "",
+        "| model | computed in | window | beam | WER | digits | CER zh | RTF | with word times | memory |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        chinese = "" if row["cer"] is None else f"{row['cer']:.0f}"
+        lines.append(
+            f"| {row['model']} | {row['compute']} | {row['window_s']:g} s | {row['beam']} | {row['wer']:.1f} | "
+            f"{row['digits']:.0f} | {chinese} | {row['rtf']:.3f} | {row['rtf_stamps']:.3f} | "
+            f"{row['memory_mb']:.0f} MB |"
+        )
+    lines += [
+        "",
+        "Four rows in a call of whisper-base (window 10 s) beside each alone:",
+        "",
+        "| computed in | beam | answers that differ | texts that differ | RTF alone | RTF together |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in joined:
+        for beam in (1, 5):
+            lines.append(
+                f"| {row['compute']} | {beam} | {row[f'differ_{beam}']} of {row['rows']} | {row[f'words_{beam}']} "
+                f"| {row[f'alone_{beam}']:.3f} | {row[f'together_{beam}']:.3f} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, default=Path(sys.prefix) / "speech-models", help="the repository")
+    parser.add_argument("--audio", type=Path, default=os.environ.get("MILLSTREAM_AUDIO"), help="the folder of clips")
+    parser.add_argument("--quick", action="store_true", help="two ways of each model only")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="one line of JSON on stdout instead of the tables")
+    arguments = parser.parse_args()
+    if arguments.audio is None:
+        parser.error("no clips: set MILLSTREAM_AUDIO to their folder")
+    root, folder = arguments.models, Path(arguments.audio)
+    if arguments.one:
+        way = json.loads(arguments.one)
+        print(json.dumps(shared(root, folder, *way) if len(way) == 1 else one(root, folder, *way)))
+        return
+
+    def alone(way: list[Any]) -> dict[str, Any]:
+        command = [sys.executable, __file__, "--models", str(root), "--audio", str(folder), "--one", json.dumps(way)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        print(re.sub(r'"heard".*', "", done.stdout.decode())[:200], file=sys.stderr)
+        return dict(json.loads(done.stdout))
+
+    rows = [alone(list(way)) for way in (QUICK if arguments.quick else WAYS)]
+    joined = [alone([compute]) for compute in ("int8", "float32")]
+    print(json.dumps({"rows": rows, "together": joined}) if arguments.json else report(rows, joined))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""The open sessions of a process: begun, gone on with, refused."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from millstream import errors
+from millstream.flows.speech.pressure import Pressure
+from millstream.flows.speech.session import Session
+from millstream.flows.speech.settings import SpeechSettings
+from millstream.flows.speech.sound import checked
+from millstream.flows.speech.store import Held, State, Store, named
+from millstream.flows.speech.wiring import Wiring
+from millstream.spoken import Start
+
+log = logging.getLogger(__name__)
+
+SWEEP_S: Final = 60.0
+
+
+class Live:
+    """`versions()`: of the recogniser those that answer now, the live one first. `room`: sessions at most. `folder`:
+    where sessions are kept for whoever goes on with them; None: nobody can."""
+
+    def __init__(
+        self,
+        settings: SpeechSettings,
+        wiring: Wiring,
+        versions: Callable[[], Sequence[str]],
+        room: int,
+        folder: Path | None = None,
+    ) -> None:
+        self._settings, self._versions, self._room = settings, versions, room
+        self._pressure = Pressure(settings.degrade_queue_ms / 1000, wiring.clock)
+        self._wiring = replace(wiring, load=self._pressure.level, waited=self._pressure.waited)
+        self._clock = wiring.clock
+        self._store = Store(folder) if folder is not None else None
+        self._open: dict[str, Session] = {}
+        self._swept = float("-inf")
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @property
+    def pressed(self) -> int:
+        """0 at ease, 1 or 2 overloaded; see pressure.py."""
+        return self._pressure.level()
+
+    async def open(self, start: Start, owner: str = "") -> Session:
+        """A session that has begun, or goes on by its token (within its `owner`); close it at last. BadInput: it asks
+        for what there is not. Overloaded: it would harm those that run. NotFound, Conflict: it cannot be gone on with.
+        Busy: another connection has it."""
+        self._sweep()
+        for ident in [ident for ident, session in self._open.items() if session.ended.is_set()]:
+            await self._open.pop(ident).close()
+        state, held = await self._resumed(start, owner) if start.resume_token else self._begun(start, owner)
+        session = Session(state, self._settings, self._wiring, held)
+        try:
+            await session.open(start.seq)
+        except BaseException:
+            await session.close()
+            raise
+        self._open[session.id] = session
+        return session
+
+    async def close(self) -> None:
+        """Let go of all sessions: others may go on with them."""
+        for ident in tuple(self._open):
+            await self._open.pop(ident).close()
+
+    def _begun(self, start: Start, owner: str) -> tuple[State, Held | None]:
+        if len(self._open) >= self._room or self._pressure.level():
+            raise errors.Overloaded(
+                f"{len(self._open)} speech sessions are open here, of {self._room}"
+                f"{', and they wait for each other' if self._pressure.level() else ''}; try another server, or later",
+                5.0,
+            )
+        checked(start.form, start.rate, start.channels)
+        versions = self._versions()
+        if not versions:
+            raise errors.Busy(f"the recogniser {self._settings.recogniser!r} has no version that answers; try again")
+        profile = self._settings.asked(start.profile, start.speakers)
+        if self._wiring.embed is None and profile.speakers != "none":
+            if start.speakers:
+                raise errors.BadInput(f"speakers = {start.speakers!r}: nothing tells voices apart here; say 'none'")
+            profile = msgspec.structs.replace(profile, speakers="none", instant=False)
+        held, ident, secret = self._store.create() if self._store is not None else (None, *named())
+        self._wiring.numbers.begun.add()
+        return State(
+            session=ident,
+            secret=secret,
+            owner=owner,
+            start=start,
+            profile=profile,
+            model=self._settings.recogniser,
+            version=versions[0],
+            language=start.language or self._settings.language,
+        ), held
+
+    async def _resumed(self, start: Start, owner: str) -> tuple[State, Held | None]:
+        if self._store is None:
+            raise errors.NotFound("sessions are not kept here, so none can be gone on with; begin a new one")
+        ours = self._open.pop(start.resume_token.partition(".")[0], None)
+        if ours is not None and ours.token == start.resume_token:
+            await ours.close()
+        held, state = self._store.take(start.resume_token)
+        if state.owner != owner:
+            held.release()
+            raise errors.NotFound("no session of yours has this resume_token; begin a new one")
+        if (start.form, start.rate, start.channels) != (state.start.form, state.start.rate, state.start.channels):
+            held.release()
+            raise errors.BadInput(
+                f"the session was begun with {state.start.form} of {state.start.rate} Hz and {state.start.channels} "
+                f"channels, got {start.form}, {start.rate} Hz, {start.channels}: go on with the same"
+            )
+        state.resumed += 1
+        versions = self._versions()
+        if versions and state.version not in versions:
+            log.warning("session %s goes on with version %s, as %s is gone", state.session, versions[0], state.version)
+            state.version = versions[0]
+        self._wiring.numbers.resumed.add()
+        return state, held
+
+    def _sweep(self) -> None:
+        """Delete what nobody goes on with any more, now and then."""
+        now = self._clock.monotonic()
+        if self._store is not None and now - self._swept > SWEEP_S:
+            self._swept = now
+            self._store.sweep(self._clock.now() - self._settings.resume_s)

@@ -1,0 +1,110 @@
+"""How hard a process is pressed, what gives way first, and what a recogniser must be able to do for a profile.
+
+What gives way, in this order, by how long hypotheses wait in the engine: they come half as often (1), there are none
+(2). New sessions are refused from 1 on. Final texts wait behind hypotheses and are never left out.
+
+The first words of a segment are told after
+
+    what the detector takes for the onset of speech (LAG_MS after it)  +  the first step behind the moment when
+    it is sure (SURE_MS after that)  +  the recogniser's time for a step
+
+where steps lie step_ms apart from that onset on, network apart. Of the built-in profiles, 95 of 100 times:
+
+    profile     step_ms   first step after   first_token_ms_max   left for the recogniser
+    assistant      128             212 ms                  300                      88 ms
+    caption        992            1076 ms                 1300                     224 ms
+    meeting        992            1076 ms                 2000                     924 ms
+    court          992            1076 ms                 2000                     924 ms
+
+A word is stable one step after it was first said alike, and look_ahead_ms later if that is set; a final text comes
+hangover_ms (punctuation_ms behind a full stop) after the end of speech, plus one call over the segment.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import msgspec
+
+from millstream.clock import Clock
+from millstream.flows.speech.cut import frames
+from millstream.flows.speech.settings import FRAME, RATE, Profile
+
+LAG_MS: Final = 84
+"""The cutter's onset lies at most so far behind the first sample of speech, 95 of 100 times (labelled clips)."""
+SURE_MS: Final = 64
+"""And so long after that onset it says so."""
+USED_MAX: Final = 0.7
+"""Of a core, by sessions: more of it, and hypotheses begin to wait for each other."""
+SMOOTHING: Final = 0.2
+FORGET_S: Final = 5.0
+"""Without a hypothesis for so long, nothing presses."""
+
+
+class Pressure:
+    """`limit_s`: hypotheses that wait longer mean overload."""
+
+    def __init__(self, limit_s: float, clock: Clock) -> None:
+        self._limit_s, self._now = limit_s, clock.monotonic
+        self._waited_s = 0.0
+        self._at = -FORGET_S
+        self._level = 0
+
+    def waited(self, seconds: float) -> None:
+        """A hypothesis waited so long."""
+        self._at = self._now()
+        self._waited_s += SMOOTHING * (seconds - self._waited_s)
+        if self._waited_s > 2 * self._limit_s:
+            self._level = 2
+        elif self._waited_s > self._limit_s:
+            self._level = max(self._level, 1)
+        elif self._waited_s < self._limit_s / 2:
+            self._level = 0
+
+    def level(self) -> int:
+        """0 at ease, 1 hypotheses half as often, 2 none."""
+        if self._now() - self._at > FORGET_S:
+            self._waited_s, self._level = 0.0, 0
+        return self._level
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """What a recogniser takes, in seconds, 95 of 100 times: `step_s` for a hypothesis on a short window, `final_s` for
+    the final text of `segment_s` of audio."""
+
+    step_s: float
+    final_s: float = 0.0
+    segment_s: float = 10.0
+
+
+def first_step_ms(profile: Profile) -> int:
+    """From the first sample of speech to the first hypothesis that is asked for, 95 of 100 times."""
+    step = frames(profile.step_ms) * FRAME * 1000 / RATE
+    return LAG_MS + round(step * math.ceil(SURE_MS / step))
+
+
+def fits(profile: Profile, cost: Cost) -> str | None:
+    """Why this recogniser cannot do what the profile promises; None: it can."""
+    if not profile.partials:
+        return None
+    first, step_ms = first_step_ms(profile), cost.step_s * 1000
+    if first + step_ms > profile.first_token_ms_max:
+        return (
+            f"first_token_ms_max = {profile.first_token_ms_max}: the first hypothesis is asked for {first} ms after "
+            f"speech begins and takes {step_ms:.0f} ms here; take a faster recogniser, or allow {first + step_ms:.0f}"
+        )
+    if step_ms > USED_MAX * profile.step_ms:
+        return (
+            f"step_ms = {profile.step_ms}: a hypothesis takes {step_ms:.0f} ms here, so one session alone would fall "
+            f"behind; say step_ms = {math.ceil(step_ms / USED_MAX / 32) * 32} or more"
+        )
+    return None
+
+
+def follows(profile: Profile, cost: Cost, cores: int) -> int:
+    """How many sessions so many cores can follow at once; at least one."""
+    second = cost.final_s / max(cost.segment_s, 0.1)
+    if profile.partials:
+        second += cost.step_s * 1000 / profile.step_ms
+    return max(1, int(cores * USED_MAX / second)) if second > 0 else 1_000_000

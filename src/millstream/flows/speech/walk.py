@@ -1,0 +1,354 @@
+"""The walk through a session's audio: what is heard at each sample, in order, and what is to be told of it.
+
+Rules of the room:
+- Everything is decided at samples, whatever the audio arrived in: finals, their times and what is stable are the same.
+- A hypothesis is waited for before the next frame is looked at, so a session has one under way at most. A final text
+  is waited for by who tells it alone, unless what comes next depends on it: the language, a streaming model's slot.
+- Between two looks at the audio there is a mark: the states of all that listens. Of those the newest before anything
+  that is still needed goes with what is told, as the place to go on from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millstream import errors
+from millstream.flows.speech.cut import Began, Cutter, Ended, Event, Step
+from millstream.flows.speech.level import Level
+from millstream.flows.speech.recognise import Asker, Hypothesis, Settled, Streamed, Windowed
+from millstream.flows.speech.settings import FRAME, RATE, Profile
+from millstream.flows.speech.speakers import Speakers
+from millstream.flows.speech.store import Place
+from millstream.flows.speech.wiring import Wiring
+from millstream.models.speech.vad import Hearing
+
+TICK: Final = 32 * FRAME
+"""Samples between two looks at what is due: 1.024 s."""
+QUIET_TICKS: Final = 4
+"""In silence there is a new place to go on from after so many."""
+FINALS_MAX: Final = 4
+"""Final texts under way; then the walk waits."""
+JOBS_MAX: Final = 64
+"""What waits to be told; then the walk waits."""
+MARK: Final = RATE // 4
+"""Samples between marks, at least."""
+LANGUAGE_S: Final = 3.0
+"""Seconds of a segment by which its language is the session's, before it is final."""
+Samples = NDArray[np.float32]
+
+
+class Ribbon:
+    """The session's audio from some sample on."""
+
+    def __init__(self, start: int = 0) -> None:
+        self.start = start
+        self._kept = np.zeros(4 * RATE, np.float32)
+        self._count = 0
+
+    @property
+    def end(self) -> int:
+        """The sample behind the last."""
+        return self.start + self._count
+
+    def append(self, sound: Samples) -> None:
+        """More of it."""
+        if self._count + len(sound) > len(self._kept):
+            grown = np.zeros(2 * (self._count + len(sound)), np.float32)
+            grown[: self._count] = self._kept[: self._count]
+            self._kept = grown
+        self._kept[self._count : self._count + len(sound)] = sound
+        self._count += len(sound)
+
+    def cut(self, start: int, end: int) -> Samples:
+        """A copy of what is there between two samples; silence where nothing is."""
+        found = np.zeros(max(end - start, 0), np.float32)
+        first, last = max(start, self.start), min(end, self.end)
+        if first < last:
+            found[first - start : last - start] = self._kept[first - self.start : last - self.start]
+        return found
+
+    def forget(self, before: int) -> None:
+        """Keep nothing before that sample; done when it is worth it."""
+        gone = min(before - self.start, self._count)
+        if gone < 2 * RATE:
+            return
+        self._kept[: self._count - gone] = self._kept[gone : self._count]
+        self._count -= gone
+        self.start += gone
+        if len(self._kept) > 16 * RATE and self._count < len(self._kept) // 4:
+            self._kept = self._kept[: len(self._kept) // 2].copy()
+
+
+@dataclass(slots=True, eq=False)
+class Open:
+    """A segment from its first sample on: what tells of it needs this."""
+
+    id: str
+    start: int
+    onset: int
+    heard: Windowed | Streamed
+    rev: int = 0
+    newest: int = 0
+    shown: list[str] | None = None
+    """Texts of the words that were shown last; None: nothing was."""
+    worded: bool = False
+    voices: list[tuple[list[tuple[int, int]], asyncio.Future[Samples]]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Noticed:
+    """Speech begins, or ends, at a sample."""
+
+    begins: bool
+    at: int
+
+
+@dataclass(slots=True)
+class Guessed:
+    """How an open segment reads up to a sample."""
+
+    segment: Open
+    rev: int
+    hypothesis: Hypothesis
+    upto: int
+
+
+@dataclass(slots=True)
+class Closed:
+    """A segment has ended. `text` None: it was too little to be asked for. `audio`: that its final text is made of."""
+
+    segment: Open
+    rev: int
+    ended: Ended
+    text: asyncio.Task[Settled] | None
+    audio: Ribbon
+    place: Place
+
+
+@dataclass(slots=True)
+class Ticked:
+    """So far the audio was heard. `place`: nothing is open there, and the session may go on from it."""
+
+    at: int
+    place: Place | None
+
+
+@dataclass(slots=True)
+class Over:
+    """The audio has ended."""
+
+    at: int
+    place: Place
+
+
+Job = Noticed | Guessed | Closed | Ticked | Over
+
+
+@dataclass(slots=True)
+class _Mark:
+    at: int
+    audio_ms: int
+    intake: dict[str, Any]
+    level: dict[str, Any]
+    hearing: Hearing
+
+
+class Walker:
+    """Walks through one session. `jobs` are to be told, in order; `resumed`: how often the session was gone on with."""
+
+    def __init__(
+        self, wiring: Wiring, profile: Profile, asker: Asker, speakers: Speakers, place: Place, resumed: int
+    ) -> None:
+        self._wiring, self._profile, self._asker, self._speakers = wiring, profile, asker, speakers
+        self._numbers = wiring.numbers
+        self.jobs: asyncio.Queue[Job] = asyncio.Queue(JOBS_MAX)
+        self.cutter, self._level = Cutter(profile, not wiring.streaming), Level()
+        self._hearing = wiring.vad.fresh()
+        self._base = resumed * 1000
+        self.segments = place.segments
+        self._open: Open | None = None
+        if place.cutter:
+            self.cutter.restore(place.cutter)
+            self._level.restore(place.level)
+            self._hearing = Hearing.restored(place.hearing)
+        self._ribbon = Ribbon(place.samples)
+        self._marks = deque([_Mark(place.samples, place.audio_ms, place.intake, self._level.save(), self._hearing)])
+        self._finals = asyncio.Semaphore(FINALS_MAX)
+        self._quiet = 0
+        self._detecting_s = 0.0
+        self._seen = (0, 0.0)
+        self.began_at = place.samples
+        """The sample that this walk began with."""
+        self._wait: set[asyncio.Future[Any]] = set()
+        if self.cutter.open:
+            self._begin(self.cutter.start, self.cutter.onset)
+
+    @property
+    def open(self) -> Open | None:
+        """The segment that is open."""
+        return self._open
+
+    @property
+    def needed_from(self) -> int:
+        """Nothing before this sample is asked for any more."""
+        return min(self.cutter.needed_from, self._open.start if self._open else self.cutter.at)
+
+    @property
+    def language(self) -> str:
+        """The session's, "" while it is not known."""
+        return self._asker.language
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds of computing that this walk took so far."""
+        return self._asker.compute_s + self._detecting_s
+
+    def queue_ms(self) -> int:
+        """How long what was asked since the last look at this had to wait, on average."""
+        asked, waited = self._asker.asked - self._seen[0], self._asker.queue_s - self._seen[1]
+        self._seen = (self._asker.asked, self._asker.queue_s)
+        return round(1000 * waited / asked) if asked else 0
+
+    async def walk(self, sound: Samples, intake: dict[str, Any] | None, audio_ms: int) -> None:
+        """Hear more: float32 [n]. `intake`: the state of what decoded it, after it (None: nobody may begin behind it);
+        `audio_ms`: of the client's audio up to there."""
+        await self._hear(self._level.feed(sound))
+        if intake is not None and self._ribbon.end - self._marks[-1].at >= MARK:
+            self._marks.append(_Mark(self._ribbon.end, audio_ms, intake, self._level.save(), self._hearing))
+        while len(self._marks) > 1 and self._marks[1].at <= self.needed_from:
+            self._marks.popleft()
+        self._ribbon.forget(min(self.needed_from, self._marks[0].at))
+
+    async def finish(self) -> None:
+        """No more comes: what is open ends, after silence up to a whole frame."""
+        rest = self._level.flush()
+        end = self._ribbon.end + len(rest)
+        if len(rest):
+            await self._hear(np.concatenate([rest, np.zeros(-len(rest) % FRAME, np.float32)]))
+        for event in self.cutter.finish():
+            await self._meet(event)
+        await self.jobs.put(Over(end, self._place()))
+
+    def stop(self) -> None:
+        """Give up what is under way."""
+        for future in self._wait:
+            future.cancel()
+
+    async def _hear(self, sound: Samples) -> None:
+        """Whole frames, up to a tick at a time."""
+        while len(sound):
+            many = TICK - self._ribbon.end % TICK
+            some, sound = sound[:many], sound[many:]
+            self._ribbon.append(some)
+            began = self._wiring.clock.monotonic()
+            probabilities, self._hearing = self._wiring.vad.probabilities(some, self._hearing)
+            took = self._wiring.clock.monotonic() - began
+            self._detecting_s += took
+            self._numbers.detecting.add(took)
+            self._numbers.audio.add(len(some) / RATE)
+            known = max(0, self.cutter.at - (self._ribbon.end - len(some))) // FRAME  # gone on with: decided before
+            for event in self.cutter.feed(probabilities[known:].tolist()):
+                await self._meet(event)
+            if self._ribbon.end % TICK == 0 and self._ribbon.end == self.cutter.at:
+                await self._tick()
+
+    async def _tick(self) -> None:
+        self._quiet = 0 if self._open else self._quiet + 1
+        place = self._place() if self._quiet and self._quiet % QUIET_TICKS == 0 else None
+        await self.jobs.put(Ticked(self.cutter.at, place))
+
+    async def _meet(self, event: Event) -> None:
+        match event:
+            case Began(start=start, onset=onset):
+                self._begin(start, onset)
+                await self.jobs.put(Noticed(True, onset))
+            case Step(at=at):
+                await self._step(at)
+            case Ended():
+                await self._end(event)
+
+    def _begin(self, start: int, onset: int) -> None:
+        self.segments += 1
+        kind = Streamed if self._wiring.streaming else Windowed
+        heard = kind(self._asker, self._profile, start)
+        self._open = Open(f"{self.segments}", start, onset, heard, self._base, self._base)
+
+    async def _step(self, at: int) -> None:
+        """Ask for a hypothesis, unless the process is overloaded."""
+        segment = self._open
+        assert segment is not None
+        segment.rev += 1
+        load = self._wiring.load()
+        if load > 1 or (load and segment.rev % 2 == 0):
+            self._numbers.skipped.add()
+            return
+        self._voices(segment, self._speakers.wants(segment.onset, at, False))
+        self._numbers.steps.add()
+        try:
+            hypothesis = await segment.heard.step(self._ribbon.cut, at)
+        except errors.Error:
+            self._numbers.missed.add()
+            return
+        if not self._asker.language and hypothesis.words and at - segment.start >= LANGUAGE_S * RATE:
+            self._asker.language = hypothesis.language
+        self.cutter.full_stop = hypothesis.full_stop
+        self.cutter.stable_to = segment.heard.stable_to
+        segment.newest = segment.rev
+        await self.jobs.put(Guessed(segment, segment.rev, hypothesis, at))
+
+    async def _end(self, ended: Ended) -> None:
+        """Ask for the final text, and let it be told."""
+        segment, self._open = self._open, None
+        assert segment is not None
+        segment.rev += 1
+        segment.newest = segment.rev
+        await self._finals.acquire()
+        text = None
+        audio = Ribbon(ended.start)
+        audio.append(self._ribbon.cut(ended.start, ended.end))
+        if ended.why != "click" or segment.rev > self._base + 1:
+            self._numbers.speech.add((ended.end - ended.start) / RATE)
+            self._voices(segment, self._speakers.wants(segment.onset, ended.speech_end, True))
+            text = asyncio.create_task(segment.heard.final(audio.cut, ended))
+            self._keep(text)
+            text.add_done_callback(lambda _: self._finals.release())
+            if self._wiring.streaming or not self._asker.language:
+                settled = await asyncio.shield(text)
+                if settled.words and not self._asker.language:
+                    self._asker.language = settled.language
+        else:
+            self._finals.release()
+        await self.jobs.put(Closed(segment, segment.rev, ended, text, audio, self._place()))
+        await self.jobs.put(Noticed(False, ended.speech_end))
+
+    def _voices(self, segment: Open, windows: list[tuple[int, int]]) -> None:
+        """Have these windows embedded."""
+        if windows and self._wiring.embed is not None:
+            sounds = [self._ribbon.cut(start, end) for start, end in windows]
+            future = asyncio.ensure_future(self._wiring.embed(sounds))
+            self._keep(future)
+            segment.voices.append((windows, future))
+
+    def _keep(self, future: asyncio.Future[Any]) -> None:
+        self._wait.add(future)
+        future.add_done_callback(self._wait.discard)
+
+    def _place(self) -> Place:
+        """From where the session can be gone on with."""
+        mark = next(mark for mark in reversed(self._marks) if mark.at <= self.needed_from or mark is self._marks[0])
+        begun = self.segments - (self._open is not None)
+        return Place(
+            audio_ms=mark.audio_ms,
+            samples=mark.at,
+            intake=mark.intake,
+            level=mark.level,
+            hearing=mark.hearing.save(),
+            cutter=self.cutter.save(),
+            segments=begun,
+        )

@@ -1,0 +1,258 @@
+"""The gate that words pass: what is personal in none of partial, stable and final; everything else as it was."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from millstream.flows.speech.words.gate import PAUSE_S, Gate
+from millstream.guard.pii import redact
+from millstream.spoken import Word, written
+
+ONES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+ZH = "零一二三四五六七八九"
+DIGITS = {*ONES, "oh", "double", *ZH, "幺"}
+FILL = ["um", "and", "-", ",", "okay", "dash"]
+WORDS = "so please call me at on the and i have dot john smith email is gmail com okay yes it at home card number in cost "
+MORE = "dollars people thanks reach then going to work at noon"
+PLAIN = [*WORDS.split(), *MORE.split()]
+
+
+def heard(text: str, start: float = 0.0, zh: bool = False) -> list[Word]:
+    """Words, three a second; of Chinese one a character."""
+    parts = list(text) if zh else text.split()
+    return [Word(one, start + i / 3, start + i / 3 + 0.3, 0.9, space=not zh) for i, one in enumerate(parts)]
+
+
+def said(text: str, zh: bool = False) -> str:
+    return written(Gate().final(heard(text, zh=zh))[0])
+
+
+def digits_of(words: list[Word]) -> list[str]:
+    """Every word, or character, that stands for a digit."""
+    said = re.findall(r"[a-z]+|[0-9]|[一-鿿〇]", " ".join(word.text.lower() for word in words))
+    return [one for one in said if one.isdigit() or one in DIGITS]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("call me at four one five five five five oh one two three please", "call me at [PHONE] please"),
+        ("it is 415-555-0123, thanks", "it is [PHONE], thanks"),
+        ("that's double seven five three oh nine eight", "that's [PHONE]"),
+        ("ring oh seven seven double oh nine hundred one two three now", "ring [PHONE] now"),
+        ("one eight hundred five five five one two three four is free", "[PHONE] is free"),
+        ("four one five, um, five five five and then oh one two three.", "[PHONE]."),
+        ("dial plus (415) 555 0123 extension 12 for me", "dial plus [PHONE] for me"),
+        ("my card number is four one one one one one one one one one one one one one one one thanks",
+         "my card number is [CARD] thanks"),
+        ("card 4111 1111 1111 1111 expires", "card [CARD] expires"),
+        ("the pin is four eight two one right", "the pin is [ID] right"),
+        ("my account number is 20 45 61 okay so", "my account number is [ID] okay so"),
+        ("write to john dot smith at gmail dot com today", "write to [EMAIL] today"),
+        ("my email is mary ann 99 at deep dash mind dot co dot uk okay", "my email is [EMAIL] okay"),
+        ("it's j o h n at q q dot com then", "it's [EMAIL] then"),
+        ("mail john.smith@gmail.com.", "mail [EMAIL]."),
+        ("contact anna at acme.com now", "contact [EMAIL] now"),
+    ],
+)  # fmt: skip
+def test_what_is_personal_in_english(text: str, shown: str) -> None:
+    assert said(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("我的电话是一三八零零一三八零零零谢谢", "我的电话是[PHONE]谢谢"),
+        ("手机幺三八，嗯，零零幺三，八零零零对吧好的", "手机[PHONE]对吧好的"),
+        ("电话１３８００１３８０００请记", "电话[PHONE]请记"),
+        ("身份证号是一一零一零五一九四九一二三一零零二X没错", "身份证号是[ID]没错"),
+        ("银行卡六二二二零二一二三四五六七八九零一二三完了", "银行卡[CARD]完了"),
+        ("验证码是四八二幺谢谢", "验证码是[ID]谢谢"),
+        ("邮箱是zhang艾特一六三点com谢谢", "邮箱是[EMAIL]谢谢"),
+        ("邮箱zhangsan@qq.com谢谢", "邮箱[EMAIL]谢谢"),
+    ],
+)
+def test_what_is_personal_in_chinese(text: str, shown: str) -> None:
+    assert said(text, zh=True) == shown
+    whole = Gate().final([Word(text, 0.0, 5.0, space=False)])
+    assert written(whole[0]) == shown, "all as one word"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "it was nineteen eighty four", "in 1984, 1985 and 1986 we grew", "on 2024-01-01 at 12:30 we met",
+        "it costs $1,234,567 today", "three hundred and fifty two dollars", "we are five million two hundred thousand",
+        "one two three four five six seven eight nine ten", "10, 20, 30, 40, 50", "set a timer for ten",
+        "call me at ten thirty", "meet at nine on the fifth", "call 911 now", "one of the best", "no one knows",
+        "seven of clubs eight of spades", "find us at example dot com today", "I'm at home. Come over", "look at it",
+        "version 10.12.13.14 is out", "pi is 3.14159265", "room 415 is free", "chapter twenty three verse four",
+        "1234567 people came", "oh really", "Oh, one moment", "twenty twenty was a year", "the score is 24 17",
+        "二零二四年一月一日", "一共三百五十块", "我们一起去第一个", "三千五百万人", "两千零二十四年", "百分之二十",
+    ],
+)  # fmt: skip
+def test_everything_else_comes_out_as_it_was(text: str) -> None:
+    words = heard(text, zh=ord(text[0]) > 0x3000)
+    shown, spans = Gate().final(words)
+    assert shown == words and spans == []
+    assert Gate().partial(words, len(words))[0] == words or "…" in written(Gate().partial(words, len(words))[0])
+
+
+def test_a_masked_run_is_one_word_with_its_times_and_a_span() -> None:
+    words = heard("so 415 555 0123 okay")
+    shown, spans = Gate().final(words)
+    assert [one.text for one in shown] == ["so", "[PHONE]", "okay"]
+    assert (shown[1].start, shown[1].end) == spans[0] == (words[1].start, words[3].end)
+
+
+# -- the laws ----------------------------------------------------------------------------------------------------------
+
+numbers = st.lists(st.sampled_from(ONES), min_size=7, max_size=16)
+noise = st.lists(st.sampled_from(PLAIN), max_size=8)
+
+
+@st.composite
+def dictated(draw: st.DrawFn) -> tuple[list[str], list[str], list[str]]:
+    """Words before, a number as somebody says it, with what people say in between, and words behind."""
+    number = []
+    for digit in draw(numbers):
+        number += [draw(st.sampled_from([digit, str(ONES.index(digit))]))]
+        if draw(st.integers(0, 5)) == 0:
+            number += [draw(st.sampled_from(FILL))]
+    while number[-1] in FILL:
+        number.pop()
+    return draw(noise), number, draw(noise)
+
+
+def _counting(number: list[str]) -> bool:
+    values = [ONES.index(one) if one in ONES else int(one) for one in number if one not in FILL]
+    steps = {b - a for a, b in pairwise(values)}
+    return len(steps) == 1 and steps != {0}
+
+
+@settings(max_examples=60, deadline=None)
+@given(dictated(), st.data())
+def test_no_partial_ever_shows_a_digit_of_a_number_that_the_final_masks(spoken, data) -> None:
+    """Whatever the words behind the stable ones are taken for, again and again."""
+    before, number, behind = spoken
+    text = [*before, *number, *behind]
+    words = heard(" ".join(text))
+    gate, stable, shown_stable = Gate(), 0, []
+    allowed = digits_of(Gate().final(words)[0])
+    for upto in range(1, len(words) + 1):
+        stable = data.draw(st.integers(stable, upto))
+        wrong = data.draw(st.lists(st.sampled_from([*ONES, *PLAIN, "415", "0123"]), max_size=4))
+        tail = heard(" ".join(wrong), words[stable].start if stable < len(words) else 0.0) if wrong else []
+        for guess in (words[:upto], [*words[:stable], *tail]):
+            shown, firm = gate.partial(guess, stable)
+            assert [one.text for one in shown[: len(shown_stable)]] == [one.text for one in shown_stable]
+            assert firm >= len(shown_stable), "stable words do not become fewer"
+            shown_stable = shown[:firm]
+            assert len(digits_of(shown)) <= len(allowed)
+            assert digits_of(shown[firm:]) == [], "of what is not decided no digit is shown"
+    final, _ = gate.final(words)
+    assert [one.text for one in final[: len(shown_stable)]] == [one.text for one in shown_stable]
+    if not _counting(number):
+        assert digits_of(final) == digits_of(heard(" ".join([*before, *behind])))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from([*PLAIN, *ONES, "415", "1984", ".", "@", "dash", "twenty", "hundred", "x", "[PHONE]"]),
+        max_size=25,
+    )
+)
+def test_stable_words_never_change_and_the_final_begins_with_them(text) -> None:
+    words = heard(" ".join(text))
+    final = [one.text for one in Gate().final(words)[0]]
+    gate, before = Gate(), []
+    for stable in range(len(words) + 1):
+        shown, firm = gate.partial(words, stable)
+        now = [one.text for one in shown[:firm]]
+        assert now[: len(before)] == before and final[: len(now)] == now, (text, stable, now, final)
+        assert all("…" not in one for one in now)
+        before = now
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text("一二三四五六七八九零幺两十百千万电话卡号是的我们个点a@.com ，0123456789第起", max_size=40), st.data())
+def test_stable_characters_never_change_in_chinese(text, data) -> None:
+    words = [Word(part, i / 3, i / 3 + 0.3, space=False) for i, part in enumerate(re.findall(r"\S{1,2}", text))]
+    final = [one.text for one in Gate().final(words)[0]]
+    gate, before = Gate(), []
+    for stable in range(len(words) + 1):
+        shown, firm = gate.partial(words, stable)
+        now = [one.text for one in shown[:firm]]
+        assert now[: len(before)] == before and final[: len(now)] == now, (words, stable, now, final)
+        before = now
+
+
+@settings(max_examples=100, deadline=None)
+@given(dictated(), st.lists(st.integers(1, 40), max_size=3, unique=True))
+def test_a_number_over_several_segments_is_masked_in_each(spoken, cuts) -> None:
+    """A final that ends in a number shows at most two of its digits (or "911"), and those behind the pause never."""
+    before, number, behind = spoken
+    words = heard(" ".join([*before, *number, *behind]))
+    if _counting(number):
+        return
+    first, last = len(before), len(before) + len(number)
+    inside = sorted({cut for cut in cuts if first < cut < last})
+    edges = [0, *inside, len(words)]
+    gate, leaked = Gate(), 0
+    for start, stop in pairwise(edges):
+        segment = words[start:stop]
+        mine = [word.text for word in segment[max(0, first - start) : max(0, last - start)] if word.text not in FILL]
+        for upto in range(1, len(segment) + 1):
+            gate.partial(segment[:upto], upto)
+        shown, _ = gate.final(segment)
+        others = digits_of([word for i, word in enumerate(segment, start) if not first <= i < last])
+        more = len(digits_of(shown)) - len(others)
+        leaked += max(0, more)
+        alone = "".join(one if one.isdigit() else str(ONES.index(one)) for one in mine)
+        assert more <= (2 if len(mine) <= 2 else 0) or alone in ("911", "112", "999", "110", "119", "120", "122", "988")
+    assert leaked <= 3 * len(inside)
+
+
+def test_a_number_that_was_announced_shows_no_digit_before_the_pause_either() -> None:
+    gate = Gate()
+    assert written(gate.final(heard("my phone number is four"))[0]) == "my phone number is [PHONE]"
+    assert written(gate.final(heard("one five five five five oh one two three thanks", 3.0))[0]) == "[PHONE] thanks"
+    assert written(gate.final(heard("two of us", 3.0 + 4 + 2 * PAUSE_S))[0]) == "two of us"
+
+
+def test_an_address_over_two_segments() -> None:
+    gate = Gate()
+    gate.final(heard("write to me it's john"))
+    assert written(gate.final(heard("at gmail dot com okay", 3.0))[0]) == "[EMAIL] okay"
+
+
+@given(st.text("four 415-5550123@.comat dot一三八零号 电话x", max_size=60))
+def test_nothing_is_left_that_the_log_would_mask_and_twice_is_as_once(text) -> None:
+    gate = Gate()
+    once = gate.edit(text)
+    assert redact(once) == once
+    words = heard(text)
+    shown = Gate().final(words)[0]
+    assert redact(written(shown)) == written(shown)
+
+
+def test_a_session_that_is_gone_on_with_masks_as_if_it_had_not_been_interrupted_and_keeps_no_digit() -> None:
+    gate, again = Gate(), Gate()
+    gate.final(heard("my card number is four one one one"))
+    saved = gate.save()
+    assert not re.search("four|one|4|1{2}", str(saved["before"]))
+    again.restore(saved)
+    more = heard("one one one one thank you", 2.0)
+    assert again.final(more) == gate.final(more)
+
+
+def test_what_a_person_writes_passes_the_same_gate() -> None:
+    assert Gate().edit("call 415 555 0123 or a@b.com") == "call [PHONE] or [EMAIL]"
+    assert Gate().edit("电话是一三八零零一三八零零零。") == "电话是[PHONE]。"
+    assert Gate().edit("he was born in 1984.") == "he was born in 1984."

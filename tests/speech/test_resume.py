@@ -1,0 +1,443 @@
+"""Whatever ends a session's process or connection, whenever: who goes on with it ends with the same transcript."""
+
+import asyncio
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import asdict
+from speech_house import RATE, SCRIPT, STREAM, Desk, cuts, finals, fold, live, pcm, read_all, said, talk
+
+from millstream import errors
+from millstream.clock import FakeClock
+from millstream.flows.speech.speakers import Speakers
+from millstream.flows.speech.store import Held, Store
+from millstream.spoken import Ack, Correction, Edit, End, Ready, Segment, Start, Transcript
+
+TALK = ("one two three four", "seven", "hello world again more zero one two three")
+SOUND = talk(*TALK)
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+@contextlib.contextmanager
+def killing(monkeypatch, at, before):
+    """Each Held of this test dies at its write number `at` (counted over all), before or after the bytes are there."""
+    count, real = [0], Held.write
+
+    def write(self, state, now, durable=True):
+        count[0] += 1
+        if count[0] == at and before:
+            raise Killed
+        real(self, state, now, durable)
+        if count[0] == at:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Held, "write", write)
+        yield count
+
+
+class Client:
+    """What a client does: keeps its audio and its transcript, and connects again until the end. `loses(n)`: how many of
+    the last messages of connection n were sent and never arrived; `acks`: whether it acknowledges."""
+
+    def __init__(self, data, bytes_ms=32, loses=lambda n: 0, acks=True, **start):
+        self.data, self.bytes_ms, self.loses, self.acks, self.start = data, bytes_ms, loses, acks, start
+        self.held, self.token, self.arrived, self.sent, self.begun = Transcript(), "", [], [], []
+
+    async def connect(self, hall, number, upto=None):
+        """One connection: to the end, or until the server is gone; `upto`: after so many bytes the client goes."""
+        start = Start(resume_token=self.token, seq=self.held.seq, **self.start)
+        session = await hall.open(start)
+        heard = []
+        reader = asyncio.create_task(read_all(session, heard))
+        try:
+            while not heard:
+                await asyncio.sleep(0)
+            ready = heard[0]
+            self.token = ready.resume_token
+            self.begun.append(ready.audio_ms)
+            at = ready.audio_ms * self.bytes_ms
+            for piece in cuts(self.data[at:upto], (3200,)):
+                await session.hear(piece)
+                if self.acks and len(heard) > 3:
+                    await session.say(Ack(seq=heard[len(heard) // 2].seq))
+                await asyncio.sleep(0)
+            if upto is None:
+                session.finish()
+                while not session.ended.is_set() and not died(session):
+                    await asyncio.sleep(0.001)
+        except errors.Error:
+            pass
+        killed = died(session)
+        await session.close()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(reader, 5)
+        last = killed or upto is not None
+        lost = min(self.loses(number), len(heard) - 1) if last else 0
+        self.sent += heard
+        for told in heard[: len(heard) - lost]:
+            self.held.hear(told)
+            self.arrived.append(told)
+        return session
+
+
+def died(session):
+    return any(task.done() and not task.cancelled() and task.exception() for task in session._tasks)
+
+
+def lines(held):
+    return [asdict(line) | {"rev": 0, "speaker_rev": 0} for line in held.shown()]
+
+
+def whole(script=SCRIPT, data=None, **start):
+    async def once():
+        return await said(live(Desk(script)), data or pcm(SOUND), start=Start(**start))
+
+    return lines(fold(asyncio.run(once())))
+
+
+def meanings(messages):
+    """Finals by id: one and the same however often told."""
+    found = {}
+    for told in finals(messages):
+        found.setdefault(told.id, []).append((told.text, told.start, told.end, told.words))
+    return found
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("script", [SCRIPT, STREAM], ids=["windowed", "streaming"])
+def test_a_crash_at_any_write_changes_no_word(tmp_path, monkeypatch, script, before):
+    alone = whole(script)
+    for at in range(1, 40):
+
+        async def run(folder, at=at):
+            client = Client(pcm(SOUND), loses=lambda n: n + 2)
+            with killing(monkeypatch, at, before) as count:
+                for number in range(4):
+                    hall = live(Desk(script), folder)  # a process of its own
+                    try:
+                        await client.connect(hall, number)
+                    except errors.NotFound:
+                        client.token = ""  # nothing was written yet: begin anew
+                    except Killed:
+                        continue
+                    if client.held.ended:
+                        break
+            return client, count[0]
+
+        client, writes = asyncio.run(run(tmp_path / str(at)))
+        assert client.held.ended
+        assert lines(client.held) == alone
+        assert all(len({repr(one) for one in told}) == 1 for told in meanings(client.sent).values())
+        if writes < at:
+            break
+    assert at > 5
+
+
+@given(
+    st.lists(st.integers(0, len(SOUND) * 2 + 9), max_size=4).map(sorted),
+    st.lists(st.integers(0, 12), min_size=5, max_size=5),
+    st.booleans(),
+    st.integers(0, 1000),
+)
+@settings(max_examples=25, deadline=None)
+def test_a_client_that_is_cut_off_anywhere_ends_with_what_the_server_holds(tmp_path_factory, ends, lost, acks, seed):
+    folder = tmp_path_factory.mktemp("speech")
+
+    async def run():
+        client = Client(pcm(SOUND), loses=lambda n: lost[n], acks=acks)
+        for number, upto in enumerate([*ends, None]):
+            await client.connect(live(Desk(), folder), number, upto)
+        return client
+
+    client = asyncio.run(run())
+    shutil.rmtree(folder)
+    assert client.held.ended and lines(client.held) == ALONE
+    order = random.Random(seed)
+    shuffled = [*client.arrived, *order.sample(client.arrived, len(client.arrived) // 3)]
+    order.shuffle(shuffled)
+    assert lines(fold(shuffled)) == ALONE  # late, twice and in any order
+
+
+ALONE = whole()
+
+
+@pytest.mark.parametrize("rate", [8000, 44_100, 48_000])
+def test_audio_of_another_rate_is_gone_on_with_to_the_sample(tmp_path, rate):
+    at = np.arange(len(SOUND) * rate // RATE) * RATE / rate
+    data = pcm(np.interp(at, np.arange(len(SOUND)), SOUND))
+    alone = whole(data=data, rate=rate)
+    assert len(alone) == 3
+
+    async def run():
+        client = Client(Frames(data, rate), 1, loses=lambda n: 1, rate=rate)
+        for number, upto in enumerate([len(data) // 3, len(data) * 2 // 3, None]):
+            await client.connect(live(Desk(), tmp_path), number, upto)
+        return client
+
+    client = asyncio.run(run())
+    assert lines(client.held) == alone
+    assert len(set(client.begun)) > 1
+
+
+class Frames:
+    """Bytes whose slices begin at the frame of a millisecond."""
+
+    def __init__(self, data, rate):
+        self.data, self.rate = data, rate
+
+    def __getitem__(self, where):
+        return self.data[where.start * self.rate // 1000 * 2 : where.stop]
+
+
+async def voices(sounds):
+    """A made-up voice: the shape of the spectrum."""
+    found = []
+    for sound in sounds:
+        bands = np.abs(np.fft.rfft(sound))[: 160 * 25].reshape(-1, 25).mean(axis=1)
+        found.append(bands / max(np.linalg.norm(bands), 1e-9))
+    return np.array(found, "f4")
+
+
+def speaking(profile, saved):
+    return Speakers.restored(saved) if saved else Speakers(profile.speakers, profile.decide_s, profile.horizon_s)
+
+
+@pytest.mark.parametrize("policy", ["correctable", "delayed"])
+def test_speakers_and_their_corrections_are_gone_on_with(tmp_path, policy):
+    low, high = "one two one two one two one two", "more again more again more again more again"
+    data = pcm(talk(low, high, low, high))
+    more = {"embed": voices, "speakers": speaking}
+
+    async def alone():
+        return await said(live(Desk(), **more), data, start=Start(speakers=policy))
+
+    async def cut():
+        client = Client(data, loses=lambda n: 2, speakers=policy)
+        for number, upto in enumerate([len(data) // 4, len(data) * 3 // 4, None]):
+            await client.connect(live(Desk(), tmp_path, **more), number, upto)
+        return client
+
+    heard, client = asyncio.run(alone()), asyncio.run(cut())
+    expected = [(line["id"], line["speaker"]) for line in lines(fold(heard))]
+    assert len({speaker.id for _, speaker in expected}) == 2
+    assert [(line["id"], line["speaker"]) for line in lines(client.held)] == expected
+    if policy == "delayed":
+        assert any(isinstance(one, Correction) for one in heard)
+
+
+def test_an_edit_is_kept_before_it_is_told(tmp_path):
+    async def run():
+        client = Client(pcm(SOUND))
+        hall = live(Desk(), tmp_path)
+        session = await hall.open(Start())
+        heard = []
+        reader = asyncio.create_task(read_all(session, heard))
+        await session.hear(client.data)
+        while not finals(heard):
+            await asyncio.sleep(0.001)
+        await session.say(Edit(segment="1", text="ONE TWO"), "ann")
+        await session.close()
+        await reader
+        client.token = heard[0].resume_token
+        for told in heard:
+            if isinstance(told, Ready | Segment):
+                client.held.hear(told)
+        client.held.seq = finals(heard)[0].seq  # the edit never arrived
+        await client.connect(live(Desk(), tmp_path), 0)
+        return client
+
+    line = asyncio.run(run()).held.lines["1"]
+    assert (line.text, " ".join(word.text for word in line.words)) == ("ONE TWO", TALK[0])
+
+
+def test_a_session_that_ended_is_told_to_its_end_once_more_and_is_gone_once_acknowledged(tmp_path):
+    async def run():
+        hall = live(Desk(), tmp_path)
+        heard = await said(hall, pcm(SOUND))
+        token, last = heard[0].resume_token, heard[-1].seq
+        again = await hall.open(Start(resume_token=token, seq=0))
+        told = []
+        await read_all(again, told)
+        assert [one.text for one in finals(told)] == list(TALK) and isinstance(told[-1], End)
+        with pytest.raises(errors.Conflict):
+            await again.hear(b"\0\0")
+        again.ack(last)
+        await again.close()
+        with pytest.raises(errors.NotFound):
+            await hall.open(Start(resume_token=token))
+
+    asyncio.run(run())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_its_owner_with_its_token_and_its_kind_of_audio_goes_on_with_a_session(tmp_path):
+    async def run():
+        hall = live(Desk(), tmp_path)
+        session = await hall.open(Start(), owner="ann")
+        token = session.token
+        with pytest.raises(errors.NotFound):
+            await hall.open(Start(resume_token="nonsense/../.."))
+        with pytest.raises(errors.NotFound):
+            await hall.open(Start(resume_token=token[:-1] + ("a" if token[-1] != "a" else "b")))
+        other = live(Desk(), tmp_path)
+        with pytest.raises(errors.Busy):
+            await other.open(Start(resume_token=token), owner="ann")
+        await session.close()
+        with pytest.raises(errors.NotFound):
+            await other.open(Start(resume_token=token), owner="bob")
+        with pytest.raises(errors.BadInput, match="16000 Hz"):
+            await other.open(Start(resume_token=token, rate=8000), owner="ann")
+        again = await other.open(Start(resume_token=token), owner="ann")
+        assert again.id == session.id
+        third = await other.open(Start(resume_token=token), owner="ann")  # the same process: the older one gives way
+        assert again.ended.is_set() and not third.ended.is_set()
+        await other.close()
+
+    asyncio.run(run())
+
+
+def test_a_dead_connection_gives_a_session_up_to_who_asks_for_it(tmp_path):
+    async def run():
+        clock = FakeClock()
+        hall, other = live(Desk(), tmp_path, clock=clock), live(Desk(), tmp_path)
+        session = await hall.open(Start())
+        with pytest.raises(errors.Busy):
+            await other.open(Start(resume_token=session.token))
+        for _ in range(200):
+            await asyncio.sleep(0)
+            clock.advance(0.1)
+        await asyncio.wait_for(session.ended.wait(), 5)
+        again = await other.open(Start(resume_token=session.token))
+        assert again.id == session.id
+        await hall.close()
+        await other.close()
+
+    asyncio.run(run())
+
+
+def test_what_is_asked_for_too_late_is_refused_not_half_told(tmp_path):
+    async def run():
+        hall = live(Desk(), tmp_path)
+        session = await hall.open(Start())
+        session._outbox.lost = 40
+        await session._teller.begin()
+        await session.close()
+        with pytest.raises(errors.Conflict, match="up to 40"):
+            await hall.open(Start(resume_token=session.token, seq=7))
+        again = await hall.open(Start(resume_token=session.token, seq=40))
+        await again.close()
+
+    asyncio.run(run())
+
+
+def test_files_that_nobody_goes_on_with_are_swept_and_those_in_use_are_not(tmp_path):
+    async def run():
+        clock = FakeClock()
+        hall = live(Desk(), tmp_path, clock=clock, resume_s=600)
+        kept, left = await hall.open(Start()), await hall.open(Start())
+        await left.close()
+        clock.advance(700)
+        assert Store(tmp_path).sweep(clock.now() - 600) == 1
+        assert {path.stem for path in tmp_path.iterdir()} == {kept.id}
+        await hall.close()
+
+    asyncio.run(run())
+
+
+def test_a_file_that_is_damaged_is_no_session_and_is_readable_by_its_owner_alone(tmp_path):
+    async def run():
+        hall = live(Desk(), tmp_path)
+        session = await hall.open(Start())
+        await session.close()
+        path = tmp_path / f"{session.id}.session"
+        assert path.stat().st_mode & 0o077 == 0
+        path.write_bytes(path.read_bytes()[:50])
+        with pytest.raises(errors.NotFound, match="damaged"):
+            await hall.open(Start(resume_token=session.token))
+
+    asyncio.run(run())
+
+
+def test_a_full_disk_costs_the_place_to_go_on_from_not_the_text(tmp_path, monkeypatch, caplog):
+    def write(self, state, now, durable=True):
+        raise errors.Full("no room on the disk")
+
+    async def run():
+        hall = live(Desk(), tmp_path)
+        with monkeypatch.context() as patch:
+            patch.setattr(Held, "write", write)
+            return await said(hall, pcm(SOUND))
+
+    assert [one.text for one in finals(asyncio.run(run()))] == list(TALK)
+    assert sum("no room on the disk" in record.message for record in caplog.records) == 1
+
+
+def test_what_a_long_silence_needs_to_be_sent_again_is_short(tmp_path):
+    async def run():
+        hall = live(Desk(), tmp_path)
+        session = await hall.open(Start())
+        await session.hear(pcm(talk("one two", gap_s=30.0)))
+        while session._inbox or session._walker.jobs.qsize():
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
+        await session.close()
+        again = await hall.open(Start(resume_token=session.token))
+        told = []
+        reader = asyncio.create_task(read_all(again, told))
+        await asyncio.sleep(0.01)
+        await again.close()
+        await reader
+        return told[0].audio_ms
+
+    assert asyncio.run(run()) > 31_000 - 5_500
+
+
+def test_a_process_that_is_killed_leaves_its_sessions_to_others(tmp_path):
+    """A real process, really killed."""
+    code = (
+        "import asyncio, sys\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path\n"
+        "from speech_house import *\n"
+        "from test_resume import SOUND\n"
+        "async def run():\n"
+        "    session = await live(Desk(), Path(sys.argv[2])).open(Start())\n"
+        "    heard = []\n"
+        "    asyncio.create_task(read_all(session, heard))\n"
+        "    await session.hear(pcm(SOUND)[:len(SOUND)])\n"
+        "    while not finals(heard): await asyncio.sleep(0.01)\n"
+        "    print(session.token, heard[-1].seq, flush=True)\n"
+        "    await asyncio.sleep(60)\n"
+        "asyncio.run(run())\n"
+    )
+    here = os.path.dirname(os.path.abspath(__file__))
+    process = subprocess.Popen([sys.executable, "-c", code, here, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        token, seq = process.stdout.readline().split()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+        async def run():
+            client = Client(pcm(SOUND))
+            client.token = token
+            await client.connect(live(Desk(), tmp_path), 0)
+            return client
+
+        client = asyncio.run(run())
+        assert lines(client.held) == ALONE  # it never acknowledged: all is told again
+        assert all(one.seq > int(seq) for one in finals(client.arrived)[1:])
+    finally:
+        process.kill()

@@ -1,0 +1,80 @@
+"""Voices: near for one speaker, far for two; a window's numbers are its own; two at once are found."""
+
+import numpy as np
+import pytest
+
+from millstream.errors import BadInput, Misconfigured
+from millstream.models.model import load
+from millstream.models.repository import Repository
+from millstream.models.speech.overlap import FRAMES, VOICES, WINDOW, Overlap
+from millstream.models.speech.voice import LEAST, SIZE, Voice
+
+
+def loaded(folder, name):
+    repository = Repository(folder)
+    return load(repository, name, repository.versions(name)[-1])
+
+
+@pytest.fixture(scope="module")
+def voice(speech_models):
+    return Voice(loaded(speech_models, "wespeaker"))
+
+
+@pytest.fixture(scope="module")
+def overlap(weights):
+    return Overlap(loaded(weights("segmentation"), "segmentation"))
+
+
+def test_a_voice_is_near_itself_and_far_from_another(voice, clip):
+    one = [clip("librispeech/2609-156975-0002")[at : at + 32_000] for at in (16_000, 64_000, 112_000)]
+    other = [clip("librispeech/367-130732-0002")[at : at + 32_000] for at in (16_000, 64_000, 112_000)]
+    found = voice.embed([*one, *other])
+    alike = found @ found.T
+    same = [alike[a, b] for a in range(6) for b in range(a) if a // 3 == b // 3]
+    differ = [alike[a, b] for a in range(6) for b in range(a) if a // 3 != b // 3]
+    assert min(same) > max(differ) + 0.1
+
+
+def test_a_row_is_of_length_one_and_its_own_whoever_is_beside_it(voice):
+    random = np.random.default_rng(0)
+    windows = [0.1 * random.standard_normal(size).astype(np.float32) for size in (LEAST, 16_000, 25_600, 16_000)]
+    together = voice.embed(windows)
+    assert together.shape == (4, SIZE) and together.dtype == np.float32
+    assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+    for row, window in zip(together, windows, strict=True):
+        assert np.array_equal(voice.embed([window])[0], row)
+    assert voice.embed([]).shape == (0, SIZE)
+
+
+def test_level_does_not_move_a_voice(voice, clip):
+    sound = clip("librivox/0890")[16_000:48_000]
+    loud, quiet = voice.embed([sound, sound * np.float32(0.1)])
+    assert loud @ quiet > 0.99
+
+
+def test_what_cannot_be_taken_is_refused(voice, speech_models):
+    with pytest.raises(BadInput, match="3200 samples"):
+        voice.embed([np.zeros(LEAST - 1, np.float32)])
+    assert np.isfinite(voice.embed([np.zeros(LEAST, np.float32)])).all()
+    with pytest.raises(Misconfigured, match="millstream speech fetch wespeaker"):
+        Voice(loaded(speech_models, "silero-vad"))
+    with pytest.raises(Misconfigured, match="millstream speech fetch segmentation"):
+        Overlap(loaded(speech_models, "silero-vad"))
+
+
+def test_two_voices_at_once_are_found(overlap, clip):
+    sounds = (clip(f"librispeech/{name}")[:96_000] for name in ("533-1066-0001", "1688-142285-0001"))
+    one, other = (sound * np.float32(0.07 / np.sqrt((sound**2).mean())) for sound in sounds)
+    after, both = np.concatenate([one[:64_000], other[:64_000]]), one + other
+    assert overlap.share(after) < 0.1 and overlap.share(both) > 0.4
+    assert overlap.share(np.zeros(WINDOW, np.float32)) == 0.0
+
+
+def test_activity_has_a_row_for_each_17_ms_of_ten_seconds(overlap, clip):
+    sound = clip("librispeech/2609-156975-0002")[:80_000]
+    found = overlap.activity(sound)
+    assert found.shape == (FRAMES, VOICES) and set(np.unique(found)) <= {0.0, 1.0}
+    assert found[: FRAMES // 2].any(axis=1).mean() > 0.5 and not found[FRAMES * 3 // 5 :].any()
+    with pytest.raises(ValueError, match="at most"):
+        overlap.activity(np.zeros(WINDOW + 1, np.float32))
+    assert 0 < overlap.share(np.concatenate([sound, sound, sound])) < 1 or overlap.share(sound) == 0.0

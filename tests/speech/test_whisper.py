@@ -1,0 +1,291 @@
+"""Whisper on CTranslate2: what it takes and gives, that rows do not know of each other, what it refuses.
+
+The fast tests run a model of random weights (whisper_house.py), the slow ones those of the shelf on the clips.
+"""
+
+import asyncio
+import logging
+import shutil
+
+import numpy as np
+import pytest
+import whisper_house
+from msgspec.structs import replace
+
+from millstream import errors
+from millstream.clock import SystemClock
+from millstream.engine import Engine, EngineLimits
+from millstream.meter import Meter
+from millstream.models import Repository, load
+from millstream.models.manifest import Batching
+from millstream.models.runtimes import whisper
+from millstream.models.runtimes.whisper import Settings
+from millstream.models.speech.heard import read
+from millstream.models.speech.pieces import begun, split
+from millstream.models.speech.tensors import RATE
+from millstream.ops.add import Wish, add
+from millstream.types import Request
+
+FLOAT32, INT8 = Settings(compute_type="float32"), Settings(compute_type="int8")
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    return whisper_house.make(tmp_path_factory.mktemp("whisper") / "random")
+
+
+@pytest.fixture(scope="module")
+def made(house):
+    return whisper.load(house, whisper.manifest(INT8), "cpu")
+
+
+def sound(seconds, seed=0):
+    random = np.random.default_rng(seed)
+    at = np.arange(round(seconds * RATE)) / RATE
+    return (0.1 * np.sin(2 * np.pi * (200 + 150 * seed) * at) + 0.02 * random.standard_normal(len(at))).astype("f4")
+
+
+def asked(*sounds, language="en", prefix="", beam=1, stamps=False):
+    """Inputs of some rows; what is no list is the same of all."""
+
+    def column(value, dtype):
+        values = value if isinstance(value, list) else [value] * len(sounds)
+        return np.array(values, dtype)
+
+    audio = np.zeros((len(sounds), max(map(len, sounds))), np.float32)
+    for row, one in zip(audio, sounds, strict=True):
+        row[: len(one)] = one
+    return {
+        "audio": audio,
+        "samples": np.array([len(one) for one in sounds], np.int32),
+        "language": column(language, object),
+        "prefix": column(prefix, object),
+        "beam": column(beam, np.int32),
+        "stamps": column(stamps, np.bool_),
+    }
+
+
+def hear(model, *sounds, **how):
+    return [read(cell) for cell in model.predict(asked(*sounds, **how))["heard"]]
+
+
+def text(heard):
+    return "".join(f" {word.text}" if word.space else word.text for word in heard.words).strip()
+
+
+def test_a_row_is_heard_the_same_alone_and_among_others(made):
+    rows = [
+        (sound(3, 1), "en", "", 1, False),
+        (sound(4, 2), "en", "", 1, True),
+        (sound(8, 3), "zh", "", 1, False),
+        (sound(2, 4), "en", "one two", 1, True),
+        (sound(2, 5), "en", "a longer prefix", 1, True),
+        (sound(12, 6), "en", "", 1, False),
+        (sound(3, 7), "", "", 1, False),
+        (sound(3, 8), "en", "", 5, False),
+        (sound(7, 1), "en", "", 5, True),
+    ]
+    sounds, *columns = (list(column) for column in zip(*rows, strict=True))
+    names = ("language", "prefix", "beam", "stamps")
+    together = hear(made, *sounds, **dict(zip(names, columns, strict=True)))
+    alone = [hear(made, row[0], **dict(zip(names, row[1:], strict=True)))[0] for row in rows]
+    assert together == alone
+    assert len({text(one) for one in together}) > 4, "the model says the same of everything"
+
+
+def test_what_pads_a_row_is_not_heard(made):
+    given = asked(sound(3, 1), sound(9, 2))
+    given["audio"][0, 3 * RATE :] = 1.0
+    assert made.predict(given)["heard"][0] == made.predict(asked(sound(3, 1)))["heard"][0]
+
+
+@pytest.mark.parametrize("beam", [1, 5])
+@pytest.mark.parametrize("prefix", ["so", "Hello, world", "it is 3.5 % 你好，世界", "你好", " spaced  out "])
+def test_a_prefix_comes_first_word_by_word(made, prefix, beam):
+    for seed in range(3):
+        (heard,) = hear(made, sound(3, seed), prefix=prefix, beam=beam, stamps=True)
+        expected = [(piece.text, piece.space) for piece in split(begun(prefix))]
+        assert [(word.text, word.space) for word in heard.words[: len(expected)]] == expected
+
+
+@pytest.mark.parametrize("stamps", [True, False])
+def test_times_are_in_order_and_within_the_audio(made, stamps):
+    for seed in range(4):
+        (heard,) = hear(made, sound(1.7 * (seed + 1), seed), stamps=stamps)
+        times = [time for word in heard.words for time in (word.start, word.end)]
+        assert times == sorted(times)
+        assert all(0 <= time <= 1.7 * (seed + 1) + 1e-3 for time in times)
+        assert all(0 <= word.confidence <= 1 for word in heard.words)
+
+
+def test_nothing_is_said_of_no_audio(made):
+    (heard,) = hear(made, sound(0), prefix="")
+    assert heard.words == []
+    (heard,) = hear(made, sound(0), prefix="as before", stamps=True)
+    assert text(heard) == "as before"
+    assert all(word.end == 0 for word in heard.words)
+
+
+def test_text_has_an_end(house):
+    """Room for 12 tokens a second and 24 more, whatever the model goes on saying."""
+    endless = whisper.load(house, whisper.manifest(INT8), "cpu")
+    said = []
+    decode = endless._model.generate
+    endless._model = Spy(endless._model, lambda *a, **k: said.append(k["max_length"]) or decode(*a, **k))
+    hear(endless, sound(3))
+    assert said[0] == 2 * (10 * 12 + 24)
+    hear(endless, sound(29), prefix="so")
+    assert said[-1] == 2 * 224
+
+
+class Spy:
+    """CTranslate2's model with another `generate`."""
+
+    def __init__(self, model, generate):
+        self._model, self.generate = model, generate
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+
+def test_a_loop_is_cut_and_never_in_the_prefix(house):
+    """The decoder is made to repeat itself."""
+    model = whisper.load(house, whisper.manifest(INT8), "cpu")
+    encode = model._vocabulary.encode
+
+    def repeats(encoded, prompts, **how):
+        class Result:
+            sequences_ids = (encode(" go go go go go go go go on" + " and on and on" * 30),)
+            scores = (-0.3,)
+            no_speech_prob = 0.1
+
+        return [Result()]
+
+    model._model = Spy(model._model, repeats)
+    (heard,) = hear(model, sound(5), prefix="go go go go go go go go on")
+    assert text(heard) == "go go go go go go go go on and on"
+
+
+def test_what_decoders_say_of_silence_is_left_out(house):
+    model = whisper.load(house, whisper.manifest(INT8), "cpu")
+    encode = model._vocabulary.encode
+
+    def thanks(encoded, prompts, **how):
+        class Result:
+            sequences_ids = (encode(" Thank you."),)
+            scores = (-1.4,)
+            no_speech_prob = 0.8
+
+        return [Result()]
+
+    model._model = Spy(model._model, thanks)
+    (heard,) = hear(model, sound(5))
+    assert (heard.words, heard.no_speech) == ([], 0.8)
+
+
+@pytest.mark.parametrize(
+    ("how", "match"),
+    [
+        ({"language": "xx"}, "language 'xx' is not known to this model; it knows: en, zh"),
+        ({"beam": 17}, "beam 17: at most 16"),
+        ({"prefix": "word " * 300}, r"a prefix of \d+ tokens: send at most 200"),
+        ({"prefix": b"\xff"}, "not UTF-8"),
+    ],
+)
+def test_a_clients_mistake_is_said(made, how, match):
+    with pytest.raises(errors.BadInput, match=match):
+        hear(made, sound(1), **how)
+
+
+def test_more_than_half_a_minute_is_refused(made):
+    with pytest.raises(errors.BadInput, match=r"audio of 30\.1 s; 30 s are heard at once: split it"):
+        hear(made, sound(30.1))
+
+
+def test_languages_are_taken_as_browsers_write_them(made):
+    assert hear(made, sound(2), language="en-US")[0].language == "en"
+    assert hear(made, sound(2), language="zh_Hans_CN")[0].language == "zh"
+    assert hear(made, sound(2), language="")[0].language in ("en", "zh")
+
+
+@pytest.mark.parametrize("missing", ["model.bin", "tokenizer.json", "config.json"])
+def test_a_folder_without_one_of_its_files_is_corrupt(house, tmp_path, missing):
+    shutil.copytree(house, tmp_path / "m")
+    (tmp_path / "m" / missing).unlink()
+    with pytest.raises(errors.Corrupt, match=f"{missing} is not there"):
+        whisper.load(tmp_path / "m", whisper.manifest(), "cpu")
+
+
+def test_a_broken_file_is_corrupt(house, tmp_path):
+    for name, content in {"model.bin": b"nothing", "tokenizer.json": b"{}", "config.json": b"{}"}.items():
+        shutil.copytree(house, tmp_path / name)
+        (tmp_path / name / name).write_bytes(content)
+        with pytest.raises(errors.Corrupt):
+            whisper.load(tmp_path / name, whisper.manifest(), "cpu")
+
+
+def test_settings_that_mean_nothing_are_refused(house):
+    for settings, match in (
+        ({"compute_type": "int3"}, "compute_type"),
+        ({"window_s": 40}, "window_s"),
+        ({"beam": 5}, "beam"),
+    ):
+        with pytest.raises(errors.Misconfigured, match=match):
+            whisper.load(house, replace(whisper.manifest(), settings=settings), "cpu")
+    said = whisper.manifest()
+    odd = replace(said.batching, length=replace(said.batching.length, buckets=(80_001,)))
+    with pytest.raises(errors.Misconfigured, match="multiples of 320"):
+        whisper.load(house, replace(said, batching=odd), "cpu")
+
+
+def test_what_this_machine_cannot_compute_is_said(house, caplog):
+    with caplog.at_level(logging.ERROR):
+        model = whisper.load(house, whisper.manifest(Settings(compute_type="float16")), "cuda:7")
+    assert (model.device, model.compute_type) == ("cpu", "float32")
+    assert "cuda:7" in caplog.text and "compute_type float16 is not to be had" in caplog.text
+    with pytest.raises(errors.Misconfigured, match="device 'tpu'"):
+        whisper.load(house, whisper.manifest(), "tpu")
+
+
+def test_the_shortest_window_is_the_models_to_say(house):
+    seconds = [samples // RATE for samples in whisper.load(house, whisper.manifest(), "cpu").windows]
+    assert seconds == [10, 15, 20, 30]
+    least = whisper.manifest(Settings(window_s=30))
+    assert whisper.load(house, least, "cpu").windows == (30 * RATE,)
+    bare = replace(least, batching=Batching())
+    assert whisper.load(house, bare, "cpu").windows == (30 * RATE,)
+
+
+def test_a_folder_is_added_without_code_and_served(house, tmp_path):
+    said = []
+    wish = Wish(source=str(house), name="ears", settings={"compute_type": "int8", "window_s": 10})
+    added = add(tmp_path / "models", wish, said.append)
+    assert (added.format, added.role) == ("whisper", "live")
+    assert "model.bin: a Whisper model of CTranslate2, 4 files" in said[0]
+    repository = Repository(tmp_path / "models")
+    assert repository.manifest("ears", "1").settings == {"compute_type": "int8", "window_s": 10.0}
+    model = load(repository, "ears", "1")
+    (expected,) = hear(model, sound(3, 1))
+    given = asked(sound(3, 1))
+    del given["samples"]  # the engine fills them
+
+    async def answered():
+        engine = Engine(repository, SystemClock(), Meter(), EngineLimits())
+        await engine.start()
+        try:
+            return await engine.submit(Request("ears", given, 1))
+        finally:
+            await engine.stop()
+
+    assert read(asyncio.run(answered()).outputs["heard"][0]) == expected
+
+
+def test_what_means_nothing_to_such_a_folder_is_refused(house, tmp_path):
+    with pytest.raises(errors.Misconfigured, match="a Whisper model: --entry means nothing"):
+        add(tmp_path / "models", Wish(source=str(house), entry="a:b"), print)
+    with pytest.raises(errors.Misconfigured, match="compute_type, window_s"):
+        add(tmp_path / "models", Wish(source=str(house), settings={"beam": 3}), print)
+    shutil.copytree(house, tmp_path / "half")
+    (tmp_path / "half" / "tokenizer.json").unlink()
+    with pytest.raises(errors.Misconfigured, match=r"tokenizer\.json is not there"):
+        add(tmp_path / "models", Wish(source=str(tmp_path / "half")), print)
