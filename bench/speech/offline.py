@@ -139,9 +139,9 @@ def main() -> None:
     print(f"| {'':24} | audio s | segments | WER % | CER % |   RTF | audio hours an hour |")
     print("|-|-:|-:|-:|-:|-:|-:|")
     for row in found:
+        wrong = f"{row.wer:5.1f} | {row.cer:5.1f}"
         print(
-            f"| {row.what:24} | {row.audio_s:7.0f} | {row.segments:8} | {row.wer:5.1f} | {row.cer:5.1f} | {row.rtf:5.3f} "
-            f"| {row.hours:19.0f} |"
+            f"| {row.what:24} | {row.audio_s:7.0f} | {row.segments:8} | {wrong} | {row.rtf:5.3f} | {row.hours:19.0f} |"
         )
 
 

@@ -82,6 +82,14 @@ def test_a_prefix_takes_the_places_of_the_first_words():
     assert heard.language == "en"
 
 
+def test_times_stay_in_order_and_within_the_audio_whatever_it_says():
+    heard, _ = hear({"text": "a b c d", "timestamp": [[500, 400], [100, 200], [900, 2600], [2500, 2700]]}, seconds=2)
+    at = 0.0
+    for word in heard.words:
+        assert at <= word.start <= word.end <= 2.0
+        at = word.start
+
+
 def test_a_version_runs_in_a_process_of_its_own_and_keeps_the_contract(tmp_path):
     files = {"model/config.yaml": b"model: Paraformer", "model/tokens.txt": "床 前 明 月 光".encode()}
     manifest = Manifest(format="funasr", file="model", inputs=WINDOWED, outputs=WINDOWED_OUTPUTS, code=("funasr.py",))

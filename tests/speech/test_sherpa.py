@@ -137,6 +137,13 @@ def test_tones_are_words_and_the_contract_is_kept(repository):
     check_recogniser(lambda: load(repository, "tones", "1"), sound)
 
 
+def test_the_last_word_is_heard_though_the_utterance_ends_with_it(repository):
+    cut = tones("mid", "low")[: RATE * 85 // 100]  # 50 ms into the last tone, of the 80 that the encoder wants
+    row = {"audio": cut[None], "samples": np.array([len(cut)]), "end": np.array([True])}
+    slots = load(repository, "tones", "1").slots(1)
+    assert [word.text for word in read(slots.step(row, np.array([0]))["heard"][0]).words] == ["mid", "low"]
+
+
 def test_tokens_make_words():
     tokens = ["\u2581low", "er", "\u2581", "mid", "高", "低", "er", " x"]
     found = words(tokens, [0.1 * place for place in range(8)], [-0.1] * 7, 0.75)

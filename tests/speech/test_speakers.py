@@ -191,8 +191,8 @@ def test_a_label_comes_at_once_and_little_speech_is_nobodys_yet():
     assert (first.speaker.id, first.speaker.name, first.told) == ("", "unknown", [])
     at = samples(3)
     shown = speakers.hear("b", at, at + samples(4), people.windows(at, at + samples(4), 0), at + samples(5))
-    assert shown.told == [Named("new", "S1")] and (shown.speaker.id, shown.speaker.name) == ("S1", "S1")
-    (moved,) = speakers.due(samples(16))
+    new, moved = shown.told
+    assert new == Named("new", "S1") and (shown.speaker.id, shown.speaker.name) == ("S1", "S1")
     assert (moved.segment, moved.speaker.id, moved.reason) == ("a", "S1", "compared anew")
 
 

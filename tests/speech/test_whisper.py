@@ -20,6 +20,7 @@ from millstream.models import Repository, load
 from millstream.models.manifest import Batching
 from millstream.models.runtimes import whisper
 from millstream.models.runtimes.whisper import Settings
+from millstream.models.speech.hanzi import simplified
 from millstream.models.speech.heard import read
 from millstream.models.speech.pieces import begun, split
 from millstream.models.speech.tensors import RATE
@@ -166,6 +167,38 @@ def test_a_loop_is_cut_and_never_in_the_prefix(house):
     assert text(heard) == "go go go go go go go go on and on"
 
 
+@pytest.mark.parametrize(("ends", "expected"), [((2.0, 2.2), 8), ((2.0, 3.9), 16)])
+def test_a_last_sentence_said_twice_is_said_once_unless_it_lasts_twice(house, ends, expected):
+    """The decoder is made to say it twice, and to have heard it until `ends` seconds, the first and the second time."""
+    model = whisper.load(house, whisper.manifest(INT8), "cpu")
+    said = model._vocabulary.encode(" I agree. I Agree.")
+    half = len(said) // 2
+
+    def twice(encoded, prompts, **how):
+        class Result:
+            sequences_ids = (said,)
+            scores = (-0.3,)
+            no_speech_prob = 0.1
+
+        return [Result()]
+
+    def aligned(encoded, start, tokens, frames):
+        ticks = np.interp(np.arange(len(said) + 1), [0, half, len(said)], np.array([0, *ends]) / 0.02).astype(int)
+
+        class Found:
+            alignments = list(enumerate(ticks.tolist()))
+            text_token_probs = [0.5] * len(said)
+
+        return [Found()]
+
+    model._model = Spy(model._model, twice)
+    model._model.align = aligned
+    (heard,) = hear(model, sound(5))
+    assert text(heard) == "I agree. I Agree."[:expected].strip()
+    (heard,) = hear(model, sound(5), prefix="I agree. I")
+    assert text(heard) == "I agree. I Agree."
+
+
 def test_what_decoders_say_of_silence_is_left_out(house):
     model = whisper.load(house, whisper.manifest(INT8), "cpu")
     encode = model._vocabulary.encode
@@ -289,3 +322,86 @@ def test_what_means_nothing_to_such_a_folder_is_refused(house, tmp_path):
     (tmp_path / "half" / "tokenizer.json").unlink()
     with pytest.raises(errors.Misconfigured, match=r"tokenizer\.json is not there"):
         add(tmp_path / "models", Wish(source=str(tmp_path / "half")), print)
+
+
+@pytest.fixture(scope="module")
+def base(weights):
+    repository = Repository(weights("whisper-base"))
+    folder = repository.folder("whisper-base", repository.policy("whisper-base").live)
+    return whisper.load(folder, whisper.manifest(INT8), "cpu")
+
+
+SAID = {
+    "librivox/0870": "and mister john dashwood had then leisure to consider how much there might be prudently in his power "
+    "to do for them",
+    "librivox/0890": "unless to be rather cold hearted and rather selfish is to be ill disposed",
+    "librispeech/1688-142285-0006": "i don't think mister hale you have done quite right in introducing such a person to us "
+    "without telling us what he had been",
+    "ljspeech/LJ001-0006": "and it is worth mention in passing that as an example of fine typography",
+}
+
+
+@pytest.mark.slow
+def test_real_words_alone_and_among_others(base, clip):
+    import jiwer
+    from whisper_normalizer.english import EnglishTextNormalizer
+
+    sounds = [clip(name) for name in SAID]
+    alone = [hear(base, sound)[0] for sound in sounds]
+    assert hear(base, *sounds) == alone
+    plain = EnglishTextNormalizer()
+    assert jiwer.wer([plain(said) for said in SAID.values()], [plain(text(heard)) for heard in alone]) < 0.06
+    assert all(heard.language == "en" and heard.no_speech < 0.3 for heard in alone)
+
+
+@pytest.mark.slow
+def test_real_words_have_the_times_of_their_sound(base, clip):
+    """Two clips with a second of silence between them: the words of each lie in it."""
+    first, second = clip("librivox/0880"), clip("ljspeech/LJ001-0002")
+    gap = np.zeros(RATE, np.float32)
+    (heard,) = hear(base, np.concatenate([first, gap, second]), stamps=True)
+    border = len(first) / RATE
+    before = [word for word in heard.words if word.start < border + 0.5]
+    after = [word for word in heard.words if word.start >= border + 0.5]
+    assert text(replace(heard, words=before)).lower().rstrip(".") == "he was not an ill-disposed young man"
+    assert text(replace(heard, words=after)).lower().rstrip(".") == "in being comparatively modern"
+    assert all(word.end <= border + 0.3 for word in before)
+    assert all(word.start >= border + 0.7 for word in after[1:])
+
+
+@pytest.mark.slow
+def test_real_words_go_on_from_a_prefix(base, clip):
+    sound = clip("librivox/0870")
+    prefix = "And Mr. John Dashwood had then leisure"
+    (heard,) = hear(base, sound, prefix=prefix, beam=5)
+    assert text(heard).startswith(prefix)
+    assert text(heard).endswith("in his power to do for them.")
+    (whole,) = hear(base, sound, prefix=text(heard), beam=5)
+    assert text(whole) == text(heard), "a whole text has nothing added to it"
+
+
+@pytest.mark.slow
+def test_real_chinese_is_found_out_and_simplified(base, clip):
+    said = {
+        "zh/funasr_example": "欢迎大家来体验达摩院推出的语音识别模型",
+        "zh/aishell-BAC009S0724W0121": "广州市房地产中介协会分析",
+    }
+    for name, expected in said.items():
+        (heard,) = hear(base, clip(name), language="", beam=5, stamps=True)
+        found = text(heard)
+        assert heard.language == "zh"
+        assert simplified(found) == found
+        assert all(len(word.text.strip("，。《》")) == 1 and not word.space for word in heard.words)
+        letters = "".join(letter for letter in found if letter.isalnum())
+        assert sum(letter in expected for letter in letters) >= 0.7 * len(expected), found
+
+
+@pytest.mark.slow
+def test_nothing_is_made_up_of_silence_and_noise(base):
+    random = np.random.default_rng(0)
+    for seconds in (1.0, 4.0):
+        count = round(seconds * RATE)
+        for sound in (np.zeros(count, np.float32), (0.01 * random.standard_normal(count)).astype(np.float32)):
+            for beam in (1, 5):
+                (heard,) = hear(base, sound, beam=beam)
+                assert (text(heard), heard.no_speech > 0.6) == ("", True)

@@ -21,7 +21,7 @@ from millstream.errors import BadInput, Busy, Misconfigured, NotFound, Overloade
 from millstream.flows.speech import openai
 from millstream.flows.speech.live import Live
 from millstream.flows.speech.measured import Numbers
-from millstream.flows.speech.offline import Offline, Parts
+from millstream.flows.speech.offline import Offline
 from millstream.flows.speech.pressure import Cost, fits, follows
 from millstream.flows.speech.recognise import FINAL, STEP, Asker
 from millstream.flows.speech.session import Session
@@ -35,7 +35,7 @@ from millstream.meter import Meter
 from millstream.models.model import Model, load
 from millstream.models.speech.vad import Vad
 from millstream.models.speech.voice import Voice
-from millstream.spoken import Ack, Edit, End, Finish, Move, Start, Told, Trouble, Word
+from millstream.spoken import Ack, Edit, End, Finish, Move, Start, Told, Trouble
 
 logger = logging.getLogger("millstream")
 
@@ -95,9 +95,7 @@ class Hearing:
             look=self._look,
         )
         self._live = Live(settings, wiring, self._versions, room, self._at.folder / "state" / "speech")
-        self._offline = Offline(
-            Parts(submit=engine.submit, model=self.model, vad=vad, streaming=streaming, fills=fills, gate=_masking)
-        )
+        self._offline = Offline(wiring)
         logger.info(
             "speech: %s takes %.0f ms for a hypothesis and %.0f ms for %g s of final text; %d sessions at once",
             self.model, cost.step_s * 1000, cost.final_s * 1000, SEGMENT_S, room,
@@ -220,9 +218,3 @@ async def _timed(asker: Asker, seconds: float, priority: int, beam: int) -> floa
     began = time.perf_counter()
     await asker.heard(sound, beam=beam, priority=priority, timeout_s=60.0)
     return time.perf_counter() - began
-
-
-def _masking() -> Callable[[list[Word]], list[Word]]:
-    """Words of one recording without what is personal."""
-    gate = Gate()
-    return lambda words: gate.final(words)[0]

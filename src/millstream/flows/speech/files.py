@@ -72,7 +72,7 @@ def _opened(source: Path | IO[bytes], name: str) -> Iterator[InputContainer]:
             yield container
         return
     try:
-        container = av.open(source, options=_OPTIONS, metadata_errors="replace")
+        container = av.open(source, "r", options=_OPTIONS, metadata_errors="replace")
     except (av.FFmpegError, OSError, ValueError) as error:
         raise BadInput(f"{name}: no file of sound ({_why(error)}); there are: {_KINDS}") from None
     with container:

@@ -33,6 +33,7 @@ from millstream.flows.speech.wiring import Wiring
 from millstream.models.speech.heard import read
 from millstream.models.speech.vad import Vad
 from millstream.spoken import Correction, Line, Segment, Speaker, SpeakerTold, Transcript, Word
+from millstream.types import Array
 
 AT_ONCE: Final = 16
 LANGUAGE_WORDS: Final = 3
@@ -204,7 +205,9 @@ class _Job:
     async def _settled(self, piece: Piece) -> Settled:
         if not self._wiring.streaming:
             return await Windowed(self._asker, self._profile, piece.ended.start).final(piece.cut, piece.ended)
-        inputs = {"audio": piece.cut(piece.ended.start, piece.ended.end)[np.newaxis], "end": np.array([True])}
+        sound = piece.cut(piece.ended.start, piece.ended.end)
+        samples = np.array([len(sound)], np.int32)
+        inputs: dict[str, Array] = {"audio": sound[np.newaxis], "samples": samples, "end": np.array([True])}
         try:  # a session of length one: no slot is kept for it
             output = await self._asker.ask(inputs, FINAL, FINAL_TIMEOUT_S)
         except Error as error:

@@ -95,7 +95,8 @@ class Resampler:
                 made[each :: self._up] = np.einsum("ij,j->i", own, _bank(self._rate)[at % self._up])
             return made
         begins, phases = np.divmod(first + self._down * np.arange(BLOCK), self._up)
-        return np.einsum("ij,ij->i", rows[begins], self._weights(phases))
+        summed: Sound = np.einsum("ij,ij->i", rows[begins], self._weights(phases))
+        return summed
 
     def _weights(self, phases: NDArray[np.int64]) -> Sound:
         bank = _bank(self._rate)
@@ -103,7 +104,8 @@ class Resampler:
             return bank[phases]
         whole, part = np.divmod(phases * _PHASES, self._up)
         share = (part / self._up).astype(np.float32)[:, None]
-        return bank[whole] * (1 - share) + bank[whole + 1] * share
+        between: Sound = bank[whole] * (1 - share) + bank[whole + 1] * share
+        return between
 
 
 def _taps(rate: int) -> int:

@@ -93,10 +93,10 @@ def _speakers(profile: Profile, saved: dict[str, Any] | None) -> Speakers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wiring:
-    """`model`, `version`: of the recogniser; `streaming`: its kind; `fills`: the engine fills `samples` of a windowed one.
-    `embed` None: nobody tells voices apart. `load()`: 0 at ease, 1 hypotheses come half as often, 2 there are none;
-    `waited(seconds)`: how long a hypothesis waited in the engine. `speakers(profile, saved)`: those of a new session, or
-    of one that goes on. `look`: gets every segment that becomes final; what it raises is logged."""
+    """`model`, `version`: of the recogniser; `streaming`: its kind; `fills`: the engine fills `samples` of a windowed
+    one. `embed` None: nobody tells voices apart. `load()`: 0 at ease, 1 hypotheses come half as often, 2 there are
+    none; `waited(seconds)`: how long a hypothesis waited in the engine. `speakers(profile, saved)`: those of a new
+    session, or of one that goes on. `look`: gets every segment that becomes final; what it raises is logged."""
 
     submit: Submit
     model: str

@@ -2,8 +2,8 @@
 
 A version's folder is what CTranslate2's converter writes, with the tokenizer beside it: model.bin, config.json,
 vocabulary.json or vocabulary.txt, tokenizer.json. The buckets of its `[batching.length]` are the windows that it hears:
-a row is heard in the shortest one that holds it and .3 s of silence behind. One of 10 s costs a quarter of one of 30 s; a
-model that does badly with short ones says so (`window_s` in its [settings]).
+a row is heard in the shortest one that holds it and .3 s of silence behind. One of 10 s costs a quarter of one of 30 s;
+a model that does badly with short ones says so (`window_s` in its [settings]).
 
 Rules of the room:
 - One thread a call; CTranslate2 lets go of the GIL while it computes.
@@ -30,7 +30,7 @@ from millstream.machine import cores
 from millstream.models.manifest import Cell, Manifest
 from millstream.models.speech.hanzi import PROMPT, simplified
 from millstream.models.speech.heard import Heard
-from millstream.models.speech.loops import compression, looping, unlooped
+from millstream.models.speech.loops import compression, doubled, looping, unlooped
 from millstream.models.speech.mel import HOP, log_mel
 from millstream.models.speech.pieces import Tokens, begun, text_of, words
 from millstream.models.speech.tensors import RATE, WINDOWED, WINDOWED_OUTPUTS, Window, batching, column, windows
@@ -156,6 +156,8 @@ class Whisper:
             if looping(text, len(said.tokens), len(row.asked.audio) / RATE):
                 said = self._without_loop(own, row, said, language)
                 text = self._vocabulary.text(said.tokens)
+            if again := doubled([one.lower() for one in self._vocabulary.spelling(said.tokens)]):
+                said = said._replace(tokens=self._without_echo(own, row, said.tokens, again, language))
             if _nothing(row, said) or text == PROMPT:
                 said = said._replace(tokens=row.prefix)
             heard.append(self._told(own, mels[number], row, said, language))
@@ -194,6 +196,14 @@ class Whisper:
             return again
         kept = len(row.prefix)
         return said._replace(tokens=[*said.tokens[:kept], *unlooped(said.tokens[kept:])])
+
+    def _without_echo(self, encoded: Any, row: _Row, tokens: list[int], length: int, language: str) -> list[int]:
+        """Without the last `length` tokens, where they say once more what is before them in less than half its time."""
+        clock, _ = self._aligned(encoded, row, tokens, language)
+        first, middle, last = clock[len(tokens) - 2 * length], clock[len(tokens) - length], clock[len(tokens)]
+        if len(tokens) - length < len(row.prefix) or last - middle >= (middle - first) / 2:
+            return tokens
+        return tokens[:-length]
 
     def _told(self, encoded: Any, mel: NDArray[np.float32], row: _Row, said: _Said, language: str) -> Heard:
         seconds = len(row.asked.audio) / RATE

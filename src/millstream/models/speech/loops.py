@@ -17,6 +17,7 @@ RATE_MAX: Final = 6.0
 _LEAST = 20
 _LONGEST = 40
 _TIMES = 3
+_DOUBLED = 6
 
 
 def compression(text: str) -> float:
@@ -45,6 +46,15 @@ def unlooped(tokens: Sequence[int]) -> list[int]:
         if times > 1 and rest < length and tokens[at:] == tokens[at - length : at - length + rest]:
             break
     return kept
+
+
+def doubled(tokens: Sequence[object]) -> int:
+    """How many tokens at the end are the same as those right before them, at least six; 0: none. A decoder that finds
+    no end says its last sentence once more, and so may people: only time tells."""
+    for length in range(len(tokens) // 2, _DOUBLED - 1, -1):
+        if tokens[-length:] == tokens[-2 * length : -length]:
+            return length
+    return 0
 
 
 def _repeated(tokens: Sequence[int], at: int) -> tuple[int, int]:

@@ -41,6 +41,8 @@ from millstream.spoken import Speaker, Word
 
 AGAIN: Final = 8 * RATE
 """Samples between two comparisons of everything."""
+EARLY: Final = 16
+"""The first so many segments are compared anew with each one that comes."""
 NEW: Final = 2.0
 """Seconds of speech that make a voice nobody had before a speaker."""
 WEAK: Final = 0.5
@@ -141,7 +143,21 @@ class Speakers:
                 unit.waits = max(end + int(self.decide_s * RATE), now + 1)  # with what else became known now
                 return Shown(Speaker(name=ANALYSING, overlap=unit.overlap), told)
             unit.fixed = True
-        return Shown(self._tell(unit, self._whose(unit, ident, best, told), of, best, second), told)
+        speaker = self._tell(unit, self._whose(unit, ident, best, told), of, best, second)
+        if self.policy == "correctable" and len(self._units) <= EARLY:
+            speaker = self._compared_early(unit, speaker, now, told)
+        return Shown(speaker, told)
+
+    def _compared_early(self, unit: Unit, speaker: Speaker, now: int, told: list[Change]) -> Speaker:
+        """Compare everything, as there is little of it yet; who is shown with `unit`, of which nothing was told."""
+        found: list[Change] = []
+        self._compare(now, found)
+        for change in found:
+            if isinstance(change, Moved) and change.segment == unit.segment:
+                speaker = change.speaker
+            else:
+                told.append(change)
+        return speaker
 
     def _hear_known(self, unit: Unit, told: list[Change]) -> Shown:
         of = self._scale()

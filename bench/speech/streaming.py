@@ -1,0 +1,175 @@
+"""Live sessions on clips with references: words wrong beside whole segments, how soon, how often changed, at what cost.
+
+    MILLSTREAM_AUDIO=CLIPS python bench/speech/streaming.py --models DIR [--recogniser whisper-base] [--few N] [--json]
+
+Each clip is a session on a clock of its own: audio at its pace in messages of 20 ms, every call of the recogniser takes
+the CPU time that it took here, one thread. "whole": no hypotheses, only the final text of each segment: what streaming
+is measured against. First: from the first sample of speech, as the cutter has it, to the first words shown. Final: from
+the end of speech to its final text. RTF: CPU seconds a second of audio, everything. Changed: words shown and changed before
+they were final, a final word.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from millstream.clock import FakeClock
+from millstream.flows.speech.live import Live
+from millstream.flows.speech.measured import Numbers
+from millstream.flows.speech.settings import RATE, Profile, SpeechSettings
+from millstream.flows.speech.wiring import Wiring
+from millstream.meter import Meter
+from millstream.models.model import Model, load
+from millstream.models.repository import Repository
+from millstream.models.speech.vad import Vad
+from millstream.spoken import Segment, Start, Told
+from millstream.types import Output, Ran, Request
+from models import Clip, cer, clips, wer
+
+CAPTION: dict[str, Any] = {"hangover_ms": 512, "segment_s_max": 12.0}
+WAYS: dict[str, dict[str, Any]] = {
+    "whole": {"partials": False},
+    "1 s": {"step_ms": 992},
+    "1 s, look-ahead .5 s": {"step_ms": 992, "look_ahead_ms": 500},
+    ".5 s": {"step_ms": 512},
+    ".5 s, look-ahead .5 s": {"step_ms": 512, "look_ahead_ms": 500},
+}
+
+
+class Desk:
+    """The engine's submit over a model in this thread, its CPU time spent on the clock."""
+
+    def __init__(self, model: Model, clock: FakeClock) -> None:
+        self._model, self._clock = model, clock
+        self.calls = 0
+
+    def submit(self, request: Request) -> asyncio.Future[Output]:
+        """An answer, after its time."""
+        return asyncio.ensure_future(self._answer(request))
+
+    async def _answer(self, request: Request) -> Output:
+        began = time.process_time()
+        samples = np.array([request.inputs["audio"].shape[1]], np.int32)
+        found = self._model.predict({**request.inputs, "samples": samples})
+        took = time.process_time() - began
+        self.calls += 1
+        await self._clock.sleep(took)
+        return Output(found, request.model, "1", ran=Ran(1, 1, compute_s=took))
+
+
+async def live(model: Model, vad: Vad, profile: Profile, clip: Clip, numbers: Numbers) -> tuple[list[Told], int]:
+    """What a session tells of a clip and two seconds of silence, and how often it asked."""
+    clock = FakeClock()
+    desk = Desk(model, clock)
+    settings = SpeechSettings(recogniser="model")
+    wiring = Wiring(submit=desk.submit, model="model", vad=vad, clock=clock, numbers=numbers)
+    session = await Live(_With(settings, profile), wiring, lambda: ["1"], 1).open(  # type: ignore[arg-type]
+        Start(language="zh" if clip.name.startswith("zh/") else "en")
+    )
+    told: list[Told] = []
+
+    async def read() -> None:
+        told.extend([message async for message in session.messages()])
+
+    reader = asyncio.create_task(read())
+    for n, piece in enumerate(_pieces(np.concatenate([clip.sound, np.zeros(2 * RATE, np.float32)]))):
+        while clock.monotonic() < 0.02 * (n + 1) - 1e-9:
+            clock.advance(0.01)
+            for _ in range(4):
+                await asyncio.sleep(0)
+        await session.hear(piece)
+    session.finish()
+    while not reader.done():
+        clock.advance(0.01)
+        await asyncio.sleep(0)
+    await session.close()
+    return told, desk.calls
+
+
+class _With:
+    """Settings of which every profile is one."""
+
+    def __init__(self, settings: SpeechSettings, profile: Profile) -> None:
+        self._settings, self._profile = settings, profile
+
+    def asked(self, name: str, speakers: str = "") -> Profile:
+        return self._profile
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._settings, name)
+
+
+def _pieces(sound: np.ndarray[Any, Any]) -> Iterator[bytes]:
+    data = np.round(np.clip(sound, -1, 1) * 32767).astype("<i2").tobytes()
+    for at in range(0, len(data), 640):
+        yield data[at : at + 640]
+
+
+def measured(model: Model, vad: Vad, way: dict[str, Any], given: list[Clip]) -> dict[str, Any]:
+    """A row of the table."""
+    profile = Profile(**{**CAPTION, "speakers": "none", "instant": False, **way})
+    meter, cpu, seconds, calls = Meter(), 0.0, 0.0, 0
+    numbers = Numbers(meter)
+    pairs: list[tuple[str, str]] = []
+    chinese: list[tuple[str, str]] = []
+    for clip in given:
+        began = time.process_time()
+        told, asked = asyncio.run(live(model, vad, profile, clip, numbers))
+        cpu += time.process_time() - began
+        seconds += len(clip.sound) / RATE
+        calls += asked
+        finals = [one for one in told if isinstance(one, Segment) and one.state == "final"]
+        zh = clip.name.startswith("zh/")
+        (chinese if zh else pairs).append((clip.said, ("" if zh else " ").join(one.text for one in finals)))
+
+    def at(name: str, q: float) -> float:
+        return round(meter.quantile(f"millstream_speech_{name}_seconds", q), 2)
+
+    return {
+        "wer": round(wer(pairs), 1),
+        "cer_zh": round(cer(chinese), 1) if chinese else None,
+        "first_s": [at("first_token", q) for q in (0.5, 0.95, 0.99)],
+        "final_s": [at("endpoint", q) for q in (0.5, 0.95, 0.99)],
+        "rtf": round(cpu / seconds, 3),
+        "changed": round(numbers.revised.value / max(numbers.words.value, 1), 2),
+        "calls_s": round(calls / seconds, 2),
+    }
+
+
+def main() -> None:
+    """The table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--recogniser", default="whisper-base")
+    parser.add_argument("--few", type=int, default=1, help="every so many clips")
+    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    repository = Repository(args.models)
+    made = {name: load(repository, name, repository.policy(name).live) for name in ("silero-vad", args.recogniser)}
+    found = clips(Path(os.environ["MILLSTREAM_AUDIO"]))
+    given = [clip for clip in found if not clip.name.startswith("fsdd/")][:: args.few]
+    print(f"{len(given)} clips, {sum(len(clip.sound) for clip in given) / RATE:.0f} s; p50 / p95 / p99")
+    print(f"{'step':24}{'WER':>6}{'zh':>6}   {'first s':22}{'final s':22}{'RTF':>6}{'changed':>9}{'calls/s':>9}")
+    rows = {}
+    for name in args.ways:
+        row = rows[name] = measured(made[args.recogniser], Vad(made["silero-vad"]), WAYS[name], given)
+        first, final = (" / ".join(f"{each:.2f}" for each in row[key]) for key in ("first_s", "final_s"))
+        zh = "-" if row["cer_zh"] is None else row["cer_zh"]
+        said = f"{name:24}{row['wer']:>6}{zh:>6}   {first:22}{final:22}"
+        print(f"{said}{row['rtf']:>6}{row['changed']:>9}{row['calls_s']:>9}", flush=True)
+    if args.json:
+        print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()

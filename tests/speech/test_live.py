@@ -1,0 +1,208 @@
+"""Who is let in, on which version, and the whole way through a real engine."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from speech_house import SCRIPT, STREAM, Desk, LoudVad, finals, live, pcm, read_all, said, talk
+
+from millstream import errors
+from millstream.clock import FakeClock, SystemClock
+from millstream.engine import Engine
+from millstream.flows.speech.live import Live
+from millstream.flows.speech.measured import Numbers
+from millstream.flows.speech.settings import ProfileSaid, SpeechSettings
+from millstream.flows.speech.wiring import Wiring
+from millstream.meter import Meter
+from millstream.models.manifest import Manifest, SessionSettings
+from millstream.models.repository import Repository
+from millstream.models.speech import tensors
+from millstream.spoken import Metrics, Segment, Start
+
+TALK = ("one two three four", "seven", "hello world again more zero one two three")
+
+
+def test_more_sessions_than_there_is_room_for_are_refused_and_those_that_ended_make_room():
+    async def run():
+        hall = live(Desk(), room=2)
+        one, two = await hall.open(Start()), await hall.open(Start())
+        with pytest.raises(errors.Overloaded, match="2 speech sessions are open here, of 2"):
+            await hall.open(Start())
+        two.finish()
+        async for _ in two.messages():
+            pass
+        three = await hall.open(Start())
+        assert len(hall) == 2
+        await hall.close()
+        assert one.ended.is_set() and three.ended.is_set() and len(hall) == 0
+
+    asyncio.run(run())
+
+
+def test_a_process_under_pressure_takes_no_new_session_until_it_is_at_ease():
+    async def run():
+        clock = FakeClock()
+        hall = live(Desk(), clock=clock, degrade_queue_ms=500)
+        for _ in range(30):
+            hall._wiring.waited(0.6)
+        assert hall.pressed == 1
+        with pytest.raises(errors.Overloaded, match="wait for each other"):
+            await hall.open(Start())
+        for _ in range(30):
+            hall._wiring.waited(1.2)
+        assert hall.pressed == 2
+        clock.advance(6)
+        await (await hall.open(Start())).close()
+
+    asyncio.run(run())
+
+
+def test_what_is_asked_for_and_is_not_there_is_a_clients_mistake():
+    async def run():
+        hall = live(Desk())
+        for start in (
+            Start(profile="parliament"),
+            Start(speakers="everybody"),
+            Start(speakers="delayed"),  # no model tells voices apart
+            Start(form="opus", channels=5),
+        ):
+            with pytest.raises(errors.BadInput):
+                await hall.open(start)
+        with pytest.raises(errors.NotFound):
+            await hall.open(Start(resume_token="0123456789abcdef.0123456789abcdef"))
+
+    asyncio.run(run())
+
+
+def test_where_nothing_tells_voices_apart_nobody_is_named():
+    async def run():
+        session = await live(Desk()).open(Start())
+        ready = await anext(session.messages())
+        await session.close()
+        return ready.caps
+
+    caps = asyncio.run(run())
+    assert caps["speakers"] == "none" and caps["profile"] == "caption" and caps["model"] == "fake"
+
+
+def test_a_version_that_no_longer_answers_is_left_for_the_live_one(tmp_path):
+    async def run():
+        desk, asked = Desk(), []
+
+        def submit(request):
+            asked.append(request.version)
+            return desk.submit(request)
+
+        versions = ["1"]
+        settings = SpeechSettings(recogniser="fake")
+
+        def hall():
+            wiring = Wiring(submit=submit, model="fake", vad=LoudVad(), clock=FakeClock(), numbers=Numbers(Meter()))
+            return Live(settings, wiring, lambda: versions, 9, tmp_path)
+
+        session = await hall().open(Start())
+        versions[:] = ["2", "1"]  # the first stays where it began
+        reader = asyncio.create_task(read_all(session, []))
+        await session.hear(pcm(talk("one two")))
+        while not asked:
+            await asyncio.sleep(0)
+        assert set(asked) == {"1"}
+        await session.close()
+        await reader
+        versions[:] = ["2"]
+        again = await hall().open(Start(resume_token=session.token))
+        asked.clear()
+        reader = asyncio.create_task(read_all(again, []))
+        await again.hear(pcm(talk("one two")))
+        again.finish()
+        await reader
+        await again.close()
+        assert set(asked) == {"2"}
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("script", [SCRIPT, STREAM], ids=["windowed", "streaming"])
+def test_through_a_real_engine_every_session_says_what_was_spoken(tmp_path, script):
+    import msgspec
+
+    streaming = script.kind == "streaming"
+    manifest = Manifest(
+        format="scripted",
+        file="script.json",
+        inputs=tensors.STREAMING if streaming else tensors.WINDOWED,
+        outputs=tensors.STREAMING_OUTPUTS if streaming else tensors.WINDOWED_OUTPUTS,
+        **({"sessions": SessionSettings(slots=8)} if streaming else {"batching": tensors.batching()}),
+    )
+    Repository(tmp_path / "models").put("fake", manifest, {"script.json": msgspec.json.encode(script)})
+    texts = [TALK, TALK[:1], ("nine eight", "ten")]
+
+    async def run():
+        meter, clock = Meter(), SystemClock()
+        engine = Engine(Repository(tmp_path / "models"), clock, meter)
+        await engine.start()
+        try:
+            wiring = Wiring(
+                submit=engine.submit,
+                model="fake",
+                vad=LoudVad(),
+                clock=clock,
+                numbers=Numbers(meter),
+                streaming=streaming,
+            )
+            hall = Live(SpeechSettings(recogniser="fake"), wiring, lambda: ["1"], 9, tmp_path / "run")
+            found = await asyncio.gather(
+                *(said(hall, pcm(talk(*text)), (3200 + 7 * n,)) for n, text in enumerate(texts))
+            )
+            return [[one.text for one in finals(heard)] for heard in found], meter.sum(
+                "millstream_speech_segments_total"
+            )
+        finally:
+            await engine.stop()
+
+    found, count = asyncio.run(run())
+    assert found == [list(text) for text in texts]
+    assert count == sum(map(len, texts))
+
+
+def test_what_sessions_do_is_counted():
+    async def run():
+        meter, desk = Meter(), Desk()
+        hall = live(desk, numbers=Numbers(meter))
+        heard = await said(hall, pcm(talk(*TALK, gap_s=3.0)))
+        return heard, meter, desk
+
+    heard, meter, desk = asyncio.run(run())
+    seconds = sum(len(one) for one in [talk(*TALK, gap_s=3.0)]) / 16_000
+    assert meter.sum("millstream_speech_audio_seconds_total") == pytest.approx(seconds, abs=0.04)
+    spoken = sum(len(inputs["audio"][0]) for inputs, priority in desk.asked if priority) / 16_000
+    assert meter.sum("millstream_speech_heard_seconds_total") == pytest.approx(spoken)
+    assert meter.sum("millstream_speech_segments_total") == len(TALK)
+    assert meter.sum("millstream_speech_words_total") == sum(len(text.split()) for text in TALK)
+    assert meter.sum("millstream_speech_steps_total") == sum(not priority for _, priority in desk.asked)
+    assert meter.sum("millstream_speech_first_token_seconds") == len(TALK)
+    assert meter.sum("millstream_speech_sessions") == 0
+    assert any(isinstance(one, Metrics) for one in heard)
+    shown = [one for one in heard if isinstance(one, Segment)]
+    assert np.mean([one.lat_ms for one in shown]) == 0  # on a clock that stands still
+
+
+def test_a_profile_over_its_budget_is_counted():
+    async def run():
+        clock, meter = FakeClock(), Meter()
+        settings = {"profiles": {"caption": ProfileSaid(first_token_ms_max=100)}}
+        hall = live(Desk(), clock=clock, numbers=Numbers(meter), **settings)
+        session = await hall.open(Start())
+        reader = asyncio.create_task(read_all(session, []))
+        data = pcm(talk("one two three four five"))
+        for at in range(0, len(data), 3200):
+            clock.advance(0.1)
+            await session.hear(data[at : at + 3200])
+            for _ in range(9):
+                await asyncio.sleep(0)
+        session.finish()
+        await reader
+        await session.close()
+        return meter.sum("millstream_speech_first_token_late_total")
+
+    assert asyncio.run(run()) == 1

@@ -1,0 +1,81 @@
+"""One segment as a recogniser hears it: windows that are cut behind stable words, and final texts."""
+
+import asyncio
+
+import numpy as np
+from speech_house import RATE, SCRIPT, Desk, talk
+
+from millstream import errors
+from millstream.flows.speech.cut import Ended
+from millstream.flows.speech.recognise import WINDOW_S, Asker, Windowed, dreamt, heard_words
+from millstream.flows.speech.settings import Profile
+from millstream.flows.speech.walk import Ribbon
+from millstream.models.speech.heard import Heard, HeardWord
+from millstream.spoken import written
+
+SENTENCE = " ".join("zero one two three four five six seven eight nine ten".split() * 5)
+
+
+def heard(sentence, first=8000, every=RATE, **desk):
+    """The hypotheses of a sentence, a second apart, its final text, and what the model was asked."""
+
+    async def run():
+        sound = np.concatenate([np.zeros(first, "f4"), talk(sentence, lead_s=0.0)])
+        ribbon, asked = Ribbon(), Desk(SCRIPT, **desk)
+        ribbon.append(sound)
+        segment = Windowed(Asker(asked.submit, "fake"), Profile(), first)
+        found = [await segment.step(ribbon.cut, at) for at in range(first + every, len(sound), every)]
+        ended = Ended(len(sound), first, first, len(sound), len(sound) - RATE, 1, "silence")
+        return found, await segment.final(ribbon.cut, ended), asked.asked
+
+    return asyncio.run(run())
+
+
+def test_a_window_that_grows_is_cut_behind_stable_words_and_says_the_same():
+    found, final, asked = heard(SENTENCE)
+    assert max(inputs["audio"].shape[1] for inputs, priority in asked if not priority) <= (WINDOW_S + 1) * RATE
+    assert found[-1].stable >= len(SENTENCE.split()) - 1
+    assert written(found[-1].words) == SENTENCE == written(final.words)
+    times = [(word.start, word.end) for word in found[-1].words]
+    assert times == sorted(times)
+    for word, again in zip(found[-1].words, final.words, strict=True):
+        assert abs(word.start - again.start) < 0.02
+
+
+def test_every_hypothesis_goes_on_from_the_stable_words_before():
+    found, final, asked = heard(SENTENCE)
+    before = []
+    for one in found:
+        assert [word.text for word in one.words[: len(before)]] == before
+        before = [word.text for word in one.words[: one.stable]]
+    prefixes = [str(inputs["prefix"][0]) for inputs, _ in asked]
+    assert prefixes[0] == "" and prefixes[-1] == written(final.words[: final.stable])
+
+
+def test_words_have_times_of_the_session():
+    found = heard_words(Heard([HeardWord("a", 0.25, 0.5, 0.5), HeardWord("", 1, 1), HeardWord("b", 0.7, 0.6)]), 16_000)
+    assert [(word.text, word.start, word.end) for word in found] == [("a", 1.25, 1.5), ("b", 1.7, 1.7)]
+
+
+def test_a_text_on_silence_is_told_by_two_signs():
+    words = [HeardWord("thanks", 0, 1, 0.3)]
+    assert dreamt(Heard(words, no_speech=0.9))
+    assert not dreamt(Heard(words, no_speech=0.1))
+    assert not dreamt(Heard([HeardWord("thanks", 0, 1, 0.9)], no_speech=0.9))
+
+
+def test_a_final_that_fails_twice_is_what_was_stable_and_says_why():
+    _, final, _ = heard("one two three four", fails=lambda inputs, priority: errors.Late("late") if priority else None)
+    assert (written(final.words), final.problem) == ("one two", "late")
+
+
+def test_words_said_long_after_speech_has_ended_are_left_out():
+    async def run():
+        sound = talk("one two three", lead_s=0.0)
+        ribbon = Ribbon()
+        ribbon.append(sound)
+        segment = Windowed(Asker(Desk().submit, "fake"), Profile(), 0)
+        return await segment.final(ribbon.cut, Ended(0, 0, 0, len(sound), 6400, 1, "silence"))
+
+    final = asyncio.run(run())
+    assert (written(final.words), final.suppressed) == ("one two", 1)
