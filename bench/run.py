@@ -54,6 +54,7 @@ PARTS: dict[str, tuple[str, list[str]]] = {
     "traces": ("How long the story of a request is looked for", [sys.executable, "bench/traces.py"]),
     "lists": ("Whole lists under load", [sys.executable, "bench/lists.py", "--items", "200000"]),
     "console": ("The console with a million events behind it", [sys.executable, "bench/console.py"]),
+    "speech_models": ("Recognisers on clips", [sys.executable, "bench/speech/models.py"]),
     "demo": ("The live demo, real time", [MILLSTREAM, "demo", "--seconds", "125", "--json", "--http-port", "0"]),
 }
 
@@ -63,7 +64,18 @@ GROUPS = {
 }
 
 # Parts that print tables of markdown, not of text.
-MARKDOWN = {"freshness", "serving", "straggler", "overload", "reload", "sizes", "formats", "features", "watch"}
+MARKDOWN = {
+    "freshness",
+    "serving",
+    "straggler",
+    "overload",
+    "reload",
+    "sizes",
+    "formats",
+    "features",
+    "watch",
+    "speech_models",
+}
 
 
 def processor() -> str:

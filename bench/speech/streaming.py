@@ -5,8 +5,8 @@
 Each clip is a session on a clock of its own: audio at its pace in messages of 20 ms, every call of the recogniser takes
 the CPU time that it took here, one thread. "whole": no hypotheses, only the final text of each segment: what streaming
 is measured against. First: from the first sample of speech, as the cutter has it, to the first words shown. Final: from
-the end of speech to its final text. RTF: CPU seconds a second of audio, everything. Changed: words shown and changed before
-they were final, a final word.
+the end of speech to its final text. RTF: CPU seconds a second of audio, everything. Changed: words that were shown and
+changed before they were final, a final word.
 """
 
 from __future__ import annotations
@@ -35,13 +35,15 @@ from millstream.spoken import Segment, Start, Told
 from millstream.types import Output, Ran, Request
 from models import Clip, cer, clips, wer
 
+QUANTILES = (0.5, 0.95, 0.99)
 CAPTION: dict[str, Any] = {"hangover_ms": 512, "segment_s_max": 12.0}
 WAYS: dict[str, dict[str, Any]] = {
     "whole": {"partials": False},
     "1 s": {"step_ms": 992},
-    "1 s, look-ahead .5 s": {"step_ms": 992, "look_ahead_ms": 500},
+    "1 s, look-ahead 1.5 s": {"step_ms": 992, "look_ahead_ms": 1500},
+    "1 s, look-ahead 2.5 s": {"step_ms": 992, "look_ahead_ms": 2500},
     ".5 s": {"step_ms": 512},
-    ".5 s, look-ahead .5 s": {"step_ms": 512, "look_ahead_ms": 500},
+    ".5 s, look-ahead 1.5 s": {"step_ms": 512, "look_ahead_ms": 1500},
 }
 
 
@@ -66,8 +68,10 @@ class Desk:
         return Output(found, request.model, "1", ran=Ran(1, 1, compute_s=took))
 
 
-async def live(model: Model, vad: Vad, profile: Profile, clip: Clip, numbers: Numbers) -> tuple[list[Told], int]:
-    """What a session tells of a clip and two seconds of silence, and how often it asked."""
+async def live(
+    model: Model, vad: Vad, profile: Profile, clip: Clip, numbers: Numbers
+) -> tuple[list[tuple[float, Told]], int]:
+    """What a session tells of a clip and two seconds of silence, and when, and how often it asked."""
     clock = FakeClock()
     desk = Desk(model, clock)
     settings = SpeechSettings(recogniser="model")
@@ -75,10 +79,11 @@ async def live(model: Model, vad: Vad, profile: Profile, clip: Clip, numbers: Nu
     session = await Live(_With(settings, profile), wiring, lambda: ["1"], 1).open(  # type: ignore[arg-type]
         Start(language="zh" if clip.name.startswith("zh/") else "en")
     )
-    told: list[Told] = []
+    told: list[tuple[float, Told]] = []
 
     async def read() -> None:
-        told.extend([message async for message in session.messages()])
+        async for message in session.messages():
+            told.append((clock.monotonic(), message))  # noqa: PERF401  when it came
 
     reader = asyncio.create_task(read())
     for n, piece in enumerate(_pieces(np.concatenate([clip.sound, np.zeros(2 * RATE, np.float32)]))):
@@ -117,31 +122,36 @@ def _pieces(sound: np.ndarray[Any, Any]) -> Iterator[bytes]:
 def measured(model: Model, vad: Vad, way: dict[str, Any], given: list[Clip]) -> dict[str, Any]:
     """A row of the table."""
     profile = Profile(**{**CAPTION, "speakers": "none", "instant": False, **way})
-    meter, cpu, seconds, calls = Meter(), 0.0, 0.0, 0
-    numbers = Numbers(meter)
+    numbers, cpu, seconds, calls = Numbers(Meter()), 0.0, 0.0, 0
     pairs: list[tuple[str, str]] = []
     chinese: list[tuple[str, str]] = []
+    first: list[float] = []
+    final: list[float] = []
     for clip in given:
         began = time.process_time()
         told, asked = asyncio.run(live(model, vad, profile, clip, numbers))
         cpu += time.process_time() - began
         seconds += len(clip.sound) / RATE
         calls += asked
-        finals = [one for one in told if isinstance(one, Segment) and one.state == "final"]
+        shown = [(at, one) for at, one in told if isinstance(one, Segment) and one.words]
+        finals = [one for _, one in shown if one.state == "final"]
+        final += [at - one.end for at, one in shown if one.state == "final"]
+        seen: dict[str, float] = {}
+        for at, one in shown:
+            seen.setdefault(one.id, at - one.start)
+        first += seen.values()
         zh = clip.name.startswith("zh/")
         (chinese if zh else pairs).append((clip.said, ("" if zh else " ").join(one.text for one in finals)))
-
-    def at(name: str, q: float) -> float:
-        return round(meter.quantile(f"millstream_speech_{name}_seconds", q), 2)
 
     return {
         "wer": round(wer(pairs), 1),
         "cer_zh": round(cer(chinese), 1) if chinese else None,
-        "first_s": [at("first_token", q) for q in (0.5, 0.95, 0.99)],
-        "final_s": [at("endpoint", q) for q in (0.5, 0.95, 0.99)],
+        "first_s": [round(float(q), 2) for q in np.quantile(first, QUANTILES)],
+        "final_s": [round(float(q), 2) for q in np.quantile(final, QUANTILES)],
         "rtf": round(cpu / seconds, 3),
         "changed": round(numbers.revised.value / max(numbers.words.value, 1), 2),
         "calls_s": round(calls / seconds, 2),
+        "texts": [f"{heard} | {said}" for said, heard in pairs],
     }
 
 
@@ -152,6 +162,7 @@ def main() -> None:
     parser.add_argument("--recogniser", default="whisper-base")
     parser.add_argument("--few", type=int, default=1, help="every so many clips")
     parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--texts", action="store_true", help="print what was heard of each clip")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     repository = Repository(args.models)
@@ -163,6 +174,8 @@ def main() -> None:
     rows = {}
     for name in args.ways:
         row = rows[name] = measured(made[args.recogniser], Vad(made["silero-vad"]), WAYS[name], given)
+        for text in row.pop("texts") if args.texts else []:
+            print(f"  {text}")
         first, final = (" / ".join(f"{each:.2f}" for each in row[key]) for key in ("first_s", "final_s"))
         zh = "-" if row["cer_zh"] is None else row["cer_zh"]
         said = f"{name:24}{row['wer']:>6}{zh:>6}   {first:22}{final:22}"

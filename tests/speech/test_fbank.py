@@ -41,8 +41,8 @@ def test_it_says_what_kaldi_says(name, sound):
     assert np.abs(found - expected).max() < 5e-3 and np.abs(found - expected).mean() < 2e-4
 
 
-def test_of_a_clip_too(clip):
-    sound = clip("librivox/0890")
+def test_of_speech_too(speech):
+    sound = speech[:64_000]
     assert np.abs(fbank(sound) - kaldi(sound)).mean() < 2e-4
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import numpy as np
 import pytest
 from speech_house import SCRIPT, STREAM, Desk, LoudVad, finals, live, pcm, read_all, said, talk
@@ -14,7 +15,7 @@ from millstream.flows.speech.measured import Numbers
 from millstream.flows.speech.settings import ProfileSaid, SpeechSettings
 from millstream.flows.speech.wiring import Wiring
 from millstream.meter import Meter
-from millstream.models.manifest import Manifest, SessionSettings
+from millstream.models.manifest import Manifest, Sessions
 from millstream.models.repository import Repository
 from millstream.models.speech import tensors
 from millstream.spoken import Metrics, Segment, Start
@@ -124,15 +125,13 @@ def test_a_version_that_no_longer_answers_is_left_for_the_live_one(tmp_path):
 
 @pytest.mark.parametrize("script", [SCRIPT, STREAM], ids=["windowed", "streaming"])
 def test_through_a_real_engine_every_session_says_what_was_spoken(tmp_path, script):
-    import msgspec
-
     streaming = script.kind == "streaming"
     manifest = Manifest(
         format="scripted",
         file="script.json",
         inputs=tensors.STREAMING if streaming else tensors.WINDOWED,
         outputs=tensors.STREAMING_OUTPUTS if streaming else tensors.WINDOWED_OUTPUTS,
-        **({"sessions": SessionSettings(slots=8)} if streaming else {"batching": tensors.batching()}),
+        **({"sessions": Sessions(slots=8)} if streaming else {"batching": tensors.batching()}),
     )
     Repository(tmp_path / "models").put("fake", manifest, {"script.json": msgspec.json.encode(script)})
     texts = [TALK, TALK[:1], ("nine eight", "ten")]

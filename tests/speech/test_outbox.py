@@ -15,6 +15,10 @@ def segment(box, ident="1", state="partial", text="hello"):
     )
 
 
+def metrics(box):
+    return Metrics(seq=box.number(), rtf=0, queue_ms=0, first_token_ms=0)
+
+
 def waiting(box):
     async def run():
         box.close()
@@ -25,8 +29,8 @@ def waiting(box):
 
 def test_a_partial_gives_way_to_what_its_segment_reads_next_and_to_nothing_else():
     box = Outbox()
-    box.put([segment(box, text="a"), segment(box, "2"), Metrics(box.number(), 0, 0, 0)])
-    box.put([segment(box, text="b"), Metrics(box.number(), 1, 0, 0)])
+    box.put([segment(box, text="a"), segment(box, "2"), metrics(box)])
+    box.put([segment(box, text="b"), metrics(box)])
     box.put([segment(box, state="final", text="c"), SpeakerTold(seq=box.number(), op="new", id="S1")])
     found = waiting(box)
     assert [getattr(one, "text", type(one).__name__) for one in found] == ["hello", "Metrics", "c", "SpeakerTold"]

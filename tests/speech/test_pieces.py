@@ -2,13 +2,15 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millstream.models.speech.hanzi import simplified
+from millstream.models.speech.heard import HeardWord
 from millstream.models.speech.loops import compression, doubled, looping, unlooped
-from millstream.models.speech.pieces import Tokens, begun, split, text_of, words
+from millstream.models.speech.pieces import Tokens, begun, split, text_of, without_silence, words
 
 TEXT = st.text(st.sampled_from("abcé .,?'-3 我们说广州“”《，。！あ𠀀 \n"), max_size=40)
 
@@ -82,6 +84,13 @@ def test_characters_that_share_a_token_share_its_time():
     found = words(Tokens(spelling, [1.0, 2.0, 2.2, 3.0], [0.9, 0.8, 0.4]))
     assert [(word.text, word.start, word.end) for word in found] == [("大", 1, 1.5), ("家", 1.5, 2), ("好", 2, 3)]
     assert found[2].confidence == pytest.approx(0.6)
+
+
+def test_pauses_belong_to_no_word():
+    loud = np.array([0] * 30 + [1] * 40 + [0] * 100 + [1] * 20 + [0] * 10, bool)
+    found = [HeardWord("so", 0.0, 1.5), HeardWord("it", 1.5, 1.55), HeardWord("is", 1.55, 2.0)]
+    spans = [(word.start, word.end) for word in without_silence(found, loud, 0.01)]
+    assert spans == [(0.3, 0.7), (1.5, 1.55), (1.55, 2.0)]
 
 
 def test_bytes_that_are_no_text_are_left_out():

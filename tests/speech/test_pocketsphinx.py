@@ -28,15 +28,15 @@ def utterance(slots, sound, size, slot=0):
 
 
 @pytest.mark.slow
-def test_the_contract(sphinx, clip):
-    check_recogniser(lambda: sphinx, clip("cards/001")[:9600])
+def test_the_contract(sphinx, speech):
+    check_recogniser(lambda: sphinx, speech[8000:24_000])
 
 
-def test_words_do_not_depend_on_the_size_of_steps_nor_on_who_spoke_before(sphinx, clip):
-    slots, card, other = sphinx.slots(2), clip("cards/001"), clip("cards/003")
-    alone = utterance(slots, card, 16_000)
+def test_words_do_not_depend_on_the_size_of_steps_nor_on_who_spoke_before(sphinx, speech):
+    slots, some, other = sphinx.slots(2), speech[8000:24_000], speech[30_000:46_000]
+    alone = utterance(slots, some, 16_000)
     utterance(slots, other * 0.05, 16_000)
-    assert utterance(slots, card, 1600) == utterance(slots, card, 5000, slot=1) == alone
+    assert utterance(slots, some, 1600) == utterance(slots, some, 5000, slot=1) == alone
     assert all(0 < word.confidence <= 1 for word in alone.words)
 
 
@@ -46,17 +46,17 @@ def test_it_hears_most_of_a_sentence(sphinx, clip):
     assert len({word.text for word in heard.words} & set(said)) >= 6
 
 
-def test_a_step_that_fails_leaves_every_slot_as_it_was(sphinx, clip, monkeypatch):
-    slots, card = sphinx.slots(2), clip("cards/001")
-    alone = utterance(slots, card, 4000)
-    slots.step({"audio": card[None, :4000], "samples": np.array([4000]), "end": np.array([False])}, np.array([0]))
-    both = {"audio": np.stack([card[4000:8000]] * 2), "samples": np.array([4000] * 2), "end": np.array([False] * 2)}
+def test_a_step_that_fails_leaves_every_slot_as_it_was(sphinx, speech, monkeypatch):
+    slots, some = sphinx.slots(2), speech[8000:20_000]
+    alone = utterance(slots, some, 4000)
+    slots.step({"audio": some[None, :4000], "samples": np.array([4000]), "end": np.array([False])}, np.array([0]))
+    both = {"audio": np.stack([some[4000:8000]] * 2), "samples": np.array([4000] * 2), "end": np.array([False] * 2)}
     begin = slots._begin
     monkeypatch.setattr(slots, "_begin", lambda: 1 / 0)  # of the second row, once the first has moved
     with pytest.raises(ZeroDivisionError):
         slots.step(both, np.array([0, 1]))
     monkeypatch.setattr(slots, "_begin", begin)
-    rest = card[4000:]
+    rest = some[4000:]
     assert utterance(slots, rest, 4000) == alone
 
 

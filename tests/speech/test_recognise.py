@@ -3,7 +3,7 @@
 import asyncio
 
 import numpy as np
-from speech_house import RATE, SCRIPT, Desk, talk
+from speech_house import DIGITS, RATE, SCRIPT, Desk, talk
 
 from millstream import errors
 from millstream.flows.speech.cut import Ended
@@ -13,7 +13,7 @@ from millstream.flows.speech.walk import Ribbon
 from millstream.models.speech.heard import Heard, HeardWord
 from millstream.spoken import written
 
-SENTENCE = " ".join("zero one two three four five six seven eight nine ten".split() * 5)
+SENTENCE = " ".join(DIGITS * 5)
 
 
 def heard(sentence, first=8000, every=RATE, **desk):
@@ -23,7 +23,7 @@ def heard(sentence, first=8000, every=RATE, **desk):
         sound = np.concatenate([np.zeros(first, "f4"), talk(sentence, lead_s=0.0)])
         ribbon, asked = Ribbon(), Desk(SCRIPT, **desk)
         ribbon.append(sound)
-        segment = Windowed(Asker(asked.submit, "fake"), Profile(), first)
+        segment = Windowed(Asker(asked.submit, "fake"), Profile(look_ahead_ms=0), first)
         found = [await segment.step(ribbon.cut, at) for at in range(first + every, len(sound), every)]
         ended = Ended(len(sound), first, first, len(sound), len(sound) - RATE, 1, "silence")
         return found, await segment.final(ribbon.cut, ended), asked.asked
@@ -66,7 +66,9 @@ def test_a_text_on_silence_is_told_by_two_signs():
 
 def test_a_final_that_fails_twice_is_what_was_stable_and_says_why():
     _, final, _ = heard("one two three four", fails=lambda inputs, priority: errors.Late("late") if priority else None)
-    assert (written(final.words), final.problem) == ("one two", "late")
+    assert (written(final.words), final.problem) == ("one two three four", "late")
+    _, final, _ = heard("one two three four five", fails=lambda inputs, priority: errors.Late("late"), every=10 * RATE)
+    assert (final.words, final.problem) == ([], "late")
 
 
 def test_words_said_long_after_speech_has_ended_are_left_out():

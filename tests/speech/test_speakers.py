@@ -13,10 +13,12 @@ from made_voices import Listener, People, partition, samples, talk, words
 from millstream.errors import TooLarge
 from millstream.flows.speech.settings import RATE
 from millstream.flows.speech.speakers import Known, Moved, Named, Run, Speakers, Voiced, units
+from millstream.flows.speech.speakers import policy as rules
 from millstream.flows.speech.speakers.changes import match
 from millstream.flows.speech.speakers.cluster import Scale, group, scale, share
 from millstream.flows.speech.speakers.policy import AGAIN, IDS_MAX
 from millstream.flows.speech.speakers.windows import LEAST, WINDOW, Windows, mean_within, split
+from millstream.spoken import Word
 
 OF = Scale(0.6)
 
@@ -73,6 +75,9 @@ def test_a_stretch_is_the_mean_of_what_lies_in_it():
     assert mean @ people.persons[0] > 5 * abs(mean @ people.persons[1])
     assert seconds == pytest.approx(4, abs=0.5) and alike == pytest.approx(0.6, abs=0.12) and pairs >= 2
     assert mean_within(voices, samples(20), samples(21))[1] == 0
+    one, other = Voiced(0, 100, people.voice(0)), Voiced(50, 150, people.voice(1))
+    mean, _, _, _ = mean_within([one, other], 0, 110)
+    assert mean == pytest.approx((one.voice + 0.36 * other.voice) / 1.36, abs=1e-6)
 
 
 # -- a segment in which the voice changes
@@ -96,6 +101,29 @@ def test_one_voice_is_one_run_and_who_says_a_word_between_others_too():
     brief = people.windows(0, samples(20), lambda at: int(samples(9.9) < at < samples(10.3)))
     assert len(split(said, brief, 0, samples(20), OF)) == 1
     assert split([], people.windows(0, samples(20), 0), 0, samples(20), OF) == [Run(0, 0, 0, samples(20))]
+
+
+def test_who_says_a_word_between_others_gets_no_run_even_if_known():
+    people = People(2, alike=0.9, line=0.0)
+    heard = [(person * 0.9**0.5, 20.0) for person in people.persons]
+    windows = people.windows(0, samples(8), 0)
+    windows[4] = windows[4]._replace(voice=people.voice(1))
+    assert split(words(0, 8), windows, 0, samples(8), OF, heard) == [Run(0, len(words(0, 8)), 0, samples(8))]
+    windows[3] = windows[3]._replace(voice=people.voice(1))
+    assert len(split(words(0, 8), windows, 0, samples(8), OF, heard)) == 3
+
+
+def test_a_cut_that_words_move_too_near_to_the_edge_is_none():
+    people = People(2)
+    voices = people.windows(0, samples(10), lambda at: int(at > samples(1.8)))
+    said = [Word("short", 0.0, 0.3), *words(2.9, 10)]
+    assert [run.last for run in split([Word("long", 0.0, 2.0), *said[1:]], voices, 0, samples(10), OF)] == [
+        1,
+        len(said),
+    ]
+    said[0] = Word("w", 0.0, 0.1)
+    said.insert(1, Word("long", 0.2, 9.9))
+    assert len(split(said[:2], voices, 0, samples(10), OF)) == 1
 
 
 @settings(max_examples=40, deadline=None)
@@ -241,7 +269,21 @@ def test_an_id_that_was_anothers_all_along_is_told_as_merged():
     assert [c for c in listener.log if isinstance(c, Named) and c.op == "merge"] == [Named("merge", "S2", into="S1")]
     assert set(listener.whos()) == {"S1"}
     talk(speakers, listener, people, turns([2], at=60), begin=10)
-    assert listener.who("s10") == "S3"
+    assert listener.who("s10") == "S3" and speakers.fix("s0", "S2")[0].id == "S1"
+
+
+def test_no_merge_is_told_that_would_change_segments_beyond_the_horizon():
+    merges = {}
+    for horizon in (5.0, 3600.0):
+        speakers, listener = Speakers("correctable", horizon_s=horizon), Listener()
+        people = People(2, 5)
+        talk(speakers, listener, people, turns([0, 1, 0]), finish=False)
+        for unit in speakers._units:  # what was heard since has shown that all of it is one
+            unit.voice = speakers._units[0].voice
+        speakers._fresh = True
+        listener.tell(speakers.due(samples(64)))
+        merges[horizon] = [c.op for c in listener.log if isinstance(c, Named)]
+    assert merges == {5.0: ["new", "new"], 3600.0: ["new", "new", "merge"]}
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -316,6 +358,16 @@ def test_what_is_sure_is_decided_at_once():
     assert partition([u.told for u in speakers._units]) == partition([0, 1, 0, 1, 0])
 
 
+def test_parts_of_one_segment_are_decided_together():
+    people, speakers = People(2), Speakers("delayed", decide_s=2.0)
+    now = samples(40)
+    for number in range(4):
+        a, b = samples(4.0 * number), samples(4.0 * number + 4)
+        shown = speakers.hear(f"s{number}", a, b, people.windows(a, b, number % 2), now)
+        assert (shown.speaker.name, shown.told) == ("analysing", [])
+    assert [c.segment for c in speakers.due(now + 1) if isinstance(c, Moved)] == ["s0", "s1", "s2", "s3"]
+
+
 # -- enrolled
 
 
@@ -349,6 +401,15 @@ def test_a_name_that_a_partial_was_shown_with_stays():
     speakers = Speakers.restored(msgspec.msgpack.decode(msgspec.msgpack.encode(speakers.save())), speakers.known)
     assert speakers.hear("a", 0, samples(16), other, samples(17)).speaker.name == "Ann"
     assert speakers.hear("b", 0, samples(16), other[4:], samples(18)).speaker.name == "Bob"
+
+
+def test_a_session_that_goes_on_knows_whom_it_knew_at_its_begin():
+    people = People(3, 4)
+    known = enrolled(people, ["Ann", "Bob", "Cid"])
+    speakers = Speakers("enrolled", known=known[1:])
+    talk(speakers, Listener(), people, turns([1]), finish=False)
+    later = Speakers.restored(speakers.save(), known[:2])
+    assert talk(later, Listener(), people, turns([0, 1, 2], at=20), begin=1).whos() == ["unknown", "Bob", "unknown"]
 
 
 def test_enrolled_voices_name_the_speakers_of_other_policies_once():
@@ -397,6 +458,16 @@ def test_what_a_person_says_stands_and_counts_for_others(policy):
     assert speakers.fix("s99", "Judge")[0].id == speaker.id
 
 
+def test_what_a_person_says_stands_against_the_voice():
+    people, speakers, listener = People(2), Speakers("correctable"), Listener()
+    talk(speakers, listener, people, [*turns([0, 1]), (0, 11, 11.8)], finish=False)
+    assert speakers.fix("s0", "S2")[0].id == speakers.fix("s2", "S2")[0].id == "S2"
+    told = len(listener.log)
+    talk(speakers, listener, people, turns([1, 1, 0, 0], at=20), begin=3)
+    assert {unit.told for unit in speakers._units[:3]} == {unit.id for unit in speakers._units[:3]} == {"S2"}
+    assert not {"s0", "s1", "s2"} & {c.segment for c in listener.log[told:] if isinstance(c, Moved)}
+
+
 def test_names_are_bounded():
     speakers = Speakers("correctable")
     for number in range(2 * IDS_MAX):
@@ -421,8 +492,11 @@ def test_a_day_of_speech_is_held_in_bounds_and_still_told_apart(policy, monkeypa
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.sampled_from(["correctable", "delayed", "enrolled"]), st.integers(0, 10**6), st.data())
-def test_saved_and_restored_anywhere_and_asked_at_any_time_all_is_the_same(policy, seed, data):
+@given(
+    st.sampled_from(["correctable", "delayed", "enrolled"]), st.integers(0, 10**6), st.sampled_from([0, 16]), st.data()
+)
+def test_saved_and_restored_anywhere_and_asked_at_any_time_all_is_the_same(policy, seed, early, data):
+    rules.EARLY = early
     known = enrolled(People(3, seed), ["a", "b"])
     said = random_turns(seed, 14, 3)
     plain = talk(Speakers(policy, known=known), Listener(), People(3, seed, 0.45, 0.15), said)
@@ -437,14 +511,49 @@ def test_saved_and_restored_anywhere_and_asked_at_any_time_all_is_the_same(polic
             speakers = Speakers.restored(msgspec.msgpack.decode(msgspec.msgpack.encode(speakers.save())), known)
         talk(speakers, listener, people, [turn], begin=number, finish=False)
     listener.tell(speakers.end(samples(said[-1][2] + 1)))
+    rules.EARLY = 16
     assert listener.log == plain.log
 
 
-def test_everything_is_compared_each_eight_seconds_of_audio_if_anybody_spoke():
+@pytest.mark.parametrize("policy", ["correctable", "delayed"])
+def test_what_is_due_is_told_with_a_segment_if_nobody_asked_before(policy, monkeypatch):
+    monkeypatch.setattr(rules, "EARLY", 0)
+    said, known = random_turns(3, 20, 3), []
+    asked = talk(Speakers(policy), Listener(), People(3, 3, 0.45, 0.15), said, finish=False)
+    speakers, people, listener = Speakers(policy), People(3, 3, 0.45, 0.15), Listener()
+    for number, (person, start, end) in enumerate(said):
+        a, b = samples(start), samples(end)
+        shown = speakers.hear(f"s{number}", a, b, people.windows(a, b, person), b + samples(0.7))
+        listener.final(f"s{number}", start, end, shown)
+        known += [c for c in shown.told if isinstance(c, Moved)]
+    assert known and listener.log == asked.log
+
+
+def test_old_units_of_one_speaker_are_put_together_by_what_they_weigh(monkeypatch):
+    monkeypatch.setattr(units, "UNITS_MAX", 4)
+    one, other = (np.array(voice, np.float16) for voice in ([1.0, 0.0], [0.0, 1.0]))
+    made = [units.Unit(f"{k}", k, k + 1, (one, other)[k], (2.0, 6.0)[k], 0.5, 2.0, id="S1") for k in range(2)]
+    made += [units.Unit(f"{k}", k, k + 1, one, 3.0, 0.5, 2.0, id="S1") for k in (2, 3)]
+    first, *rest = units.condensed(made)
+    assert rest == made[2:] and (first.segment, first.start, first.end, first.weight) == ("", 0, 2, 8.0)
+    assert first.voice.tolist() == [0.25, 0.75] and first.alike == pytest.approx(0.5 * (0.25**2 + 0.75**2))
+    assert units.condensed(made[:3]) == made[:3]
+
+
+def test_everything_is_compared_each_eight_seconds_of_audio_if_anybody_spoke(monkeypatch):
+    monkeypatch.setattr(rules, "EARLY", 0)
     people, speakers, listener = mixed_up()
     talk(speakers, listener, people, turns([0, 1], at=6), begin=1, finish=False)
-    spoken = speakers.due(2 * AGAIN)
-    assert spoken and speakers.due(2 * AGAIN) == [] and speakers.due(9 * AGAIN) == []
+    assert not [c for c in listener.log if isinstance(c, Moved)] and speakers.due(AGAIN) == []
+    assert [c.segment for c in speakers.due(2 * AGAIN) if isinstance(c, Moved)] == ["s1"]
+    assert speakers.due(2 * AGAIN) == [] and speakers.due(9 * AGAIN) == []
+
+
+def test_the_first_segments_are_compared_with_each_that_comes():
+    people, speakers, listener = mixed_up()
+    talk(speakers, listener, people, turns([0, 1], at=6), begin=1, finish=False)
+    assert [c.segment for c in listener.log if isinstance(c, Moved)] == ["s1"]
+    assert listener.who("s1") != listener.who("s2") and speakers.due(2 * AGAIN) == []
 
 
 def test_ids_go_to_who_has_most_of_their_speech():

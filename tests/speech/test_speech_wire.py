@@ -3,14 +3,15 @@
 import asyncio
 import os
 import signal
+import struct
 import sys
 import wave
 from pathlib import Path
 
 import grpc
-import httpx
 import msgspec
 import numpy as np
+import openai
 import pytest
 
 from millstream import errors
@@ -27,10 +28,9 @@ from service import Served, free_port
 WORDS = ("alpha", "bravo", "charlie", "delta.", "echo", "foxtrot", "golf", "hotel", "india.", "juliett", "kilo")
 
 
-@pytest.fixture
-def house(tmp_path, speech_models):
+def installed(folder, speech_models):
     """The millstream.toml of an installation that hears."""
-    repository = Repository(tmp_path / "models")
+    repository = Repository(folder / "models")
     script = msgspec.json.encode(Script(words=WORDS))
     repository.put(
         "recogniser",
@@ -39,9 +39,9 @@ def house(tmp_path, speech_models):
     )
     weights = Repository(speech_models)
     version = weights.policy("silero-vad").live
-    folder, manifest = weights.folder("silero-vad", version), weights.manifest("silero-vad", version)
-    repository.put("silero-vad", manifest, {name: folder / name for name in manifest.digests})
-    file = tmp_path / "millstream.toml"
+    kept, manifest = weights.folder("silero-vad", version), weights.manifest("silero-vad", version)
+    repository.put("silero-vad", manifest, {name: kept / name for name in manifest.digests})
+    file = folder / "millstream.toml"
     file.write_text(
         f'http_port = {free_port()}\ngrpc_port = 0\n[speech]\nrecogniser = "recogniser"\nprofile = "caption"\n'
         "[speech.profiles.caption]\nsegment_s_max = 3.0\n"
@@ -49,8 +49,19 @@ def house(tmp_path, speech_models):
     return file
 
 
+@pytest.fixture
+def house(tmp_path, speech_models):
+    return installed(tmp_path, speech_models)
+
+
 def started(file, log="up.log"):
     return Served("", file.parent / log, verb=["up", "-c", str(file), "--role", "serve"])
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, speech_models):
+    with started(installed(tmp_path_factory.mktemp("installation"), speech_models)) as served:
+        yield served
 
 
 def pcm(sound):
@@ -72,46 +83,51 @@ async def heard(port, audio, size=3200, pause=None):
     return finals(live), live
 
 
-def test_every_border_tells_the_same(house, speech, tmp_path):
+def test_every_border_tells_the_same(served, speech, tmp_path):
     audio = pcm(speech)
     with wave.open(str(tmp_path / "a.wav"), "wb") as file:
         file.setparams((1, 2, 16_000, 0, "NONE", ""))
         file.writeframes(audio)
-    with started(house) as served:
-        first, live = asyncio.run(heard(served.http, audio))
-        assert len(first) >= 3 and live.transcript.ended
-        again = transcribe_live(f"http://127.0.0.1:{served.http}", tmp_path / "a.wav")
-        assert [line.text for line in again.shown()] == [text for _, _, text in first]
+    first, live = asyncio.run(heard(served.http, audio))
+    assert len(first) >= 3 and live.transcript.ended
+    again = transcribe_live(f"http://127.0.0.1:{served.http}", tmp_path / "a.wav")
+    assert [line.text for line in again.shown()] == [text for _, _, text in first]
 
-        said, told = (messages.CLASSES[f"{messages.SPEECH}.{name}"] for name in ("Said", "Told"))
-        asked = [said(start={}), *(said(audio=audio[at : at + 64_000]) for at in range(0, len(audio), 64_000))]
-        with grpc.insecure_channel(f"127.0.0.1:{served.grpc}") as channel:
-            call = channel.stream_stream(
-                "/millstream.speech.v1.Speech/Converse", said.SerializeToString, told.FromString
-            )
-            answers = [answer.segment for answer in call(iter(asked), timeout=60) if answer.segment.state == "final"]
-        assert [" ".join(word.text for word in one.words) for one in answers] == [text for _, _, text in first]
+    said, told = (messages.CLASSES[f"{messages.SPEECH}.{name}"] for name in ("Said", "Told"))
+    asked = [said(start={}), *(said(audio=audio[at : at + 64_000]) for at in range(0, len(audio), 64_000))]
+    with grpc.insecure_channel(f"127.0.0.1:{served.grpc}") as channel:
+        call = channel.stream_stream("/millstream.speech.v1.Speech/Converse", said.SerializeToString, told.FromString)
+        answers = [answer.segment for answer in call(iter(asked), timeout=60) if answer.segment.state == "final"]
+    assert [" ".join(word.text for word in one.words) for one in answers] == [text for _, _, text in first]
 
-        with (tmp_path / "a.wav").open("rb") as file:
-            answer = httpx.post(
-                f"http://127.0.0.1:{served.http}/v1/audio/transcriptions",
-                files={"file": ("a.wav", file)},
-                data={"model": "whisper-1", "response_format": "verbose_json"},
-                timeout=60,
-            )
-        assert answer.status_code == 200, answer.text
-        found = answer.json()
-        assert all(any(word.startswith(said) for word in WORDS) for said in found["text"].split())  # or cut short
-        assert len(found["text"].split()) > 9 and found["segments"]
-        refused = httpx.post(
-            f"http://127.0.0.1:{served.http}/v1/audio/transcriptions",
-            files={"file": ("a.wav", b"no sound")},
-            data={"model": "whisper-1"},
-        )
-        assert refused.status_code == 400, refused.text
-        with pytest.raises(errors.BadInput, match="no profile"):
-            asyncio.run(Speech(f"http://127.0.0.1:{served.http}", profile="none such").__aenter__())
-        assert served.metrics("millstream_speech_sessions_total") == [3]
+    with pytest.raises(errors.BadInput, match="no profile"):
+        asyncio.run(Speech(f"http://127.0.0.1:{served.http}", profile="none such").__aenter__())
+    assert served.metrics("millstream_speech_sessions_total") == [3]
+
+
+def test_openais_client_gets_what_it_expects(served, speech, tmp_path):
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(pcm(speech))
+    base = f"http://127.0.0.1:{served.http}/v1"
+    asked = openai.OpenAI(api_key="none", base_url=base, max_retries=0).audio.transcriptions.create
+    plain = asked(model="whisper-1", file=tmp_path / "a.wav").text
+    assert len(plain.split()) > 9
+    assert all(any(word.startswith(said) for word in WORDS) for said in plain.split())  # or cut short
+    verbose = asked(
+        model="recogniser",
+        file=("a.wav", (tmp_path / "a.wav").read_bytes(), "audio/wav"),
+        response_format="verbose_json",
+        timestamp_granularities=["word", "segment"],
+        temperature=0.2,
+    )
+    assert verbose.text == plain and verbose.segments and verbose.words
+    assert float(verbose.duration) == pytest.approx(len(speech) / 16_000, abs=0.1)
+    assert "-->" in asked(model="whisper-1", file=tmp_path / "a.wav", response_format="srt")
+    with pytest.raises(openai.BadRequestError, match="no file of sound"):
+        asked(model="whisper-1", file=("a.wav", b"no sound"))
+    with pytest.raises(openai.NotFoundError, match="recogniser"):
+        asked(model="gpt-4o-transcribe", file=tmp_path / "a.wav")
 
 
 @pytest.mark.slow
@@ -161,3 +177,30 @@ def test_a_server_that_is_stopped_sends_its_clients_on(house, speech):
             for one in serving:
                 one.__exit__()
         assert live.connections == 2 and again == whole
+
+
+@pytest.mark.slow
+def test_sessions_are_shared_out_by_workers_and_outlive_one_of_them(house, speech):
+    audio = pcm(speech)
+    house.write_text(f"workers = 2\n{house.read_text()}")
+    killed = asyncio.Event()
+
+    async def test(served):
+        whole, _ = await heard(served.http, audio)
+        loads = served.run_folder() / "speech.loads"
+
+        async def pause(n, live):
+            await asyncio.sleep(0.02)
+            if n == 50:
+                while struct.unpack("<2I", loads.read_bytes()) != (2, 2) and not killed.is_set():
+                    await asyncio.sleep(0.01)
+                if not killed.is_set():
+                    killed.set()
+                    os.kill(served.workers()["serve-0"], signal.SIGKILL)
+
+        found = await asyncio.gather(*(heard(served.http, audio, pause=pause) for _ in range(4)))
+        assert [again for again, _ in found] == [whole] * 4
+        assert sorted(live.connections for _, live in found) == [1, 1, 2, 2]
+
+    with Served("", house.parent / "up.log", verb=["up", "-c", str(house)]) as served:
+        asyncio.run(test(served))

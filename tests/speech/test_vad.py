@@ -66,15 +66,15 @@ def test_another_model_is_refused_with_the_line_to_type(speech_models):
         Vad(other)
 
 
-def test_speech_is_heard_and_silence_is_not(vad, clip):
-    sound = clip("librivox/0880")
+def test_speech_is_heard_and_silence_is_not(vad, speech):
+    sound = speech[:48_000]
     found, _ = vad.probabilities(sound[: len(sound) // FRAME * FRAME], vad.fresh())
-    assert (found > 0.5).mean() > 0.6
+    assert (found > 0.5).mean() > 0.4
     assert vad.probabilities(np.zeros(100 * FRAME, np.float32), vad.fresh())[0].max() < 0.1
 
 
 @pytest.mark.slow
-def test_it_is_the_model_that_goes_frame_by_frame(vad, clip, tmp_path):
+def test_it_is_the_model_that_goes_frame_by_frame(vad, speech, tmp_path):
     item = SHELF["silero-vad"]
     frames = File(
         "model.onnx",
@@ -84,8 +84,7 @@ def test_it_is_the_model_that_goes_frame_by_frame(vad, clip, tmp_path):
     fetch(["frames"], Repository(tmp_path), lambda line: None, {"frames": _with(item, "frames", frames)})
     model = load(Repository(tmp_path), "frames", "1")
     assert isinstance(Repository(tmp_path).manifest("frames", "1"), Manifest)
-    sound = clip("vosk-digits")
-    sound = sound[: len(sound) // FRAME * FRAME]
+    sound = speech[: len(speech) // FRAME * FRAME]
     state, before, expected = np.zeros((2, 1, 128), np.float32), np.zeros(64, np.float32), []
     for at in range(0, len(sound), FRAME):
         frame = np.concatenate([before, sound[at : at + FRAME]])[None]

@@ -46,8 +46,8 @@ def test_a_row_is_of_length_one_and_its_own_whoever_is_beside_it(voice):
     assert voice.embed([]).shape == (0, SIZE)
 
 
-def test_level_does_not_move_a_voice(voice, clip):
-    sound = clip("librivox/0890")[16_000:48_000]
+def test_level_does_not_move_a_voice(voice, speech):
+    sound = speech[16_000:48_000]
     loud, quiet = voice.embed([sound, sound * np.float32(0.1)])
     assert loud @ quiet > 0.99
 
@@ -72,8 +72,8 @@ def test_two_voices_at_once_are_found(overlap, clip):
     assert overlap.share(np.zeros(WINDOW, np.float32)) == 0.0
 
 
-def test_activity_has_a_row_for_each_17_ms_of_ten_seconds(overlap, clip):
-    sound = clip("librispeech/2609-156975-0002")[:80_000]
+def test_activity_has_a_row_for_each_17_ms_of_ten_seconds(overlap, speech):
+    sound = speech[:80_000]
     found = overlap.activity(sound)
     assert found.shape == (FRAMES, VOICES) and set(np.unique(found)) <= {0.0, 1.0}
     assert found[: FRAMES // 2].any(axis=1).mean() > 0.5 and not found[FRAMES * 3 // 5 :].any()

@@ -22,27 +22,26 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from millstream.app import reviews
 from millstream.app.installation import Installation
-from millstream.errors import BadInput, Busy, Conflict, NotFound
+from millstream.errors import BadInput, Conflict, NotFound
 from millstream.guard.pii import pseudonym
 from millstream.learn.curate import dataset as stored
 from millstream.learn.curate import reasons
 from millstream.learn.curate.dataset import Dataset, Row
 from millstream.learn.curate.near import BANDS, DEEP, Kept, bands
 from millstream.learn.curate.queue import LABELS, TOPIC, Queue, ReviewItem, choose, shown
-from millstream.learn.curate.reasons import GOLD, REASONS, Moved
+from millstream.learn.curate.reasons import GOLD, REASONS, SPEECH, Moved
 from millstream.learn.curate.scan import Scan, scan
 from millstream.learn.curate.teacher import Measured, measure, sure
 from millstream.learn.validation import Slice, slices
 from millstream.meter import Meter
 from millstream.models import online
 from millstream.store.blob import locked
-from millstream.stream import LenientReader, Writer, encode
-from millstream.stream.log import open_log
+from millstream.stream import LenientReader, encode
 from millstream.types import Entity, Review, ReviewLabel
 
 LIMIT_MAX: Final = 10_000
-PARTITIONS: Final = 4  # of topic `reviews`: so many processes may write at one moment
 TOGETHER: Final = 200  # reviews of one frame
 TEXT_MAX: Final = 300
 VALUES_MAX: Final = 12
@@ -102,7 +101,7 @@ def fill(at: Installation, say: Say = lambda line: None) -> Filled:
         if chosen:
             told = _attributes(at, {one.item for one in chosen}, {one.user for one in chosen})
             whole = [msgspec.structs.replace(one, shown=told(one)) for one in chosen]
-            with _writer(at) as writer:
+            with reviews.writer(at) as writer:
                 for first in range(0, len(whole), TOGETHER):
                     part = whole[first : first + TOGETHER]
                     writer.append_frame([(one.id.encode(), encode(one)) for one in part], sync=True)
@@ -116,8 +115,8 @@ def fill(at: Installation, say: Say = lambda line: None) -> Filled:
 
 def queue(at: Installation, limit: int = 100, reason: str = "") -> list[ReviewItem]:
     """What waits for a person: at most `limit`, the most worthy of each reason in turn, or of one reason. BadInput."""
-    if reason and reason not in REASONS:
-        raise BadInput(f"reason {reason!r}: there are {', '.join(REASONS)}")
+    if reason and reason not in (*REASONS, *SPEECH):
+        raise BadInput(f"reason {reason!r}: there are {', '.join((*REASONS, *SPEECH))}")
     if not 1 <= limit <= LIMIT_MAX:
         raise BadInput(f"limit {limit}: 1 to {LIMIT_MAX}")
     return shown(Queue(at.log, at.settings.curate).poll().waiting(at.clock.now()), limit, reason)
@@ -126,7 +125,7 @@ def queue(at: Installation, limit: int = 100, reason: str = "") -> list[ReviewIt
 def waiting(at: Installation) -> dict[str, int]:
     """How many wait, by the reason that they are counted for."""
     found = Counter(one.reasons[0] for one in Queue(at.log, at.settings.curate).poll().waiting(at.clock.now()))
-    return {name: found[name] for name in REASONS if found[name]}
+    return {name: found[name] for name in (*REASONS, *SPEECH) if found[name]}
 
 
 def label(at: Installation, id: str, label: str, who: str) -> Labelled:
@@ -142,7 +141,7 @@ def label(at: Installation, id: str, label: str, who: str) -> Labelled:
             f"no row {id[:40]!r} was ever in the queue, or it was forgotten; `millstream curate list` names what waits"
         )
     before = found.labels[id].label if id in found.labels else ""
-    with _writer(at) as writer:
+    with reviews.writer(at) as writer:
         event = ReviewLabel(id=id, label=label, who=who, at=at.clock.now())
         writer.append_durable_wait(id.encode(), encode(event))
     left = len(found.poll().waiting(at.clock.now()))
@@ -217,20 +216,6 @@ def _alone(at: Installation) -> Iterator[None]:
     )
     with locked(state / "backup.lock", other):
         yield
-
-
-@contextmanager
-def _writer(at: Installation) -> Iterator[Writer]:
-    """A writer of the topic, for a moment: nobody holds a partition while a person thinks. Busy."""
-    with open_log(at.folder / "log", at.clock, at.settings.log) as log:
-        for partition in range(PARTITIONS):
-            try:
-                writer = log.writer(TOPIC, partition)
-            except Conflict:
-                continue
-            yield writer
-            return
-    raise Busy(f"{PARTITIONS} processes write topic {TOPIC!r} at this moment; try again")
 
 
 def _attributes(at: Installation, items: set[str], users: set[str]) -> Callable[[Review], dict[str, Any]]:

@@ -61,7 +61,8 @@ class Report(msgspec.Struct, kw_only=True):
     """What was removed. `records` of the log by topic, in `segments` that were replaced; `rows` of features;
     `snapshots`: entities in saved states of sets that nobody keeps; `waiting`: requests that the join remembered;
     `labelled`: rows of datasets; `attributes` and `answers` in the memory of running servers; `bases` of weights that
-    were put. `roles`: which took part. `shared`: request ids that others used as well, whose outcomes stay as theirs.
+    were put; `audio`: recordings of speech. `roles`: which took part. `shared`: request ids that others used as well,
+    whose outcomes stay as theirs.
     `damaged`: segments and datasets that could not be read, and may hold the rest: then it is not `sound`."""
 
     sound: bool = True
@@ -75,6 +76,7 @@ class Report(msgspec.Struct, kw_only=True):
     attributes: int = 0
     answers: int = 0
     bases: int = 0
+    audio: int = 0
     shared: int = 0
     roles: list[str] = []
     damaged: list[str] = []
@@ -213,13 +215,15 @@ def _files(at: Installation, order: Forget, report: Report) -> None:
     import numpy as np
 
     from millstream.features.forget import forget as forget_files
+    from millstream.flows.speech import kept
 
     for pattern in ("*.npz", ".*.npz.part"):  # of servers that do not run, or were killed: they read the log again
-        for kept in at.live.rglob(pattern):
-            kept.unlink(missing_ok=True)
+        for page in at.live.rglob(pattern):
+            page.unlink(missing_ok=True)
     if order.kind == "user":
         gone_rows, unread = datasets.forget(at.folder / "datasets", Names.of(order))
         report.labelled += gone_rows
+        report.audio += kept.forget(at.folder / "state" / "review-audio", Names.of(order))
         report.damaged += unread
     gone = forget_files(at.rows, order.kind, np.array(order.keys, np.uint64), Names.of(order))
     report.rows += gone.rows

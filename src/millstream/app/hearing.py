@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import Any
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from millstream.app import voices
 from millstream.app.installation import Installation
+from millstream.app.looking import Looking
 from millstream.app.transcribing import FETCH, streams
 from millstream.engine import Engine
 from millstream.errors import BadInput, Busy, Misconfigured, NotFound, Overloaded
@@ -27,7 +28,7 @@ from millstream.flows.speech.recognise import FINAL, STEP, Asker
 from millstream.flows.speech.session import Session
 from millstream.flows.speech.settings import RATE, Profile
 from millstream.flows.speech.speakers import Speakers
-from millstream.flows.speech.wiring import Settling, Wiring
+from millstream.flows.speech.wiring import Wiring
 from millstream.flows.speech.words.gate import Gate
 from millstream.front.door import Recording, Transcribed
 from millstream.machine import cores
@@ -51,13 +52,11 @@ OPENAI_MODEL = "whisper-1"
 
 
 class Hearing:
-    """The live sessions and the recordings of a process. `start` once the engine answers; until then Busy. `look`: gets
-    every segment that becomes final."""
+    """The live sessions and the recordings of a process. `start` once the engine answers; until then Busy."""
 
-    def __init__(
-        self, installation: Installation, engine: Engine, meter: Meter, look: Callable[[Settling], None] | None = None
-    ) -> None:
-        self._at, self._engine, self._look = installation, engine, look
+    def __init__(self, installation: Installation, engine: Engine, meter: Meter) -> None:
+        self._at, self._engine = installation, engine
+        self._looking = Looking(installation, meter, lambda: next(iter(self._versions()), ""))
         self._settings = installation.settings.speech
         self.model = self._settings.recogniser
         self._numbers = Numbers(meter)
@@ -92,7 +91,8 @@ class Hearing:
             embed=self._embed(voice) if voice is not None else None,
             gate=Gate,
             speakers=self._speakers,
-            look=self._look,
+            look=self._looking,
+            edited=self._looking.edited,
         )
         self._live = Live(settings, wiring, self._versions, room, self._at.folder / "state" / "speech")
         self._offline = Offline(wiring)
@@ -132,6 +132,7 @@ class Hearing:
         if self._live is not None:
             await self._live.close()
         self._voices.shutdown(wait=False)
+        await asyncio.to_thread(self._looking.close)
 
     @property
     def stopping(self) -> bool:

@@ -212,6 +212,7 @@ class Serve:
                 LenientReader(served, self.meter).lose(error)
         if self._hearing is not None:
             await self._hearing.start()
+            self.service.share_speech()
         return await self.service.listen()
 
     def poll(self) -> None:

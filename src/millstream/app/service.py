@@ -22,6 +22,7 @@ from millstream.flows.predict import Predict
 from millstream.front import HttpLimits
 from millstream.front.access import AccessLog, AccessSettings
 from millstream.front.grpc import GrpcLimits
+from millstream.front.placing import Placing
 from millstream.front.record import Observer, Sink
 from millstream.front.trace import Ids, Traces, TraceSettings
 from millstream.guard.auth import Keys
@@ -153,6 +154,18 @@ class Service:
             logger.info("%s: %s", view.model, view.live or "; ".join(view.problems.values()))
         if sessions is not None:
             self.engine.take_over(sessions)
+
+    def share_speech(self) -> None:
+        """Have new clients of live speech go to the process that has the fewest of them, where there are several."""
+        if self._place is None or self._place.of == 1:
+            return
+        if self._tls is not None:
+            logger.info("over TLS each process keeps the clients of live speech that come to it")
+            return
+        try:
+            self.borders.http.place(Placing(Path(self._place.run), self._place.number, self._place.of))
+        except OSError as error:
+            logger.error("clients of live speech stay with the process that they come to: %s", error.strerror or error)
 
     async def listen(self) -> int:
         """Open the ports, or share those of the place; the one of HTTP."""

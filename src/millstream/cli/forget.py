@@ -48,6 +48,7 @@ def _lines(report: Report) -> list[str]:
         "saved states of features": report.snapshots,
         "requests waiting for outcomes": report.waiting,
         "labelled rows of datasets": report.labelled,
+        "recordings of speech": report.audio,
         "attributes in running servers": report.attributes,
         "answers in running servers": report.answers,
     }

@@ -38,8 +38,8 @@ def _add_add(models: Verbs) -> None:
     one.add_argument("path", type=Path, help="the repository; a new folder is made")
     one.add_argument(
         "file",
-        help="ONNX, pickle, PyTorch, Keras, TensorFlow (file or SavedModel folder), .py, an archive of `models pack`, "
-        "or an address: s3://..., models:/NAME/VERSION",
+        help="ONNX, pickle, PyTorch, Keras, TensorFlow (file or SavedModel folder), Whisper (folder of CTranslate2), "
+        ".py, an archive of `models pack`, or an address: s3://..., models:/NAME/VERSION",
     )
     one.add_argument("--name", default="", help="of the model (default: the file's)")
     one.add_argument("--allow-code", action="store_true", help="the file is a program, and you trust it")

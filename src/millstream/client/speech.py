@@ -324,7 +324,8 @@ class Speech:
             if (end := finals(told)) is not None:
                 self._tape.confirm(max(0, end - MARGIN_MS))
             if (ack := self._book.ack(told)) is not None:
-                await line.say(ack)
+                with contextlib.suppress(_Lost):  # a server that has hung up may have said more before that
+                    await line.say(ack)
             if isinstance(told, End):
                 return
 
@@ -388,7 +389,8 @@ class _Line:
                 if event.message_finished:
                     text, self._text = "".join(self._text), []
                     with contextlib.suppress(msgspec.ValidationError):
-                        return _told.decode(text)
+                        told: Told = _told.decode(text)
+                        return told
             elif isinstance(event, Ping):
                 await self._write(event.response())
             elif isinstance(event, CloseConnection):

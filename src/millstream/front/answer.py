@@ -71,8 +71,9 @@ def answer(content: bytes, kind: bytes = JSON, status: int = 200, extra: bytes =
     return head + content
 
 
-def refusal(error: BaseException) -> tuple[int, bytes]:
-    """(status, answer) for what went wrong. What is not of our tree says nothing of the inside."""
+def refusal(error: BaseException, nested: bool = False) -> tuple[int, bytes]:
+    """(status, answer) for what went wrong. What is not of our tree says nothing of the inside. `nested`: the sentence
+    is where OpenAI's clients look for it."""
     status, sentence, extra = 500, INTERNAL, b""
     if isinstance(error, errors.Error):
         status = error.status if error.status in LINES else 500
@@ -87,7 +88,9 @@ def refusal(error: BaseException) -> tuple[int, bytes]:
         extra = b"WWW-Authenticate: Bearer\r\n"
     # A client's own broken text may come back in the sentence: it must not break ours.
     text = sentence.encode(errors="replace").decode()
-    return status, answer(orjson.dumps({"error": text}), status=status, extra=extra)
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    said = {"message": text, "type": kind, "param": None, "code": None} if nested else text
+    return status, answer(orjson.dumps({"error": said}), status=status, extra=extra)
 
 
 def with_header(whole: bytes, line: bytes) -> bytes:

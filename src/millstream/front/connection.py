@@ -56,7 +56,8 @@ _FULL = answer.closing(answer.refusal(errors.Busy("too many connections: try aga
 
 
 class Connection(asyncio.Protocol):
-    """One client. `_pending`: begun exchanges in order; `_waiting`: read, but over the pipeline bound."""
+    """One client. `_pending`: begun exchanges in order; `_waiting`: read, but over the pipeline bound. `first`: read by
+    another process, which handed the connection over."""
 
     __slots__ = (
         "_chunks",
@@ -65,10 +66,12 @@ class Connection(asyncio.Protocol):
         "_exchange",
         "_expects",
         "_feeding",
+        "_first",
         "_flush",
         "_headers_left",
         "_held",
         "_in_body",
+        "_leaving",
         "_length",
         "_over",
         "_parser",
@@ -83,20 +86,20 @@ class Connection(asyncio.Protocol):
         "_server",
         "_size",
         "_started",
-        "_successor",
         "_transport",
         "_upgrades",
         "_waiting",
     )
 
-    def __init__(self, server: Http) -> None:
+    def __init__(self, server: Http, first: bytes = b"") -> None:
         self._server = server
         self._routes, self._pipelined_max = server.routes, server.limits.pipelined_max
         self._flush = self.flush
         self._pending: deque[Exchange] = deque()
         self._waiting: deque[Exchange] = deque()
         self._exchange: Exchange | None = None  # being read
-        self._successor: asyncio.Protocol | None = None  # the connection is its own from now on
+        self._leaving: Exchange | None = None  # the connection is another protocol's once this is answered
+        self._first = first
         self._early = b""  # read behind the request for another protocol
         self._rest = memoryview(b"")  # read from the socket, not yet given to the parser
         self._in_body = self._expects = self._upgrades = self._feeding = self._paused = self._over = False
@@ -119,6 +122,8 @@ class Connection(asyncio.Protocol):
         self._peer = str(peer[0]) if isinstance(peer, tuple) else ""
         self._parser = httptools.HttpRequestParser(self)
         self._transport.set_write_buffer_limits(high=self._server.limits.unsent_bytes_max)
+        if self._first:
+            self.data_received(self._first)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel what nobody can hear the answer of any more, and give its memory back."""
@@ -160,8 +165,8 @@ class Connection(asyncio.Protocol):
             self._feeding = True
             self._feed(data)
             self._feeding = False
-        if self._successor is not None:
-            self._hand_on()
+        if self._leaving is not None:
+            self._leave(self._leaving)
         elif self._reading and (self._rest or self._waiting or self._paused or (self._upgrades and self._over)):
             self._reading = False
             self._transport.pause_reading()
@@ -414,7 +419,7 @@ class Connection(asyncio.Protocol):
         if self._over:
             self._early += self._rest if self._upgrades else b""
             self._rest = memoryview(b"")
-        if self._successor is not None:
+        if self._leaving is not None:
             return
         if not self._reading and not self._rest and self._has_room() and not self._transport.is_closing():
             self._reading = True
@@ -445,7 +450,9 @@ class Connection(asyncio.Protocol):
         whole = exchange.answer
         assert whole is not None
         if exchange.takes_over is not None:
-            self._give_way(exchange, exchange.takes_over(self._server))
+            self._leaving = exchange
+            if not self._feeding:  # else: once it is known what was read behind the request
+                self._leave(exchange)
             return
         if exchange.status != 100:
             self._routes.count(exchange)
@@ -467,28 +474,33 @@ class Connection(asyncio.Protocol):
         if exchange.close:
             self._close(exchange.linger)
 
-    def _give_way(self, exchange: Exchange, successor: asyncio.Protocol) -> None:
-        """Answer that another protocol is spoken from here on, and let it have the connection."""
+    def _leave(self, exchange: Exchange) -> None:
+        """Let another protocol have the connection, here or in a process that has more room for it, with what was read
+        behind the request."""
+        transport, server, early = self._transport, self._server, self._early
+        assert exchange.takes_over is not None and exchange.answer is not None
+        server.reads(self)
+        server.closed(self)
+        self._early = b""
+        self._parser = self._flush = None  # type: ignore[assignment]  # breaks the reference cycles
+        if (
+            server.placing is not None
+            and not (self._first or transport.get_write_buffer_size())
+            and server.placing.give(exchange, transport.get_extra_info("socket"), early)
+        ):
+            transport.abort()  # of this process's hold on it
+            return
         self._routes.count(exchange)
         if self._routes.observer is not None:
-            self._routes.observer.http(exchange, len(exchange.answer or b""))
-        self._transport.write(exchange.answer or b"")
-        self._successor = successor
-        self._server.reads(self)
-        self._server.closed(self)
-        self._transport.set_protocol(successor)
-        successor.connection_made(self._transport)
+            self._routes.observer.http(exchange, len(exchange.answer))
+        transport.write(exchange.answer)
+        successor = exchange.takes_over(server)
+        transport.set_protocol(successor)
+        successor.connection_made(transport)
         if not self._reading:
             self._reading = True
-            self._transport.resume_reading()
-        if not self._feeding:
-            self._hand_on()
-
-    def _hand_on(self) -> None:
-        """Give the successor what was read already; this protocol is done."""
-        successor, early, self._early = self._successor, self._early, b""
-        self._parser = self._flush = None  # type: ignore[assignment]  # breaks the reference cycles
-        if early and successor is not None and not self._transport.is_closing():
+            transport.resume_reading()
+        if early and not transport.is_closing():
             successor.data_received(early)
 
     def _refuse(self, error: BaseException) -> None:

@@ -32,6 +32,8 @@ INFER, RECOMMEND, OUTCOMES, MODELS, REPOSITORY, HEALTH, METRICS, OTHER, TRAFFIC,
 READ = (b"GET", b"HEAD")
 WRITE = (b"POST",)
 PACKED_HERE_BYTES_MAX = 64 << 10
+OPENAI = b"/v1/audio/"
+"""How routes begin whose clients are OpenAI's."""
 _PACKED = frozenset((INFER, RECOMMEND, METRICS))
 
 
@@ -137,7 +139,7 @@ class Exchange:
             error = answer.Unloadable(str(error))
         if not told(log, error, f"{self.method.decode()} {ascii(self.url)[2:-1]} failed"):
             error = RuntimeError()
-        self.status, self.answer = answer.refusal(error)
+        self.status, self.answer = answer.refusal(error, nested=self.url.startswith(OPENAI))
 
     def pack(self) -> None:
         """Compress the answer as the client asks: here, or beside the event loop if it is large.

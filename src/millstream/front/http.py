@@ -6,6 +6,7 @@ from millstream.clock import Clock
 from millstream.front.connection import Connection
 from millstream.front.door import Door
 from millstream.front.limits import HttpLimits
+from millstream.front.placing import Placing
 from millstream.front.port import Connection as Served
 from millstream.front.port import Port
 from millstream.front.record import Observer
@@ -38,13 +39,25 @@ class Http(Port):
             tls,
         )
         self.routes = Routes(door, meter, clock, self.limits, observer)
+        self.placing: Placing | None = None
         self.under_way = 0  # requests begun and not answered
         self.unread: dict[Served, int] = {}  # answers in bytes, by who does not read, the longest first
         self._unread_bytes = 0
 
-    def connect(self) -> Connection:
-        """A connection that has just been made."""
-        return Connection(self)
+    def connect(self, first: bytes = b"") -> Connection:
+        """A connection that has just been made. `first`: what another process has read of it."""
+        return Connection(self, first)
+
+    def place(self, placing: Placing) -> None:
+        """Share live speech with other processes from now on, until `stop`."""
+        self.placing = placing
+        placing.start(self)
+
+    async def stop(self) -> None:
+        """Accept no more, finish what is in flight within `drain_s`, then cut off the rest."""
+        if self.placing is not None:
+            self.placing.stop()
+        await super().stop()
 
     def left_unread(self, connection: Served, size: int) -> None:
         """Count what a connection leaves unread now; too much of all: who has not read for longest is cut off."""

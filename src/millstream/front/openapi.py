@@ -153,7 +153,7 @@ def _urls(url: str) -> tuple[str, ...]:
 
 
 def _operation(path: Path, url: str) -> dict[str, object]:
-    infer = path.answer == "InferAnswer"
+    infer, openai = path.answer == "InferAnswer", path.answer == "Transcription"
     named = [name for name in ("model", "version", "token", "region") if f"{{{name}}}" in url]
     named += ["X-Request-Id"] if infer or path.answer == "Ranked" else []
     named += [HEADER, "Inference-Header-Content-Length"] if infer else []
@@ -163,7 +163,7 @@ def _operation(path: Path, url: str) -> dict[str, object]:
         "summary": path.summary,
         "parameters": [{"$ref": f"#/components/parameters/{name}"} for name in named],
         "responses": ({"200": _answer(path)} if path.answer else {})
-        | {str(s): {"$ref": f"#/components/responses/{s}"} for s in refusals},
+        | {str(s): _nested(s) if openai else {"$ref": f"#/components/responses/{s}"} for s in refusals},
         "security": [] if path.url in _OPEN else [{}, {"key": []}],
     }
     if path.body:
@@ -204,6 +204,11 @@ def _refusal(status: int) -> dict[str, object]:
     elif status == 401:
         found["headers"] = {"WWW-Authenticate": _header("Bearer")}
     return found
+
+
+def _nested(status: int) -> dict[str, object]:
+    """A refusal as OpenAI's clients read it."""
+    return _refusal(status) | {"content": {JSON: {"schema": ref("NestedRefusal")}}}
 
 
 def _header(description: str) -> dict[str, object]:

@@ -348,5 +348,6 @@ SCHEMAS: dict[str, Schema] = {
             "temperature": {"type": "number", "minimum": 0, "maximum": 1},
         },
     ),
+    "NestedRefusal": thing({"error": thing({"message": TEXT, "type": TEXT})}),
     "Transcription": thing({"text": TEXT}, {"language": TEXT, "duration": NUMBER, "words": array(thing({}))}),
 }

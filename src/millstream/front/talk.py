@@ -241,7 +241,7 @@ def trouble(error: Exception, fatal: bool = True) -> Trouble:
     return Trouble(code=code.lower(), error=sentence, fatal=fatal, retry_s=retry_s)
 
 
-async def _ended(*tasks: asyncio.Future[object]) -> None:
+async def _ended(*tasks: asyncio.Future[None]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)

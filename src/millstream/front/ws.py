@@ -110,6 +110,8 @@ class Socket(asyncio.Protocol):
         """The transport is this protocol's from now on."""
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=self._limits.unread_bytes_max)
+        if self._server.placing is not None:
+            self._server.placing.count(1)
         if not self._server.opened(self):
             self._frames_out(CloseConnection(code=_LATER, reason="too many connections: try again"))
             self._close()
@@ -121,6 +123,8 @@ class Socket(asyncio.Protocol):
         self._closing = True
         self._room.set()
         self._talk.gone()
+        if self._server.placing is not None:
+            self._server.placing.count(-1)
         self._server.reads(self)
         self._server.closed(self)
 
@@ -314,9 +318,10 @@ class Socket(asyncio.Protocol):
 
 def _read(text: str) -> Said:
     try:
-        return _said.decode(text)
+        said: Said = _said.decode(text)
     except msgspec.MsgspecError as error:
         raise errors.BadInput(f"not a message: {error}; there are start, ack, edit and finish, as JSON") from None
+    return said
 
 
 def _why(last: End | Move | Trouble | None, error: Exception | None) -> tuple[int, str]:

@@ -82,12 +82,11 @@ class Found(NamedTuple):
 
 class Reading(NamedTuple):
     """What a text holds. `found` in order, none over another; `undecided`: the first token that more text may make
-    personal; `hidden`: tokens that are not to be shown as long as what they are of is not decided."""
+    personal; `behind`: what it ended in."""
 
     tokens: list[Token]
     found: list[Found]
     undecided: int
-    hidden: frozenset[int]
     behind: Behind
 
 
@@ -119,7 +118,17 @@ def read(texts: Sequence[str], spaces: Sequence[bool], before: str, behind: Behi
             last = Behind(min(len(run.digits) + carried.digits, 99), bool(label), last.word)
     for one in found[::-1]:
         limit = one.first if one.first < limit < one.stop else limit
-    return Reading(of, found, limit, _hidden(of, numbers, addresses), last)
+    return Reading(of, found, limit, last)
+
+
+def unsure(of: Sequence[Token], behind: Behind) -> frozenset[int]:
+    """The tokens that are not to be shown as long as what they are of is not decided: every digit, every address, and
+    an end that is likely to become one."""
+    hide = {token for run in runs(of) for one in run.elements for token in range(one.first, one.stop)}
+    for mail in mails(of, False, behind.word):
+        hide.update(range(mail.first, mail.stop))
+    hide.update(range(unsaid(of), len(of)))
+    return frozenset(hide)
 
 
 def _masked(before: str, flat: str, of: Sequence[Token], found: Sequence[Found], stop: int) -> str:
@@ -131,15 +140,6 @@ def _masked(before: str, flat: str, of: Sequence[Token], found: Sequence[Found],
             at = of[one.stop - 1].stop
     parts.append(flat[at : of[stop].start])
     return "".join(parts)[-CONTEXT:]
-
-
-def _hidden(of: Sequence[Token], numbers: Sequence[Run], addresses: Sequence[Mail]) -> frozenset[int]:
-    """Every digit, every address, and an end that is likely to become one."""
-    hide = {token for run in numbers for one in run.elements for token in range(one.first, one.stop)}
-    for mail in addresses:
-        hide.update(range(mail.first, mail.stop))
-    hide.update(range(unsaid(of), len(of)))
-    return frozenset(hide)
 
 
 # -- one run of numbers ------------------------------------------------------------------------------------------------

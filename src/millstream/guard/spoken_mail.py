@@ -112,7 +112,7 @@ def _mail(of: Sequence[Token], first: int, at: int, ended: bool) -> Mail | None:
 
 def _may_go_on(of: Sequence[Token], stop: int) -> bool:
     """Whether a domain that ends here may have more names, whatever comes."""
-    return stop == len(of) or (stop + 1 == len(of) and (_join(of, stop) or _dot(of, stop)))
+    return stop == len(of) or (stop + 1 == len(of) and (_dash(of, stop) or _dot(of, stop)))
 
 
 def _domain(of: Sequence[Token], at: int) -> tuple[int, int]:
@@ -134,7 +134,7 @@ def _name(of: Sequence[Token], at: int) -> int:
     while stop > at and stop < len(of) and stop - at < REACH:
         if _part(of, stop) and (of[stop].joined or (_spelled(of[stop]) and _spelled(of[stop - 1]))):
             stop += 1
-        elif of[stop].text in ("-", "dash", "hyphen") and _part(of, stop + 1):
+        elif _dash(of, stop) and _part(of, stop + 1):
             stop += 2
         else:
             break
@@ -167,6 +167,10 @@ def _join(of: Sequence[Token], at: int) -> bool:
 
 def _dot(of: Sequence[Token], at: int) -> bool:
     return of[at].text in _DOT and (of[at].text != "." or of[at].joined)
+
+
+def _dash(of: Sequence[Token], at: int) -> bool:
+    return of[at].text in ("dash", "hyphen") or (of[at].text == "-" and of[at].joined)
 
 
 _ZH = frozenset("零〇一二两三四五六七八九幺")

@@ -222,15 +222,35 @@ _LABELS: Final = [
     Quantity(name="auc_lost", kind="level", help="AUC that served scores surely lack beside frozen ones, by slice"),
     Quantity(name="calibration_off", kind="level", help="how far mean score / rate of positives surely is from 1"),
 ]
+_SPEECH: Final = [
+    *_counts(
+        ("speech_segments", "millstream_speech_segments_total", "final texts of speech"),
+        ("speech_empty", "millstream_speech_empty_total", "segments with speech and without a word"),
+        ("speech_failed", "millstream_speech_finals_failed_total", "final texts that are what was stable"),
+        ("speech_late", "millstream_speech_first_token_late_total", "segments whose first words missed their budget"),
+        ("speech_words", "millstream_speech_words_total", "words of final texts"),
+        ("speech_suppressed", "millstream_speech_suppressed_total", "words on silence that were not told"),
+        ("speech_repeated", "millstream_speech_words_repeated_total", "words that say again those before them"),
+        ("speech_loops", "millstream_speech_loops_total", "final texts in which the recogniser lost its place"),
+        ("speech_characters", "millstream_speech_characters_total", "letters and digits of final texts, by language"),
+    ),
+    Quantity(
+        name="speech_spoken", kind="count", unit="seconds", metric="millstream_speech_spoken_seconds_total",
+        help="seconds of speech, by language",
+    ),
+    Quantity(
+        name="speech_confidence", kind="count", unit="probability", metric="millstream_speech_confidence_total",
+        help="sum of the confidences of final words",
+    ),
+]  # fmt: skip
 _ROLE: Final = [
     Quantity(
         name="clock_jump", kind="level", unit="seconds",
         help="how far the wall clock is from what it was when the role began",
     ),
 ]  # fmt: skip
-QUANTITIES: dict[str, Quantity] = {
-    one.name: one for one in (*_SERVING, *_QUALITY, *_LISTS, *_LOOP, *_FEATURES, *_DRIFT, *_LABELS, *_ARMS, *_ROLE)
-}
+_ALL: Final = (*_SERVING, *_QUALITY, *_LISTS, *_LOOP, *_FEATURES, *_DRIFT, *_LABELS, *_ARMS, *_SPEECH, *_ROLE)
+QUANTITIES: dict[str, Quantity] = {one.name: one for one in _ALL}
 """By name. Monitors that read others add theirs where they are defined (`add`)."""
 
 

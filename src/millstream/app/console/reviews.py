@@ -19,7 +19,7 @@ from millstream.console.studies import Case, Made, ReviewsNow
 from millstream.errors import Busy
 from millstream.learn.curate.dataset import Dataset
 from millstream.learn.curate.queue import Queue, ReviewItem, shown
-from millstream.learn.curate.reasons import REASONS
+from millstream.learn.curate.reasons import REASONS, SPEECH
 
 CASES = 30
 DATASETS = 20
@@ -50,7 +50,7 @@ class Reviewing:
             labelled = dict(self._labelled)
         return ReviewsNow(
             model=at.model,
-            waiting={name: counts[name] for name in REASONS if counts[name]},
+            waiting={name: counts[name] for name in (*REASONS, *SPEECH) if counts[name]},
             cases=[_case(one, at.settings.catalogue.title) for one in items],
             labelled=labelled,
             datasets=[_made(one) for one in curation.datasets(at)[:DATASETS]],

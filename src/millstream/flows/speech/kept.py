@@ -77,14 +77,9 @@ class Kept:
             raise
         return name
 
-    def forget(self, session: str) -> int:
-        """Take away what is kept of a session; how many files."""
-        self._thread.submit(lambda: None).result()
-        return sum(_gone(path) for path, _, of in self._files() if of == _plain(session))
-
     def expire(self, now: float) -> int:
         """Take away what is too old, and the oldest of what is too much; how many files."""
-        files = sorted(self._files(), key=lambda one: one[1])
+        files = sorted(_files(self.folder), key=lambda one: one[1])
         sizes = [_size(path) for path, _, _ in files]
         left, gone = sum(sizes), 0
         for (path, at, _), size in zip(files, sizes, strict=True):
@@ -110,12 +105,18 @@ class Kept:
         finally:
             self._room.release()
 
-    def _files(self) -> Iterator[tuple[Path, float, str]]:
-        """Every file with when it was kept, unix seconds, and of which session."""
-        for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            match = _NAME.fullmatch(path.name)
-            if match is not None:
-                yield path, int(match[1]) / 1000, match[2]
+
+def forget(folder: Path, who: Callable[[str], bool]) -> int:
+    """Take away what is kept of the sessions that `who` says yes to; how many files."""
+    return sum(_gone(path) for path, _, session in _files(folder) if who(session))
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, float, str]]:
+    """Every file with when it was kept, unix seconds, and of which session."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        match = _NAME.fullmatch(path.name)
+        if match is not None:
+            yield path, int(match[1]) / 1000, match[2]
 
 
 def _plain(name: str) -> str:

@@ -13,16 +13,17 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from millstream.clock import Clock
 from millstream.flows.speech.kept import Kept
 from millstream.flows.speech.wiring import Settling
+from millstream.guard.pii import pseudonym
 from millstream.meter import Meter
 from millstream.models.speech.loops import looping
-from millstream.spoken import Segment, Word, written
+from millstream.spoken import Edited, Word, written
 from millstream.types import Review
 
 UNSURE: Final = 0.5
@@ -35,9 +36,14 @@ THIN_ELSE: Final = 4.0
 SPEECH_S_MIN: Final = 2.0
 """Less speech says nothing about its pace."""
 AN_HOUR: Final = 60
+VOICE: Final = 0.55
+"""Score of a speaker under which the voice might as well be another one's."""
 LANGUAGES_MAX: Final = 32
+TEXT_MAX: Final = 2000
+Shown = dict[str, str | int | float | list[str | int | float] | None]
 DEFINITION: Final = "speech"
-"""`Review.definition` of final texts: they are no rows of a model that learns from labels."""
+"""`Review.definition` of final texts: they are no rows of a model that learns from labels. Their `user` is the session:
+by its id what was put up of it can be forgotten."""
 log = logging.getLogger(__name__)
 
 
@@ -80,6 +86,14 @@ def repeats(words: Sequence[str]) -> int:
     return sum(again)
 
 
+class Why(NamedTuple):
+    """Why a final text is worth a look: the name of the reason, how much in [0, 1], and in words."""
+
+    reason: str
+    worth: float
+    said: str
+
+
 class Look:
     """Looks at every final text: the `look` of a Wiring. `put` takes what a person should see, None: nobody does;
     `kept`: where its audio goes, None: nowhere. `version()`: of the recogniser that is live."""
@@ -119,20 +133,43 @@ class Look:
         language = self._language(settling.told[0].language if settling.told else settling.heard.language)
         self._count(found, settling, language)
         why = reason(found, settling, language)
-        if why is None or not settling.told or self._put is None:
+        if why is not None and settling.told and self._put is not None and self._room():
+            self._put(self._review(settling, found, why, self._keep(settling, words)))
+
+    def edited(self, session: str, told: Edited) -> None:
+        """Put up what a person made of a final text: where the recogniser was wrong, as people say."""
+        if self._put is None or not self._room():
             return
         now = self._clock.now()
+        shown: Shown = {
+            "text": told.text,
+            "speaker": told.speaker.name if told.speaker else None,
+            "by": pseudonym(told.by),
+        }
+        said = "a person changed its " + " and its ".join(
+            name for name, value in (("text", told.text), ("speaker", told.speaker)) if value is not None
+        )
+        why = Why("speech-edited", 0.8, said)
+        self._put(self._entry(session, told.id, f"edited {told.rev}", why, 0.0, shown, now))
+
+    def _room(self) -> bool:
+        """Whether this hour has room for one more."""
+        now = self._clock.now()
         if len(self._told) == AN_HOUR and self._told[0] > now - 3600.0:
-            return self._passed.add()
+            self._passed.add()
+            return False
         self._told.append(now)
-        name = ""
-        if self._kept is not None and not settling.heard.problem:
-            first = settling.told[0]
-            name = self._kept.put(
-                settling.session, first.id, settling.audio, settling.first_s, words, settling.spans, now
-            )
         self._reviews.add()
-        self._put(self._review(settling, found, why, name, now))
+        return True
+
+    def _keep(self, settling: Settling, words: Sequence[Word]) -> str:
+        """Keep its audio, where it is known what was said in it; the name of the file, or ""."""
+        if self._kept is None or settling.heard.problem:
+            return ""
+        return self._kept.put(
+            settling.session, settling.told[0].id, settling.audio, settling.first_s, words, settling.spans,
+            self._clock.now(),
+        )  # fmt: skip
 
     def _count(self, found: Signs, settling: Settling, language: str) -> None:
         of = {"language": language}
@@ -153,37 +190,43 @@ class Look:
         self._languages.add(language)
         return language
 
-    def _review(self, settling: Settling, found: Signs, why: tuple[str, float, str], name: str, now: float) -> Review:
+    def _review(self, settling: Settling, found: Signs, why: Why, name: str) -> Review:
         first, last = settling.told[0], settling.told[-1]
-        key = f"{settling.session}\0{first.id}\0speech".encode("utf-8", "surrogatepass")
-        text = " ".join(one.text for one in settling.told)[:2000]
+        shown: Shown = {
+            "text": " ".join(one.text for one in settling.told)[:TEXT_MAX],
+            "speaker": first.speaker.name or first.speaker.id,
+            "start": first.start,
+            "end": last.end,
+            "pace": round(found.pace, 2),
+            "audio": name,
+        }
+        now = self._clock.now()
+        return self._entry(settling.session, first.id, "final", why, found.confidence, shown, now)
+
+    def _entry(self, session: str, segment: str, what: str, why: Why, score: float, shown: Shown, now: float) -> Review:
+        key = f"{session}\0{segment}\0{what}".encode("utf-8", "surrogatepass")
         return Review(
-            id=blake2b(key, digest_size=8).hexdigest(), request=settling.session, item=first.id, user="",
-            model=self._model, version=self._version(), definition=DEFINITION, tokens=b"", score=found.confidence,
-            calibrated=found.confidence, reasons=[why[0]], worth=why[1], event_time=now, at=now, said=why[2],
-            shown={
-                "text": text, "speaker": first.speaker.name or first.speaker.id, "start": first.start, "end": last.end,
-                "pace": round(found.pace, 2), "audio": name,
-            },
+            id=blake2b(key, digest_size=8).hexdigest(), request=session, item=segment, user=session, model=self._model,
+            version=self._version(), definition=DEFINITION, tokens=b"", score=score, calibrated=score,
+            reasons=[why.reason], worth=why.worth, event_time=now, at=now, said=why.said, shown=shown,
         )  # fmt: skip
 
 
-def reason(found: Signs, settling: Settling, language: str) -> tuple[str, float, str] | None:
-    """Why a final text is worth a look: the name of the reason, how much in [0, 1], and in words; None: it is not."""
+def reason(found: Signs, settling: Settling, language: str) -> Why | None:
+    """The strongest sign that a final text is worth a look; None: there is none."""
     if settling.heard.problem:
-        return "speech-failed", 1.0, "its final text could not be had: what was stable before stands there"
+        return Why("speech-failed", 1.0, "its final text could not be had: what was stable before stands there")
     if found.loop or found.repeated > REPEATED:
-        return "speech-loop", 0.9, f"{found.repeated:.0%} of its words say again what stands before them"
+        return Why("speech-loop", 0.9, f"{found.repeated:.0%} of its words say again what stands before them")
     least = THIN.get(language, THIN_ELSE)
     if found.words and settling.speech_s >= SPEECH_S_MIN and found.pace < least:
         said = f"{found.pace:.1f} characters a second of speech, where {least:g} is little"
-        return "speech-thin", min(1.0, 1.0 - found.pace / (2 * least)), said
+        return Why("speech-thin", min(1.0, 1.0 - found.pace / (2 * least)), said)
     if found.words and found.confidence < UNSURE:
-        return "speech-unsure", 1.0 - found.confidence, f"the recogniser's mean confidence is {found.confidence:.2f}"
-    if any(_voices(one) for one in settling.told):
-        return "speech-voices", 0.3, "more than one voice is heard in it"
+        said = f"the mean confidence of its words is {found.confidence:.2f}"
+        return Why("speech-unsure", 1.0 - found.confidence, said)
+    if any(one.speaker.overlap for one in settling.told):
+        return Why("speech-voices", 0.4, "more than one voice is heard at once")
+    if any(one.speaker.id and one.speaker.score < VOICE for one in settling.told):
+        return Why("speech-voices", 0.3, "whose voice it is was not clear")
     return None
-
-
-def _voices(one: Segment) -> bool:
-    return one.speaker.overlap

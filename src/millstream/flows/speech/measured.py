@@ -20,9 +20,7 @@ class Numbers:
         self.audio = count("millstream_speech_audio_seconds_total", "seconds of audio heard")
         self.speech = count("millstream_speech_heard_seconds_total", "seconds of it that were given to a recogniser")
         self.detecting = count("millstream_speech_detect_seconds_total", "seconds spent on finding speech")
-        self.recognising = count(
-            "millstream_speech_compute_seconds_total", "seconds spent on recognising and on voices"
-        )
+        self.recognising = count("millstream_speech_compute_seconds_total", "seconds that recognisers took")
         self.segments = count("millstream_speech_segments_total", "segments that became final")
         self.empty = count("millstream_speech_empty_total", "segments with speech and without a word")
         self.suppressed = count("millstream_speech_suppressed_total", "words on silence that were not told")

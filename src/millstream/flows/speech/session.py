@@ -64,6 +64,7 @@ class Session:
         self._news, self._taken = asyncio.Event(), asyncio.Event()
         self._finishing = state.ended
         self._tasks: list[asyncio.Task[None]] = []
+        self._leaving: asyncio.Task[None] | None = None
         self._closed = False
         self.ended = asyncio.Event()
         """Set once nothing more will be told."""
@@ -148,13 +149,16 @@ class Session:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._held is not None:
+        if self._tasks:
+            await self._leave()
+        elif self._held is not None:
             self._held.release()
         self.ended.set()
 
     def _caps(self) -> dict[str, str | float | bool]:
         profile = self._state.profile
         return {
+            "profile": self._state.start.profile or self._settings.profile,
             "model": self._state.model,
             "version": self._state.version,
             "partials": profile.partials,
@@ -253,6 +257,12 @@ class Session:
             if task is not asyncio.current_task():
                 task.cancel()
         self._walker.stop()
+        self._leaving = asyncio.create_task(self._leave())
+
+    async def _leave(self) -> None:
+        """Let go of the file, once nobody writes it."""
+        await asyncio.wait(self._tasks)
+        await self._teller.written()
         if self._held is not None:
             self._held.release()
         self.ended.set()

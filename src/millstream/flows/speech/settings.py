@@ -27,7 +27,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     ] = 992
     look_ahead_ms: Annotated[
         int, msgspec.Meta(ge=0, le=5000, description="words that end closer to what was heard last are not stable yet")
-    ] = 0
+    ] = 1500
     hangover_ms: Annotated[
         int, msgspec.Meta(ge=96, le=5000, description="silence that ends a segment; its final text comes so much later")
     ] = 608

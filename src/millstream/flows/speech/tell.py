@@ -107,6 +107,7 @@ class Teller:
         self._unwritten = False
         self._dropped = 0
         self._telling = asyncio.Lock()
+        self._writing: asyncio.Future[None] | None = None
 
     async def tell(self) -> None:
         """Tell everything, until the audio is over."""
@@ -162,8 +163,15 @@ class Teller:
             text = None if edit.text is None else self._gate.edit(edit.text)
             line.rev += 1
             seq = self._outbox.number()
-            told.append(Edited(seq=seq, id=edit.segment, rev=line.rev, by=by, text=text, speaker=speaker))
+            edited = Edited(seq=seq, id=edit.segment, rev=line.rev, by=by, text=text, speaker=speaker)
+            told.append(edited)
             await self._commit(told)
+            self._look_at_edit(edited)
+
+    async def written(self) -> None:
+        """Return when nothing is being written any more: who stops the teller lets go of the file only then."""
+        if self._writing is not None:
+            await asyncio.wait({self._writing})
 
     # -- partials
 
@@ -308,6 +316,14 @@ class Teller:
         except Exception:  # who looks on must not end what is looked at
             log.exception("session %s: looking at segment %s failed", self._state.session, job.segment.id)
 
+    def _look_at_edit(self, edited: Edited) -> None:
+        if self._wiring.edited is None:
+            return
+        try:
+            self._wiring.edited(self._state.session, edited)
+        except Exception:  # see _look
+            log.exception("session %s: looking at an edit of %s failed", self._state.session, edited.id)
+
     # -- time passing
 
     async def _ticked(self, job: Ticked) -> None:
@@ -381,7 +397,8 @@ class Teller:
         now = self._wiring.clock.now()
         try:
             if durable:
-                await asyncio.to_thread(self._held.write, state, now)
+                self._writing = asyncio.ensure_future(asyncio.to_thread(self._held.write, state, now))
+                await asyncio.shield(self._writing)
             else:
                 self._held.write(state, now, durable=False)
         except (OSError, errors.Full) as error:

@@ -181,7 +181,7 @@ class Walker:
         self._marks = deque([_Mark(place.samples, place.audio_ms, place.intake, self._level.save(), self._hearing)])
         self._finals = asyncio.Semaphore(FINALS_MAX)
         self._quiet = 0
-        self._detecting_s = 0.0
+        self._detecting_s = self._counted_s = 0.0
         self._seen = (0, 0.0)
         self.began_at = place.samples
         """The sample that this walk began with."""
@@ -233,6 +233,7 @@ class Walker:
             await self._hear(np.concatenate([rest, np.zeros(-len(rest) % FRAME, np.float32)]))
         for event in self.cutter.finish():
             await self._meet(event)
+        self._count()
         await self.jobs.put(Over(end, self._place()))
 
     def stop(self) -> None:
@@ -259,9 +260,14 @@ class Walker:
                 await self._tick()
 
     async def _tick(self) -> None:
+        self._count()
         self._quiet = 0 if self._open else self._quiet + 1
         place = self._place() if self._quiet and self._quiet % QUIET_TICKS == 0 else None
         await self.jobs.put(Ticked(self.cutter.at, place))
+
+    def _count(self) -> None:
+        self._numbers.recognising.add(self._asker.compute_s - self._counted_s)
+        self._counted_s = self._asker.compute_s
 
     async def _meet(self, event: Event) -> None:
         match event:

@@ -16,7 +16,7 @@ from millstream.flows.speech.recognise import Settled
 from millstream.flows.speech.settings import Profile
 from millstream.flows.speech.speakers import Speakers
 from millstream.models.speech.vad import Vad
-from millstream.spoken import Segment, Word
+from millstream.spoken import Edited, Segment, Word
 
 Embed = Callable[[Sequence[NDArray[np.float32]]], Awaitable[NDArray[np.float32]]]
 """Voices of windows of audio at 16 kHz: float32 [n, d], each of length one."""
@@ -96,7 +96,8 @@ class Wiring:
     """`model`, `version`: of the recogniser; `streaming`: its kind; `fills`: the engine fills `samples` of a windowed
     one. `embed` None: nobody tells voices apart. `load()`: 0 at ease, 1 hypotheses come half as often, 2 there are
     none; `waited(seconds)`: how long a hypothesis waited in the engine. `speakers(profile, saved)`: those of a new
-    session, or of one that goes on. `look`: gets every segment that becomes final; what it raises is logged."""
+    session, or of one that goes on. `look`: gets every segment that becomes final; `edited`: what a person changed,
+    and in which session. What they raise is logged."""
 
     submit: Submit
     model: str
@@ -112,3 +113,4 @@ class Wiring:
     gate: Callable[[], Gate] = OpenGate
     speakers: Callable[[Profile, dict[str, Any] | None], Speakers] = field(default=_speakers)
     look: Callable[[Settling], None] | None = None
+    edited: Callable[[str, Edited], None] | None = None

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millstream.learn.curate.near import BANDS, DEEP, Kept, bands
-from millstream.learn.curate.reasons import GOLD, REASONS, Pick, drawn, identity
+from millstream.learn.curate.reasons import GOLD, REASONS, SPEECH, Pick, drawn, identity
 from millstream.learn.curate.scan import Scan
 from millstream.learn.curate.settings import CurateSettings
 from millstream.learn.validation import Slice
@@ -105,7 +105,8 @@ def shown(waiting: Iterable[Review], limit: int, reason: str = "") -> list[Revie
     for one in waiting:
         for name in [one.reasons[0]] if not reason else [reason] if reason in one.reasons else []:
             by_reason.setdefault(name, []).append(one)
-    ordered = [sorted(by_reason[name], key=lambda one: -one.worth) for name in REASONS if name in by_reason]
+    names = [name for name in (*REASONS, *SPEECH) if name in by_reason]
+    ordered = [sorted(by_reason[name], key=lambda one: -one.worth) for name in names]
     turns = (one for turn in zip_longest(*ordered) for one in turn if one is not None)
     return [_item(one) for one, _ in zip(turns, range(limit), strict=False)]
 
@@ -122,7 +123,7 @@ def choose(
     rows: Scan, queue: Queue, settings: CurateSettings, slices: Sequence[Slice], definition: str, now: float
 ) -> list[Review]:
     """Rows of the scan that join the queue, without what they are shown with."""
-    waiting = queue.waiting(now)
+    waiting = [one for one in queue.waiting(now) if one.tokens]  # texts of speech are bounded where they are found
     known = {*queue.reviews}
     room = _Room(waiting, settings)
     kept = Kept(settings.near)

@@ -32,6 +32,8 @@ CONFLICT: Final = 0.25  # of a cluster's rows on the other side
 CLUSTER_MOST: Final = 200
 LEAST: Final = 30  # rows of a slice, on either side of the moment, that a mean is taken of
 GOLD: Final = "sample"
+SPEECH: Final = ("speech-failed", "speech-loop", "speech-thin", "speech-unsure", "speech-voices", "speech-edited")
+"""Why a final text of speech is worth a look: flows/speech/look.py puts those into the queue."""
 
 Floats = NDArray[np.float64]
 

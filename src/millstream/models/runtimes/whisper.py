@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 from millstream import errors
 from millstream.machine import cores
 from millstream.models.manifest import Cell, Manifest
-from millstream.models.speech.hanzi import PROMPT, simplified
+from millstream.models.speech.hanzi import simplified
 from millstream.models.speech.heard import Heard
 from millstream.models.speech.loops import compression, doubled, looping, unlooped
 from millstream.models.speech.mel import HOP, log_mel
-from millstream.models.speech.pieces import Tokens, begun, text_of, words
+from millstream.models.speech.pieces import Tokens, begun, text_of, without_silence, words
 from millstream.models.speech.tensors import RATE, WINDOWED, WINDOWED_OUTPUTS, Window, batching, column, windows
 from millstream.models.speech.vocabulary import Vocabulary
 from millstream.types import Array
@@ -44,7 +44,10 @@ WINDOW_S_MAX: Final = 30
 WINDOWS_S: Final = (5, 10, 15, 20, 30)
 """Windows of versions that are added; shorter than their `window_s` there is none."""
 BEAM_MAX: Final = 16
-_NO_SPEECH, _UNSURE = 0.6, -1.0  # Radford et al., 2022: over the one and under the other, there was no speech
+_UNSURE = -1.0
+_NOTHING = ((0.6, _UNSURE), (0.8, -0.5))
+"""Over the one (no speech) and under the other (how sure), nothing was said. The first is of Radford et al., 2022; the
+second for the "you" that is heard in pure silence (.90, -.69): lone words of .3 s stay under .6."""
 _TEXT_TOKENS_MAX = 224  # half of what Whisper's decoder has room for; the other half is the prompt's
 _PREFIX_TOKENS_MAX = 200
 _TOKENS_S, _TOKENS_MORE = 12, 24  # room of a window's text, over twice of what anybody says in it
@@ -155,10 +158,9 @@ class Whisper:
             text = self._vocabulary.text(said.tokens)
             if looping(text, len(said.tokens), len(row.asked.audio) / RATE):
                 said = self._without_loop(own, row, said, language)
-                text = self._vocabulary.text(said.tokens)
             if again := doubled([one.lower() for one in self._vocabulary.spelling(said.tokens)]):
                 said = said._replace(tokens=self._without_echo(own, row, said.tokens, again, language))
-            if _nothing(row, said) or text == PROMPT:
+            if _nothing(row, said):
                 said = said._replace(tokens=row.prefix)
             heard.append(self._told(own, mels[number], row, said, language))
         return heard
@@ -208,13 +210,15 @@ class Whisper:
     def _told(self, encoded: Any, mel: NDArray[np.float32], row: _Row, said: _Said, language: str) -> Heard:
         seconds = len(row.asked.audio) / RATE
         spelling = self._vocabulary.spelling(said.tokens)
+        loud = _loud(mel[:, : len(row.asked.audio) // HOP])
         if row.asked.stamps and said.tokens:
             clock, sure = self._aligned(encoded, row, said.tokens, language)
         else:
-            clock, sure = _spread(mel, len(said.tokens), seconds), [math.exp(said.sure)] * len(said.tokens)
+            clock, sure = _spread(loud, len(said.tokens)), [math.exp(said.sure)] * len(said.tokens)
         respell = simplified if language == "zh" else None
+        found = words(Tokens(spelling, np.clip(clock, 0, seconds).tolist(), sure), row.asked.prefix, respell)
         return Heard(
-            words=words(Tokens(spelling, np.clip(clock, 0, seconds).tolist(), sure), row.asked.prefix, respell),
+            words=without_silence(found, loud, HOP / RATE),
             language=language,
             no_speech=round(said.no_speech, 4),
             compression=round(compression(text_of(spelling)), 2),
@@ -273,16 +277,21 @@ def _said(result: Any, row: _Row, end: int) -> _Said:
 
 def _nothing(row: _Row, said: _Said) -> bool:
     """Whether what was said is what decoders say of silence."""
-    return not len(row.asked.audio) or (said.no_speech > _NO_SPEECH and said.sure < _UNSURE)
+    return not len(row.asked.audio) or any(said.no_speech > none and said.sure < sure for none, sure in _NOTHING)
 
 
-def _spread(mel: NDArray[np.float32], count: int, seconds: float) -> NDArray[np.float64]:
+def _loud(mel: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which columns of a spectrum are louder than a quarter of the way from its quietest to its loudest."""
+    level: NDArray[np.float32] = mel.mean(axis=0)
+    if not len(level):
+        return np.zeros(0, np.bool_)
+    return np.asarray(level > level.min() * 0.75 + level.max() * 0.25)
+
+
+def _spread(loud: NDArray[np.bool_], count: int) -> NDArray[np.float64]:
     """A guess at when `count` tokens begin, and the last one ends: each takes as much of what is loud."""
-    columns = max(1, min(mel.shape[1], round(seconds * RATE / HOP)))
-    level = mel[:, :columns].mean(axis=0)
-    loud = level > (level.min() + level.max()) / 2
     passed = np.concatenate([[0.0], np.cumsum(np.maximum(loud, 1e-3))])
-    return np.interp(np.linspace(0, passed[-1], count + 1), passed, np.arange(columns + 1) * HOP / RATE)
+    return np.interp(np.linspace(0, passed[-1], count + 1), passed, np.arange(len(passed)) * HOP / RATE)
 
 
 def _windows(where: str, said: Manifest, least_s: float) -> tuple[int, ...]:

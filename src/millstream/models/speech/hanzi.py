@@ -7,15 +7,12 @@ character stands for which depends on the words around it (OpenCC's dictionaries
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from millstream import errors
 
 if TYPE_CHECKING:
     from opencc import OpenCC
-
-PROMPT: Final = "以下是普通话的句子。"
-"""Whisper writes on as this begins: simplified characters, and punctuation."""
 
 
 @cache

@@ -75,7 +75,9 @@ def _bands(count: int) -> _Bands:
     above = _LINEAR_HZ * np.exp(_LOG_STEP * (mels - _LINEAR_HZ / _LINEAR_STEP_HZ))
     edges = np.where(mels * _LINEAR_STEP_HZ < _LINEAR_HZ, mels * _LINEAR_STEP_HZ, above)
     hertz = np.arange(_SPAN // 2 + 1) * (RATE / _SPAN)
-    bins, weights, starts = [], [], []
+    bins: list[int] = []
+    weights: list[float] = []
+    starts: list[int] = []
     for low, middle, high in zip(edges[:-2], edges[1:-1], edges[2:], strict=True):
         triangle = np.minimum((hertz - low) / (middle - low), (high - hertz) / (high - middle)) * 2 / (high - low)
         inside = np.nonzero(triangle > 0)[0]

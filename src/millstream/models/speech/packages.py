@@ -202,7 +202,7 @@ _ITEMS: Final = (
     ),
     Item(
         name="whisper-tiny-en",
-        what="makes words of English speech, at half the cost of whisper-base",
+        what="makes words of English speech, half the size of whisper-base",
         licence="MIT",
         source="OpenAI's Whisper tiny.en in CTranslate2's format (openai/whisper)",
         format="whisper",

@@ -13,7 +13,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from millstream.models.speech.heard import HeardWord
 
@@ -22,6 +24,7 @@ _ALONE = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U000
 _OPENING = "（《〈「『【〔［“‘"
 _CLOSING = "，。！？；：、）》〉」』】〕］”’…—～・,.!?;:"
 _WORD = re.compile(rf"(\s*)((?:[{_OPENING}]*[{_ALONE}][{_CLOSING}]*)|[^\s{_ALONE}{_OPENING}]+|[{_OPENING}]+)")
+_PAUSE_S = 0.15
 _NO_TEXT, _GAP = re.compile("[\ud800-\udfff]"), "\ufffd"  # bytes that belong to no character
 _FIRST_ALONE = re.compile(rf"[{_OPENING}]*[{_ALONE}]")
 
@@ -39,7 +42,7 @@ class Piece(NamedTuple):
 def split(text: str, goes_on: bool = False) -> list[Piece]:
     """The words of a text. A first word without a space before it has none where the text `goes_on` from another, or
     where it is written without."""
-    found = []
+    found: list[Piece] = []
     for match in _WORD.finditer(text):
         space = bool(match[1]) or (not found and not goes_on)
         if not found and not goes_on and _FIRST_ALONE.match(match[2]):
@@ -89,6 +92,22 @@ def words(tokens: Tokens, prefix: str = "", respell: Callable[[str], str] | None
         if word:
             found.append(HeardWord(word, round(start, 3), round(at, 3), round(min(1.0, sure), 4), piece.space))
     return found
+
+
+def without_silence(found: Sequence[HeardWord], loud: NDArray[np.bool_], column_s: float) -> list[HeardWord]:
+    """The words without the silence at their edges where it is over .15 s: a decoder gives a pause to the word before
+    it. `loud`: whether anything is heard, every `column_s`. A word in silence stays as it is."""
+    kept = []
+    for word in found:
+        begin, end = round(word.start / column_s), round(word.end / column_s)
+        (heard,) = np.nonzero(loud[begin:end])
+        start, stop = word.start, word.end
+        if len(heard):
+            first, last = (begin + heard[0]) * column_s, (begin + heard[-1] + 1) * column_s
+            start = round(float(first), 3) if first - start > _PAUSE_S else start
+            stop = round(float(last), 3) if stop - last > _PAUSE_S else stop
+        kept.append(msgspec.structs.replace(word, start=start, end=stop))
+    return kept
 
 
 def text_of(spelling: Sequence[bytes]) -> str:

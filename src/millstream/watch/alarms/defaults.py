@@ -172,6 +172,39 @@ DEFAULTS: dict[str, Rule] = {
         quantity="feature_age", above=120.0, over_s=60, for_s=60, by=("set",), severity="page",
         says="rows of features are old", runbook=_book("stale-features"),
     ),
+    "speech-late": Rule(
+        quantity="speech_late", of="speech_segments", above=0.05, least=100, over_s=600, for_s=60,
+        says="first words of speech come later than their profile promises", runbook=_book("speech-late"),
+    ),
+    "speech-failed": Rule(
+        quantity="speech_failed", of="speech_segments", above=0.01, least=100, over_s=300, for_s=20, severity="page",
+        says="final texts of speech cannot be had", runbook=_book("speech-failed"),
+    ),
+    "speech-empty": Rule(
+        quantity="speech_empty", of="speech_segments", above=0.2, least=50, over_s=600, for_s=60,
+        says="speech is heard and no word comes of it", runbook=_book("speech-empty"),
+    ),
+    "speech-thin": Rule(
+        quantity="speech_characters", of="speech_spoken", below=1.0, least=120, over_s=600, for_s=60, by=("language",),
+        says="far fewer characters come of a second of speech than people say", runbook=_book("speech-empty"),
+    ),
+    "speech-repeats": Rule(
+        quantity="speech_repeated", of="speech_words", above=0.1, least=500, over_s=600, for_s=60,
+        says="texts of speech say the same words again and again", runbook=_book("speech-repeats"),
+    ),
+    "speech-loops": Rule(
+        quantity="speech_loops", of="speech_segments", above=0.02, least=100, over_s=600, for_s=60,
+        says="the recogniser of speech loses its place", runbook=_book("speech-repeats"),
+    ),
+    "speech-on-silence": Rule(
+        quantity="speech_suppressed", of="speech_words", above=0.1, least=500, over_s=600, for_s=60,
+        says="words are heard where nobody speaks", runbook=_book("speech-on-silence"),
+    ),
+    "speech-server-unsure": Rule(
+        quantity="speech_confidence", of="speech_words", below=0.85, against="peers", least=500, over_s=600, for_s=120,
+        by=("server",), says="the recogniser of one server is less sure than those of its peers",
+        runbook=_book("speech-server-unsure"),
+    ),
     "stale-weights": Rule(
         quantity="staleness_p99", above=120.0, over_s=300, for_s=120, severity="ticket",
         says="what people did takes long to reach the weights that answer", runbook=_book("stale-weights"),

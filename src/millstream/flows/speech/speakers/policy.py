@@ -372,7 +372,10 @@ class Speakers:
 
     @classmethod
     def restored(cls, saved: dict[str, Any], known: Sequence[Known] = ()) -> Speakers:
-        """The speakers of a session that was saved, with the voices that it began with."""
+        """The speakers of a session that was saved. Under policy enrolled it knows those voices that it knew at its
+        begin, of what is enrolled now."""
+        if saved["policy"] == "enrolled":
+            known = [voice for voice in known if voice.name in saved["names"].values()]
         made = cls(saved["policy"], saved["decide_s"], saved["horizon_s"], known)
         made._units = [Unit.restored(unit) for unit in saved["units"]]
         made._names, made._since, made._into = dict(saved["names"]), dict(saved["since"]), dict(saved["into"])

@@ -71,7 +71,6 @@ class Windows:
             heard = self._next - HOP + WINDOW if self._next > start else start
             if upto - heard > (HOP // 2 if heard > start else LEAST - 1):
                 found.append((max(start, upto - WINDOW), upto))
-            self._start = -1
         return found
 
 

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from millstream.guard.pii import redact
-from millstream.guard.spoken import CONTEXT, Behind, Reading, read
+from millstream.guard.spoken import CONTEXT, Behind, Reading, read, unsure
+from millstream.guard.spoken_numbers import Token, tokens
 from millstream.spoken import Word, written
 
 PAUSE_S: Final = 5.0
@@ -43,11 +44,10 @@ class Gate:
     def partial(self, words: Sequence[Word], stable: int) -> tuple[list[Word], int]:
         """The words as they may be shown, and how many of those will not change."""
         sure = self._read(words[:stable], ended=False)
-        whole = self._read(words, ended=False)
+        whole = tokens([one.text for one in words], [one.space for one in words])
         places = [_Place(*one[:2], f"[{one.label}]") for one in sure.found if one.stop <= sure.undecided]
-        hidden = {token for token in whole.hidden if token >= sure.undecided}
-        hidden.update(token for one in whole.found for token in range(one.first, one.stop) if token >= sure.undecided)
-        places += _withheld(whole, sorted(hidden))
+        hidden = unsure(whole, self._carried(words))
+        places += _withheld(whole, sorted(token for token in hidden if token >= sure.undecided))
         shown, ends = _shown(words, whole, places)
         firm = sure.tokens[sure.undecided].word if sure.undecided < len(sure.tokens) else stable
         return shown, sum(end < firm for end in ends)
@@ -55,7 +55,7 @@ class Gate:
     def final(self, words: Sequence[Word]) -> tuple[list[Word], list[Span]]:
         """The words of a segment that has ended, and where its audio must not be heard."""
         found = self._read(words, ended=True)
-        shown, _ = _shown(words, found, [_Place(*one[:2], f"[{one.label}]") for one in found.found])
+        shown, _ = _shown(words, found.tokens, [_Place(*one[:2], f"[{one.label}]") for one in found.found])
         spans = []
         for one in found.found:
             first, last = words[found.tokens[one.first].word], words[found.tokens[one.stop - 1].word]
@@ -68,7 +68,9 @@ class Gate:
     def edit(self, text: str) -> str:
         """What a person wrote in the place of a final."""
         found = read([text], [False], "", Behind(), ended=True)
-        shown, _ = _shown([Word(text, 0.0, 0.0)], found, [_Place(*one[:2], f"[{one.label}]") for one in found.found])
+        shown, _ = _shown(
+            [Word(text, 0.0, 0.0)], found.tokens, [_Place(*one[:2], f"[{one.label}]") for one in found.found]
+        )
         return redact(written(shown))
 
     def save(self) -> dict[str, Any]:
@@ -82,23 +84,26 @@ class Gate:
         self._behind = Behind(int(digits), bool(masked), bool(word))
 
     def _read(self, words: Sequence[Word], ended: bool) -> Reading:
-        near = bool(words) and words[0].start - self._end <= PAUSE_S
-        behind = self._behind if near else Behind()
-        return read([one.text for one in words], [one.space for one in words], self._before, behind, ended)
+        spaces = [one.space for one in words]
+        return read([one.text for one in words], spaces, self._before, self._carried(words), ended)
+
+    def _carried(self, words: Sequence[Word]) -> Behind:
+        """What may go on from the segment before."""
+        return self._behind if words and words[0].start - self._end <= PAUSE_S else Behind()
 
 
-def _withheld(found: Reading, hidden: Sequence[int]) -> list[_Place]:
+def _withheld(of: Sequence[Token], hidden: Sequence[int]) -> list[_Place]:
     """A mark for each row of hidden tokens, over the signs between them."""
     places: list[_Place] = []
     for token in hidden:
-        if places and all(not found.tokens[at].text[0].isalnum() for at in range(places[-1].stop, token)):
+        if places and all(not of[at].text[0].isalnum() for at in range(places[-1].stop, token)):
             places[-1] = places[-1]._replace(stop=token + 1)
         else:
             places.append(_Place(token, token + 1, WITHHELD))
     return places
 
 
-def _shown(words: Sequence[Word], found: Reading, places: Sequence[_Place]) -> tuple[list[Word], list[int]]:
+def _shown(words: Sequence[Word], of: Sequence[Token], places: Sequence[_Place]) -> tuple[list[Word], list[int]]:
     """The words with something else in these places, and of each the index of the last word that it stands for."""
     shown: list[Word] = []
     ends: list[int] = []
@@ -106,17 +111,17 @@ def _shown(words: Sequence[Word], found: Reading, places: Sequence[_Place]) -> t
     at = 0
     waiting = list(places)[::-1]
     while at < len(words):
-        if not waiting or found.tokens[waiting[-1].first].word > at:
+        if not waiting or of[waiting[-1].first].word > at:
             shown.append(words[at])
             ends.append(at)
             at += 1
             continue
         first, last, text, reached = at, at, "", offsets[at]
-        while waiting and found.tokens[waiting[-1].first].word <= last:
+        while waiting and of[waiting[-1].first].word <= last:
             place = waiting.pop()
-            start, stop = found.tokens[place.first].start, found.tokens[place.stop - 1].stop
+            start, stop = of[place.first].start, of[place.stop - 1].stop
             text += _between(words, offsets, reached, start).rstrip("+(") + place.text
-            last, reached = max(last, found.tokens[place.stop - 1].word), stop
+            last, reached = max(last, of[place.stop - 1].word), stop
         text += _between(words, offsets, reached, offsets[last] + len(words[last].text))
         shown.append(_one(words[first : last + 1], text))
         ends.append(last)
@@ -144,7 +149,8 @@ def _offsets(words: Sequence[Word]) -> list[int]:
 
 def _between(words: Sequence[Word], offsets: Sequence[int], start: int, stop: int) -> str:
     """The text from one position to another."""
-    parts, at = [], start
+    parts: list[str] = []
+    at = start
     for word, begin in zip(words, offsets, strict=True):
         end = begin + len(word.text)
         if end <= start or begin >= stop:

@@ -25,14 +25,19 @@ Span = tuple[float, float]
 
 
 def widened(words: Sequence[Word], spans: Sequence[Span]) -> list[Span]:
-    """The spans of a final with what may still belong to them: up to the words beside each, within the bounds above.
-    `words`: as they were heard, or as they are shown."""
-    wide = []
+    """The spans of a final with what may still belong to them: up to the words beside each, at most so far that REACH_S
+    is silent once `mute` has taken its margin. `words`: as they were heard, or as they are shown."""
+    wide: list[Span] = []
     for start, end in spans:
         before = max((one.end for one in words if one.end <= start + 1e-6), default=start - REACH_S)
         after = min((one.start for one in words if one.start >= end - 1e-6), default=end + REACH_S)
-        wide.append((start - np.clip(start - before, MARGIN_S, REACH_S), end + np.clip(after - end, MARGIN_S, REACH_S)))
-    return [(float(start), float(end)) for start, end in wide]
+        wide.append((start - _more(start - before), end + _more(after - end)))
+    return wide
+
+
+def _more(gap: float) -> float:
+    """What `mute` does not take off by itself, of a gap between words."""
+    return min(max(gap - MARGIN_S, 0.0), REACH_S - MARGIN_S)
 
 
 def droppable(words: Sequence[Word], spans: Sequence[Span]) -> bool:
