@@ -48,7 +48,6 @@ WAYS = [
     ("whisper-tiny-en", "int8", 30, 1),
     ("whisper-tiny-en", "int8", 30, 5),
     ("whisper-tiny-en", "float32", 30, 1),
-    ("whisper-base", "int8", 5, 1),
 ]
 QUICK = [way for way in WAYS if way[1:] == ("int8", 10, 1)]
 ALIGNED = 8

@@ -120,9 +120,9 @@ async def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     wiring = Wiring(
         submit=engine.submit,
         model="fake",
-        vad=Loud(vad),
+        vad=Loud(vad),  # type: ignore[arg-type]
         clock=clock,
-        numbers=Numbers(meter),  # type: ignore[arg-type]
+        numbers=Numbers(meter),
     )
     hall = Live(SpeechSettings(recogniser="fake"), wiring, lambda: ["1"], args.sessions, folder / "run")
     found: dict[str, list[float]] = {"first": [], "final": []}

@@ -2,9 +2,9 @@
 
 Rules of the room:
 - Times are seconds of the session's audio, from its first sample; `audio_ms` counts what was taken in.
-- `seq` grows by one with every message that has one, over reconnects too. Whoever has acknowledged up to a number is
+- `seq` grows with every message that has one, over reconnects too; numbers may be left out. Whoever has acknowledged up to a number is
   told what came after it once more, and nothing twice.
-- A segment keeps its `id`; `rev` grows by one with every change. `partial` may change in every word, `stable` words
+- A segment keeps its `id`; `rev` grows with every change. `partial` may change in every word, `stable` words
   (the first `stable` of `words`) never change again; `final` comes once and locks the text for ever. After it only
   `speaker` may change, as `correction`; what a person changes is an `edited` of its own.
 - A client that keeps, for each id, what has the highest `rev` holds what the server holds: see `Transcript`.

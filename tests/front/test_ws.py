@@ -310,6 +310,7 @@ def test_where_nobody_is_heard_the_handshake_says_so() -> None:
         ([START, START], "invalid_argument", 1008),
         ([START, b"broken"], "invalid_argument", 1008),
         ([START, b"\0\0", '{"type":"finish"}', b"\0\0"], "invalid_argument", 1008),
+        ([START, b"\0\0", '{"type":"finish"}', '{"type":"ack","seq":1}', b"\0\0"], "invalid_argument", 1008),
         (['{"type":"start","resume_token":"x"}'], "not_found", 1008),
         ([START, b"x" * (1 << 20) + b"x"], "resource_exhausted", 1009),
         ([START, " " * ((1 << 20) + 1)], "resource_exhausted", 1009),
@@ -319,7 +320,7 @@ def test_what_cannot_be_understood_is_told_and_closes(said: list[Any], code: str
     async def test() -> None:
         async with served() as (house, hearing), talk(house) as client, talk(house) as other:
             await other.send(START)
-            if len(said) == 4:
+            if len(said) >= 4:
                 hearing.go.clear()  # or it would have ended before
             for one in said:
                 await client.send(one)
@@ -340,6 +341,9 @@ def test_a_wrong_edit_is_told_and_ends_nothing() -> None:
             await client.send('{"type":"edit","segment":"nope","text":"x"}')
             trouble = await hear(client, "error")
             assert (trouble["code"], trouble["fatal"]) == ("not_found", False)
+            await client.send('{"type":"edit","segment":"nope","text":"%s"}' % ("x" * 40_000))
+            trouble = await hear(client, "error")
+            assert (trouble["code"], trouble["fatal"]) == ("resource_exhausted", False)
             await client.send(AUDIO[: BLOCK * 4])
             await client.send('{"type":"edit","segment":"g0","text":"x"}')
             assert (await hear(client, "edited"))["text"] == "x"

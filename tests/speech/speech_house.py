@@ -47,6 +47,8 @@ class Desk:
         self.slots = ScriptedStream(script).slots(64) if script.kind == "streaming" else None
         self.turns: dict[str, list] = {}
         self.asked = []
+        self.left = set()
+        self.lost = lambda inputs: None  # an error in the place of an answer, although the step was made
 
     def submit(self, request):
         return asyncio.ensure_future(self.answer(request))
@@ -63,13 +65,19 @@ class Desk:
             return Output(self.model.predict(inputs), request.model, "1", ran=ran)
         turn = request.turn
         if turn.start:
-            known = self.turns[f"t{len(self.turns)}"] = [len(self.turns), 0, f"t{len(self.turns)}"]
+            number = len(self.turns)
+            known = self.turns[turn.id] = [number, 0, f"t{number}"]
+            self.slots.reset(np.array([number]))
         else:
-            known = self.turns[turn.token]
-            assert turn.step == known[1] + 1, "a step was lost or doubled"
+            known = self.turns[turn.id]
+            assert (turn.token, turn.step) == (known[2], known[1] + 1), "a step was lost or doubled"
         known[1] += 1
         found = self.slots.step(inputs, np.array([known[0]]))
-        return Output(found, request.model, "1", ran=ran, turn=Turn(id="x", step=known[1], token=known[2]))
+        if turn.end:
+            self.left.add(turn.id)
+        if (error := self.lost(inputs)) is not None:
+            raise error
+        return Output(found, request.model, "1", ran=ran, turn=Turn(id=turn.id, step=known[1], token=known[2]))
 
 
 def live(desk, folder=None, clock=None, profile="caption", room=100, **more):

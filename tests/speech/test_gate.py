@@ -233,6 +233,9 @@ def test_a_number_that_was_announced_shows_no_digit_before_the_pause_either() ->
     assert written(gate.final(heard("my phone number is four"))[0]) == "my phone number is [PHONE]"
     assert written(gate.final(heard("one five five five five oh one two three thanks", 3.0))[0]) == "[PHONE] thanks"
     assert written(gate.final(heard("two of us", 3.0 + 4 + 2 * PAUSE_S))[0]) == "two of us"
+    gate = Gate()
+    assert written(gate.final(heard("the pin is four eight"))[0]) == "the pin is [ID]"
+    assert written(gate.final(heard("two one thanks", 3.0))[0]) == "[ID] thanks"
 
 
 def test_an_address_over_two_segments() -> None:

@@ -242,6 +242,23 @@ def test_a_step_that_fails_is_a_hypothesis_missed():
     assert [one.text for one in finals(run(whole()))] == list(TALK)
 
 
+def test_a_streaming_recogniser_whose_answer_is_lost_hears_the_segment_anew():
+    async def whole():
+        desk, count = Desk(STREAM), []
+
+        def lost(inputs):
+            count.append(1)
+            return errors.Late("too late") if len(count) in (2, 5) else None
+
+        desk.lost = lost
+        heard = await said(live(desk), DATA)
+        return heard, desk
+
+    heard, desk = run(whole())
+    assert [one.text for one in finals(heard)] == list(TALK)
+    assert desk.left == set(desk.turns)  # its place in the engine is given back
+
+
 def test_a_final_that_fails_once_is_asked_for_again_and_twice_is_told_as_far_as_it_was_stable():
     def failing(times):
         left = [times]
@@ -268,13 +285,16 @@ def test_a_final_that_fails_once_is_asked_for_again_and_twice_is_told_as_far_as_
 
 
 def test_the_language_is_what_is_heard_first_and_then_stays():
-    async def whole():
-        desk = Desk()
-        await said(live(desk), DATA)
-        return desk.asked
+    def asked(*sentences):
+        async def whole():
+            desk = Desk()
+            await said(live(desk), pcm(talk(*sentences)))
+            return [(str(inputs["language"][0]), priority) for inputs, priority in desk.asked]
 
-    asked = [str(inputs["language"][0]) for inputs, _ in run(whole())]
-    assert asked[0] == "" and set(asked[4:]) == {"en"}
+        return run(whole())
+
+    assert asked("one", "two", "three") == [("", 1), ("en", 1), ("en", 1)]  # the first final decides
+    assert [language for language, _ in asked(TALK[0] + " one two three four")] == ["", "", "", "en", "en", "en"]
 
 
 def test_silence_costs_no_recognition_and_tells_nothing():
@@ -363,6 +383,19 @@ def test_a_client_that_is_too_fast_waits_and_one_that_never_reads_stops_the_sess
         return heard
 
     assert [one.text for one in finals(run(whole()))] == list(TALK)
+
+
+def test_messages_of_a_byte_wait_together():
+    async def whole():
+        session = await live(Desk()).open(Start())
+        for byte in pcm(SOUND[: RATE // 4]):
+            await session.hear(bytes([byte]))
+        waiting = len(session._inbox), session._waiting
+        await session.close()
+        return waiting
+
+    messages, samples = run(whole())
+    assert messages <= RATE // 4 // 320 + 1 and samples == RATE // 4
 
 
 async def feed(session, data, size=3200):

@@ -154,17 +154,25 @@ def test_voices_are_told_apart_and_the_last_word_counts(folder, tmp_path):
     assert {plain.who(line) for line in plain.lines} == {""}
 
 
+def test_a_recording_that_ends_in_a_word_has_it(folder, tmp_path):
+    sound = said(ONE, TWO)
+    path = wav(tmp_path / "a.wav", sound[: -int(1.2 * 16000)])  # without the pause at the end
+    assert texts(run(folder, lambda through: through.transcribe(path, "a"))) == [ONE, TWO]
+
+
 def test_what_is_personal_goes_no_further(folder, tmp_path):
-    path = wav(tmp_path / "a.wav", said(ONE, TWO))
+    path, seen = wav(tmp_path / "a.wav", said(ONE, TWO)), []
 
     class Gate(OpenGate):
         def final(self, words):
+            seen.extend(words)
             return [msgspec.structs.replace(word, text="[X]") if word.text == "echo" else word for word in words], []
 
     async def work(through):
         return await Offline(replace(through.wiring, gate=Gate), through.profile).transcribe(path, "a")
 
     assert texts(run(folder, work)) == [ONE, "delta [X]"]
+    assert [word.text for word in seen] == [*ONE.split(), *TWO.split()]  # in the order of the audio
 
 
 def test_a_segment_that_fails_fails_its_recording_and_no_other(folder, tmp_path):

@@ -195,6 +195,14 @@ def test_a_decoder_that_begins_anew_is_not_heard(spoken_packets, monkeypatch):
     assert decibels(decoded(Intake("opus"), some) - without, without) < -60
 
 
+def test_what_is_kept_has_a_bound(spoken_packets, monkeypatch):
+    monkeypatch.setattr(opus, "RESTART", 40)
+    stream = opus.Packets()
+    for packet in spoken_packets[1]:
+        stream.feed(packet)
+        assert len(stream.save()["kept"]) <= 40 + opus.PRE_ROLL
+
+
 def test_what_is_kept_of_large_packets_has_a_bound(monkeypatch):
     monkeypatch.setattr(opus, "HELD_BYTES_MAX", 2000)
     stream = opus.Packets()

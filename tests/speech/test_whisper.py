@@ -6,6 +6,7 @@ The fast tests run a model of random weights (whisper_house.py), the slow ones t
 import asyncio
 import logging
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,11 +22,12 @@ from millstream.models import Repository, load
 from millstream.models.manifest import Batching
 from millstream.models.runtimes import whisper
 from millstream.models.runtimes.whisper import Settings
-from millstream.models.speech.hanzi import simplified
+from millstream.models.speech.hanzi import PROMPT, simplified
 from millstream.models.speech.heard import read
 from millstream.models.speech.pieces import begun, split
 from millstream.models.speech.tensors import RATE, windows
 from millstream.ops.add import Wish, add
+from millstream.testing import check_recogniser
 from millstream.types import Request
 
 FLOAT32, INT8 = Settings(compute_type="float32"), Settings(compute_type="int8")
@@ -95,6 +97,19 @@ def test_a_row_is_heard_the_same_alone_and_among_others(made):
     assert len({text(one) for one in together}) > 4, "the model says the same of everything"
 
 
+@pytest.mark.parametrize("settings", [INT8, FLOAT32], ids=lambda one: one.compute_type)
+def test_it_keeps_what_a_recogniser_promises(house, settings):
+    check_recogniser(lambda: whisper.load(house, whisper.manifest(settings), "cpu"), sound(6, 1))
+
+
+def test_calls_at_once_do_not_know_of_each_other(made):
+    rows = [asked(sound(seconds, seed), stamps=True) for seed, seconds in enumerate((3, 5, 12, 2, 7, 4, 9, 1))]
+    one_by_one = [made.predict(row)["heard"][0] for row in rows]
+    with ThreadPoolExecutor(4) as pool:
+        at_once = [answer["heard"][0] for answer in pool.map(made.predict, rows)]
+    assert at_once == one_by_one
+
+
 def test_what_pads_a_row_is_not_heard(made):
     given = asked(sound(3, 1), sound(9, 2))
     given["audio"][0, 3 * RATE :] = 1.0
@@ -123,6 +138,8 @@ def test_times_are_in_order_and_within_the_audio(made, stamps):
 def test_nothing_is_said_of_no_audio(made):
     (heard,) = hear(made, sound(0), prefix="")
     assert heard.words == []
+    assert hear(made, 2e-5 * np.sign(sound(2)))[0].words == []
+    assert hear(made, 2e-3 * np.sign(sound(2)))[0].words
     (heard,) = hear(made, sound(0), prefix="as before", stamps=True)
     assert text(heard) == "as before"
     assert all(word.end == 0 for word in heard.words)
@@ -185,6 +202,23 @@ def test_a_last_sentence_said_twice_is_said_once_unless_it_lasts_twice(house, en
     assert text(heard) == "I agree. I Agree."[:expected].strip()
     (heard,) = hear(model, sound(5), prefix="I agree. I")
     assert text(heard) == "I agree. I Agree."
+
+
+def test_the_sentence_before_chinese_is_not_said(house):
+    model = whisper.load(house, whisper.manifest(INT8), "cpu")
+    said, asked_with = model._vocabulary.encode(PROMPT), []
+
+    def echo(encoded, prompts, **how):
+        asked_with.extend(prompts)
+        return [SimpleNamespace(sequences_ids=[said], scores=[-0.1], no_speech_prob=0.1)]
+
+    model._model = Spy(model._model, echo)
+    (heard,) = hear(model, sound(5), language="zh")
+    assert heard.words == []
+    assert [token for token in asked_with[0] if token < whisper_house.END] == said
+    (heard,) = hear(model, sound(5), language="en")
+    assert text(heard) == PROMPT
+    assert [token for token in asked_with[1] if token < whisper_house.END] == []
 
 
 @pytest.mark.parametrize(

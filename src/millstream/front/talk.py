@@ -27,6 +27,7 @@ from millstream.types import Principal
 log = logging.getLogger(__name__)
 
 ITEMS_MAX = 64
+EDIT_CHARS_MAX = 1 << 15  # ITEMS_MAX of them may wait
 LAST_S = 1.0  # for what a session says of its own end, and for a client to acknowledge that
 JOINED_BYTES_MAX = 1 << 14  # messages of samples in a row are one piece up to this: tiny ones cost as large ones do
 
@@ -82,7 +83,10 @@ class Talk:
             self._task = asyncio.get_running_loop().create_task(self._run(said))
             return
         self._must_go_on(said.__struct_config__.tag)
-        self._finished = isinstance(said, Finish)
+        if isinstance(said, Edit) and len(said.text or "") > EDIT_CHARS_MAX:
+            self._wire.tell(trouble(errors.TooLarge(f"edit: a text of over {EDIT_CHARS_MAX} characters"), fatal=False))
+            return
+        self._finished = self._finished or isinstance(said, Finish)
         self._put(said)
 
     def hear(self, audio: bytes | bytearray) -> None:

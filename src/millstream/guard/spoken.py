@@ -20,7 +20,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from millstream.guard.pii import personal, plain
-from millstream.guard.spoken_mail import Mail, begins, mails, undecided, unsaid
+from millstream.guard.spoken_mail import begins, mails, undecided, unsaid
 from millstream.guard.spoken_numbers import Run, Token, gap, runs, tokens, words
 
 CONTEXT: Final = 48
@@ -81,7 +81,7 @@ class Found(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a text holds. `found` in order, none over another; `undecided`: the first token that more text may make
+    """What a text holds. `found` in order; `undecided`: the first token that more text may make
     personal; `behind`: what it ended in."""
 
     tokens: list[Token]
@@ -106,7 +106,7 @@ def read(texts: Sequence[str], spaces: Sequence[bool], before: str, behind: Behi
         if run.open and not ended:
             limit = min(limit, run.first)
             break
-        if any(one.first <= run.first < one.stop for one in done):
+        if any(one.first <= run.first and run.stop <= one.stop for one in done):
             continue
         carried = behind if all(gap(token) for token in of[: run.first]) else Behind()
         context = _masked(before, flat, of, found, run.first)

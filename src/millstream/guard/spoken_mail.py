@@ -10,7 +10,7 @@ Rules of the room:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from millstream.guard.spoken_numbers import Token, words
@@ -25,6 +25,8 @@ _DOT = frozenset(("dot", ".", "点"))
 _JOIN = words("dot underscore dash hyphen minus plus point . - _ + % 点 杠")
 _MARKS = frozenset(".-_+%")  # these join only where nothing stands between
 _CUE = frozenset(("email", "emails", "mail", "mails", "邮", "e-mail"))
+_ZH = frozenset("零〇一二两三四五六七八九幺")
+_NUMBERS = words("zero oh one two three four five six seven eight nine ten")
 _STOPS = _CUE | words(
     "is are was be address to at on in me my the an by with of or and it it's its us we look up out find online "
     "today more here site website page available store shop login sign check yeah yes okay ok um uh so that's"
@@ -37,6 +39,16 @@ class Mail(NamedTuple):
     first: int
     stop: int
     open: bool
+
+
+def _part(of: Sequence[Token], at: int) -> bool:
+    """Latin letters or digits, Chinese ones too."""
+    return 0 <= at < len(of) and of[at].text[0].isalnum() and (of[at].text[0] < "\u2e80" or of[at].text in _ZH)
+
+
+def _letters(of: Sequence[Token], at: int) -> bool:
+    """What a domain ends in: no digits."""
+    return _part(of, at) and not of[at].text[0].isdigit() and of[at].text not in _NUMBERS and of[at].text not in _ZH
 
 
 def begins(of: Sequence[Token], at: int) -> int:
@@ -121,20 +133,20 @@ def _domain(of: Sequence[Token], at: int) -> tuple[int, int]:
     while stop < len(of) and stop - at <= 3 and of[stop].text in _AFTER_AT:
         stop += 1
     stop, dots = _name(of, stop), 0
-    while stop + 1 < len(of) and stop - at < REACH and _dot(of, stop) and _part(of, stop + 1):
+    while stop + 1 < len(of) and stop - at < REACH and _dot(of, stop) and _letters(of, stop + 1):
         if of[stop].text == "." and not of[stop + 1].joined:
             break
-        stop, dots = _name(of, stop + 1), dots + 1
+        stop, dots = _name(of, stop + 1, _letters), dots + 1
     return stop, dots
 
 
-def _name(of: Sequence[Token], at: int) -> int:
+def _name(of: Sequence[Token], at: int, part: Callable[[Sequence[Token], int], bool] = _part) -> int:
     """Where a name of a domain that begins here ends: a word, or letters and digits said one by one."""
-    stop = at + _part(of, at)
+    stop = at + part(of, at)
     while stop > at and stop < len(of) and stop - at < REACH:
-        if _part(of, stop) and (of[stop].joined or (_spelled(of[stop]) and _spelled(of[stop - 1]))):
+        if part(of, stop) and (of[stop].joined or (_spelled(of[stop]) and _spelled(of[stop - 1]))):
             stop += 1
-        elif _dash(of, stop) and _part(of, stop + 1):
+        elif _dash(of, stop) and part(of, stop + 1):
             stop += 2
         else:
             break
@@ -143,11 +155,6 @@ def _name(of: Sequence[Token], at: int) -> int:
 
 def _announced(of: Sequence[Token], first: int) -> bool:
     return any(token.text in _CUE for token in of[max(0, first - _CUE_REACH) : first])
-
-
-def _part(of: Sequence[Token], at: int) -> bool:
-    """Latin letters or digits, Chinese ones too."""
-    return 0 <= at < len(of) and of[at].text[0].isalnum() and (of[at].text[0] < "\u2e80" or of[at].text in _ZH)
 
 
 def _stop(of: Sequence[Token], at: int) -> bool:
@@ -171,10 +178,6 @@ def _dot(of: Sequence[Token], at: int) -> bool:
 
 def _dash(of: Sequence[Token], at: int) -> bool:
     return of[at].text in ("dash", "hyphen") or (of[at].text == "-" and of[at].joined)
-
-
-_ZH = frozenset("零〇一二两三四五六七八九幺")
-_NUMBERS = words("zero oh one two three four five six seven eight nine ten")
 
 
 def _spelled(token: Token) -> bool:

@@ -11,6 +11,7 @@ Rules of the room:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -114,7 +115,7 @@ def windowed(sound: NDArray[np.float32], language: str, prefix: str, beam: int, 
 class Asker:
     """What a session asks of one version of a recogniser, through the engine, and what that cost. `language` "" is
     found out by the model. `fills`: the engine fills `samples` of a windowed one. `waited(seconds)`: how long a
-    hypothesis waited."""
+    hypothesis waited. `name`: of the session in the engine that a streaming one is heard in."""
 
     submit: Submit
     model: str
@@ -123,6 +124,7 @@ class Asker:
     fills: bool = True
     step_timeout_s: float = 10.0
     waited: Callable[[float], None] | None = None
+    name: str = ""
     queue_s: float = 0.0
     compute_s: float = 0.0
     asked: int = 0
@@ -141,6 +143,20 @@ class Asker:
         if output.ran is not None:
             self.compute_s += output.ran.compute_s / max(output.ran.rows, 1)
         return output
+
+    async def leave(self) -> None:
+        """Give the engine's session back, if there is one."""
+        turn, self.turn = self.turn, None
+        if turn is None:
+            return
+        nothing: dict[str, Array] = {
+            "audio": np.zeros((1, FRAME), np.float32),
+            "samples": np.array([FRAME], np.int32),
+            "end": np.array([True]),
+        }
+        last = Turn(id=turn.id, token=turn.token, step=turn.step + 1, end=True)
+        with contextlib.suppress(errors.Error):  # it goes by itself, later
+            await self.ask(nothing, FINAL, self.step_timeout_s, last)
 
     async def heard(
         self,
@@ -251,16 +267,18 @@ class Streamed:
                 problem = str(error)
                 continue
             return _settled(self._stable, heard_words(heard, self._start), ended, heard, output)
-        self._asker.turn = None  # where it stands is not known: the next segment begins anew
         return Settled(list(self._stable), self._language, stable=len(self._stable), problem=problem)
 
     async def _send(self, sound: Sound, upto: int, end: bool) -> tuple[Heard, int, Output]:
         asker = self._asker
+        first = self._sent if asker.turn is not None else self._start
         try:
-            output = await self._step(sound(self._sent, upto), asker.turn, end)
+            output = await self._step(sound(first, upto), asker.turn, end)
         except errors.NotFound:  # idle for too long, or its version was loaded anew: once more from the beginning
-            asker.turn = None
             output = await self._step(sound(self._start, upto), None, end)
+        except errors.Error:
+            asker.turn = None  # whether it heard that is not known: the next one begins anew
+            raise
         self._sent = upto
         asker.turn = output.turn
         committed = int(output.outputs["committed"][0])
@@ -272,7 +290,9 @@ class Streamed:
         samples = np.array([len(sound)], np.int32)
         inputs: dict[str, Array] = {"audio": sound[np.newaxis], "samples": samples, "end": np.array([end])}
         asker = self._asker
-        asked = Turn(start=True) if turn is None else Turn(id=turn.id, token=turn.token, step=turn.step + 1)
+        asked = Turn(id=asker.name, start=True)
+        if turn is not None:
+            asked = Turn(id=turn.id, token=turn.token, step=turn.step + 1)
         return await asker.ask(inputs, STEP, FINAL_TIMEOUT_S if end else asker.step_timeout_s, asked)
 
 

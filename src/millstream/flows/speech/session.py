@@ -18,7 +18,10 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, Final
+
+import numpy as np
 
 from millstream import errors
 from millstream.flows.speech.outbox import Outbox
@@ -35,8 +38,20 @@ log = logging.getLogger(__name__)
 
 PIECE_S: Final = 0.5
 """A message of more audio is taken in pieces, so that there are marks within it."""
+TOGETHER: Final = RATE // 50
+"""Messages of fewer samples wait together: what waits is bounded in their number, too."""
 LOOK_S: Final = 1.0
 """A session that hears nothing looks so often whether somebody else wants it."""
+
+
+@dataclass(slots=True)
+class _Heard:
+    """Audio that waits, and the state of what decoded it, after it."""
+
+    sounds: list[Samples] = field(default_factory=list)
+    samples: int = 0
+    intake: dict[str, Any] = field(default_factory=dict)
+    audio_ms: int = 0
 
 
 class Session:
@@ -54,18 +69,20 @@ class Session:
         gate = wiring.gate()
         if state.gate:
             gate.restore(state.gate)
-        asker = Asker(wiring.submit, state.model, state.version, state.language, wiring.fills, waited=wiring.waited)
+        asker = Asker(wiring.submit, state.model, state.version, state.language, wiring.fills)
+        asker.waited, asker.name = wiring.waited, state.session
         self._walker = Walker(wiring, state.profile, asker, speakers, place, state.resumed)
         self._outbox = Outbox(state.seq, state.lost, state.ring)
         self._teller = Teller(wiring, state.profile, state, held, self._walker, speakers, gate, self._outbox)
         self._came = place.samples
-        self._inbox: deque[tuple[Samples, dict[str, Any], int]] = deque()
+        self._inbox: deque[_Heard] = deque()
         self._waiting = 0  # samples in it
         self._news, self._taken = asyncio.Event(), asyncio.Event()
         self._finishing = state.ended
         self._tasks: list[asyncio.Task[None]] = []
         self._leaving: asyncio.Task[None] | None = None
         self._closed = False
+        self._counted = 0
         self.ended = asyncio.Event()
         """Set once nothing more will be told."""
 
@@ -81,7 +98,8 @@ class Session:
         outbox.put([ready])
         if state.resumed:
             outbox.replay(heard)
-        self._wiring.numbers.sessions.add()
+        self._counted = 1
+        self._wiring.numbers.sessions.add(self._counted)
         if state.ended:
             outbox.close()
             self.ended.set()
@@ -142,7 +160,7 @@ class Session:
         if self._closed:
             return
         self._closed = True
-        self._wiring.numbers.sessions.add(-1)
+        self._wiring.numbers.sessions.add(-self._counted)
         self._outbox.close()
         self._taken.set()
         self._walker.stop()
@@ -185,7 +203,12 @@ class Session:
     def _take(self, sound: Samples) -> None:
         self._came += len(sound)
         self._teller.arrivals.came(self._came, self._wiring.clock.monotonic())
-        self._inbox.append((sound, self._intake.save(), self._intake.audio_ms))
+        if not self._inbox or self._inbox[-1].samples >= TOGETHER:
+            self._inbox.append(_Heard())
+        last = self._inbox[-1]
+        last.sounds.append(sound)
+        last.samples += len(sound)
+        last.intake, last.audio_ms = self._intake.save(), self._intake.audio_ms
         self._waiting += len(sound)
         self._news.set()
 
@@ -195,10 +218,10 @@ class Session:
         heard = clock.monotonic()
         while True:
             while self._inbox:
-                sound, intake, audio_ms = self._inbox.popleft()
-                self._waiting -= len(sound)
+                some = self._inbox.popleft()
+                self._waiting -= some.samples
                 self._taken.set()
-                await self._walker.walk(sound, intake, audio_ms)
+                await self._walker.walk(np.concatenate(some.sounds), some.intake, some.audio_ms)
                 await asyncio.sleep(0)
                 heard = clock.monotonic()
             if self._finishing:
@@ -206,15 +229,8 @@ class Session:
             self._teller.arrivals.forget(self._walker.needed_from)
             self._news.clear()
             if not await self._woken(clock.monotonic() - heard):
-                self._outbox.put(
-                    [
-                        _trouble(
-                            "silent",
-                            f"no audio came for {self._settings.silence_s_max:g} s: the session ends",
-                            fatal=False,
-                        )
-                    ]
-                )
+                why = f"no audio came for {self._settings.silence_s_max:g} s: the session ends"
+                self._outbox.put([_trouble("silent", why, fatal=False)])
                 self.finish()
 
     async def _woken(self, silent_s: float) -> bool:

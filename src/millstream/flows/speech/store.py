@@ -120,7 +120,9 @@ class Held:
             self._fd = -1
 
     def drop(self) -> None:
-        """It is over: nobody goes on with it."""
+        """It is over: nobody goes on with it. Nothing happens where it was released."""
+        if self._fd < 0:
+            return
         for path in (self._path, self._wanted, self._lock):
             path.unlink(missing_ok=True)
         self.release()

@@ -369,7 +369,7 @@ class Teller:
                 told.append(SpeakerTold(seq=seq, op=change.op, id=change.id, name=change.name, into=change.into))
             elif (line := self._state.lines.get(change.segment)) is not None:
                 line.rev += 1
-                self._numbers.flips.add()
+                self._numbers.flips.add(change.reason != "decided")  # what was shown as "analysing" was no mistake
                 told.append(
                     Correction(
                         seq=self._outbox.number(),

@@ -233,6 +233,7 @@ class Walker:
             await self._hear(np.concatenate([rest, np.zeros(-len(rest) % FRAME, np.float32)]))
         for event in self.cutter.finish():
             await self._meet(event)
+        await self._asker.leave()
         self._count()
         await self.jobs.put(Over(end, self._place()))
 

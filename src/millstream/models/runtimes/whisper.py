@@ -28,14 +28,14 @@ from numpy.typing import NDArray
 from millstream import errors
 from millstream.machine import cores
 from millstream.models.manifest import Cell, Manifest
-from millstream.models.speech.hanzi import simplified
+from millstream.models.speech.hanzi import PROMPT, simplified
 from millstream.models.speech.heard import Heard
 from millstream.models.speech.loops import compression, doubled, looping, unlooped
 from millstream.models.speech.mel import HOP, log_mel
 from millstream.models.speech.pieces import Tokens, begun, text_of, without_silence, words
 from millstream.models.speech.tensors import RATE, WINDOWED, WINDOWED_OUTPUTS, Window, batching, column, windows
 from millstream.models.speech.vocabulary import Vocabulary
-from millstream.types import Array
+from millstream.types import Array, TensorSpec
 
 FILES: Final = ("model.bin", "config.json", "tokenizer.json")
 """What a version has, beside its vocabulary."""
@@ -48,6 +48,7 @@ _UNSURE = -1.0
 _NOTHING = ((0.6, _UNSURE), (0.8, -0.5))
 """Over the one (no speech) and under the other (how sure), nothing was said. The first is of Radford et al., 2022; the
 second for the "you" that is heard in pure silence (.90, -.69): lone words of .3 s stay under .6."""
+_SILENT = 3e-5  # -90 dBFS, less than a step of 16 bits
 _TEXT_TOKENS_MAX = 224  # half of what Whisper's decoder has room for; the other half is the prompt's
 _PREFIX_TOKENS_MAX = 200
 _TOKENS_S, _TOKENS_MORE = 12, 24  # room of a window's text, over twice of what anybody says in it
@@ -99,7 +100,8 @@ class Whisper:
     """A Model over one folder. Corrupt: it is not a whole one; Misconfigured: its manifest asks for what cannot be;
     Missing: the extra is not installed."""
 
-    inputs, outputs = WINDOWED, WINDOWED_OUTPUTS
+    inputs: tuple[TensorSpec, ...] = WINDOWED
+    outputs: tuple[TensorSpec, ...] = WINDOWED_OUTPUTS
 
     def __init__(self, folder: Path, said: Manifest, device: str = "cpu") -> None:
         self._where = str(folder)
@@ -160,7 +162,7 @@ class Whisper:
                 said = self._without_loop(own, row, said, language)
             if again := doubled([one.lower() for one in self._vocabulary.spelling(said.tokens)]):
                 said = said._replace(tokens=self._without_echo(own, row, said.tokens, again, language))
-            if _nothing(row, said):
+            if _nothing(row, said) or (language == "zh" and text == PROMPT):
                 said = said._replace(tokens=row.prefix)
             heard.append(self._told(own, mels[number], row, said, language))
         return heard
@@ -277,7 +279,8 @@ def _said(result: Any, row: _Row, end: int) -> _Said:
 
 def _nothing(row: _Row, said: _Said) -> bool:
     """Whether what was said is what decoders say of silence."""
-    return not len(row.asked.audio) or any(said.no_speech > none and said.sure < sure for none, sure in _NOTHING)
+    loudest = float(np.abs(row.asked.audio).max(initial=0.0))
+    return loudest < _SILENT or any(said.no_speech > none and said.sure < sure for none, sure in _NOTHING)
 
 
 def _loud(mel: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from millstream import errors
+from millstream.models.speech.hanzi import PROMPT
 from millstream.models.speech.pieces import text_of
 
 
@@ -47,8 +48,9 @@ class Vocabulary:
         return [*first, self._special(language), self._special("transcribe")] if self._multilingual else first
 
     def prompt(self, language: str) -> list[int]:
-        """What the decoder is given before a text without times in it."""
-        return [*self.start(language), self._special("notimestamps")]
+        """What the decoder is given before a text without times in it; of Chinese, a sentence before all."""
+        before = [self._special("startofprev"), *self.encode(PROMPT)] if language == "zh" else []
+        return [*before, *self.start(language), self._special("notimestamps")]
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text."""

@@ -244,7 +244,7 @@ class Speakers:
         weights = np.bincount(labels, [u.weight for u in strong])
         ids = match(labels, [u.id for u in strong], [u.weight for u in strong], [u.fixed for u in strong])
         for unit, label in zip(strong, labels, strict=True):
-            if label not in ids and weights[label] >= NEW:
+            if label not in ids and weights[label] >= NEW and not unit.fixed:
                 ids[label] = self._new(unit, told)
         before = {id(u): u.id for u in self._units}
         for unit in self._units:
