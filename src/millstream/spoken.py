@@ -2,8 +2,8 @@
 
 Rules of the room:
 - Times are seconds of the session's audio, from its first sample; `audio_ms` counts what was taken in.
-- `seq` grows with every message that has one, over reconnects too; numbers may be left out. Whoever has acknowledged up to a number is
-  told what came after it once more, and nothing twice.
+- `seq` grows with every message that has one, over reconnects too; numbers may be left out. Whoever has acknowledged
+  up to a number is told what came after it once more, and nothing twice.
 - A segment keeps its `id`; `rev` grows with every change. `partial` may change in every word, `stable` words
   (the first `stable` of `words`) never change again; `final` comes once and locks the text for ever. After it only
   `speaker` may change, as `correction`; what a person changes is an `edited` of its own.
@@ -200,8 +200,8 @@ def written(words: Iterable[Word]) -> str:
 
 
 class Line(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """A segment in a Transcript. `edited`: what a person made of its text. Words, speaker and edit have a revision each,
-    so that it does not matter which of them arrives first; `rev` 0: of its words nothing was heard yet."""
+    """A segment in a Transcript. `edited`: what a person made of its text. Words, speaker and edit have a revision
+    each, so that it does not matter which of them arrives first; `rev` 0: of its words nothing was heard yet."""
 
     id: str
     rev: int = 0

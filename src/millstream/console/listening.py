@@ -48,7 +48,7 @@ class SpeechNow(msgspec.Struct, frozen=True, kw_only=True):
     toml: str = ""
 
 
-class Page(msgspec.Struct, kw_only=True):
+class Sheet(msgspec.Struct, kw_only=True):
     """A transcript as the browser holds it. `who`: what the speaker of a line is called, by the line's id."""
 
     lines: list[Line]
@@ -87,7 +87,7 @@ class SpeechViews(Protocol):
         """A session at the service, in the name of this key. What the service refuses, from entering it."""
         ...
 
-    def written(self, form: str, page: Page) -> str:
+    def written(self, form: str, sheet: Sheet) -> str:
         """The transcript as a file of this form. BadInput: there is no such form."""
         ...
 
@@ -115,8 +115,8 @@ def routes(views: SpeechViews, key: Callable[[Scope], str]) -> list[BaseRoute]:
 
     async def written(request: Request) -> Response:
         try:
-            page = await _page(request)
-            made = await asyncio.to_thread(views.written, request.query_params.get("form", ""), page)
+            sheet = await _sheet(request)
+            made = await asyncio.to_thread(views.written, request.query_params.get("form", ""), sheet)
         except errors.Error as error:
             return PlainTextResponse(str(error), error.status)
         return PlainTextResponse(made, headers={"cache-control": "no-store"})
@@ -181,7 +181,7 @@ async def _refuse(socket: WebSocket, code: str, why: str) -> None:
         return  # nobody is there any more
 
 
-async def _page(request: Request) -> Page:
+async def _sheet(request: Request) -> Sheet:
     """The transcript in a request. TooLarge, BadInput."""
     body = bytearray()
     async for piece in request.stream():
@@ -189,6 +189,6 @@ async def _page(request: Request) -> Page:
         if len(body) > WRITTEN_BYTES_MAX:
             raise errors.TooLarge(f"the transcript has over {WRITTEN_BYTES_MAX} bytes: export it in parts")
     try:
-        return msgspec.json.decode(bytes(body), type=Page)
+        return msgspec.json.decode(bytes(body), type=Sheet)
     except msgspec.MsgspecError as error:
         raise errors.BadInput(f"no transcript: {error}") from None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 from nicegui import ui
+from starlette.routing import BaseRoute
+from starlette.types import Scope
 
 from millstream import errors
 from millstream.guard import auth
@@ -22,7 +24,8 @@ WHY_MAX = 500
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
     """A page of the console. `path`: its address, "/models"; `name`: of its title in `words` ("NAME.title"); `icon`: of
-    Material Icons; `letter`: g and this letter open it; `build` draws it; `words`: its texts, English and Chinese."""
+    Material Icons; `letter`: g and this letter open it; `build` draws it; `words`: its texts, English and Chinese;
+    `routes`: of its own beside it, given what says the key of who asks."""
 
     path: str
     name: str
@@ -30,6 +33,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     letter: str
     build: Callable[[Visit], Awaitable[None]]
     words: Mapping[str, tuple[str, str]] = {}
+    routes: Callable[[Callable[[Scope], str]], Sequence[BaseRoute]] | None = None
 
 
 class Visit:

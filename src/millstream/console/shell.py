@@ -53,6 +53,8 @@ class Shell:
         app.add_api_route("/static/{name}", _static, methods=["GET"], response_model=None)
         for page in self._pages:
             ui.page(page.path, title=self._title, dark=None, response_timeout=30.0)(self._opened(page))
+            if page.routes is not None:
+                app.router.routes.extend(page.routes(lambda scope: self._sign.key(_shown(scope)[0])))
         ui.run_with(
             app,
             title=self._title,

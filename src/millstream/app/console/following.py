@@ -15,13 +15,14 @@ import uvicorn
 
 from millstream.app.console.alerts import AlertsSeen
 from millstream.app.console.counts import Counts
+from millstream.app.console.hearing import Hearing
 from millstream.app.console.studies import Studies
 from millstream.app.console.tails import Tails
 from millstream.app.console.traffic import Models, Moves
 from millstream.app.installation import Installation
 from millstream.app.plain import until_asked
 from millstream.config import orphaned
-from millstream.console.pages import alerts, log, models, overview, traffic
+from millstream.console.pages import alerts, log, models, overview, speech, traffic
 from millstream.console.settings import ConsoleSettings
 from millstream.console.shell import CONNECTIONS_MAX, Shell
 from millstream.console.sign import Sign
@@ -89,6 +90,7 @@ class Following:
             studies.features,
             studies.recommend,
             studies.experiments,
+            speech.page(Hearing(at)),
             alerts.page(alerts_seen, moves),
             studies.review,
             log.page(tails),

@@ -9,7 +9,7 @@ from typing import cast, get_args
 
 from millstream.app.console.lists import address
 from millstream.app.installation import Installation
-from millstream.console.listening import Listening, Page, SpeechNow
+from millstream.console.listening import Listening, Sheet, SpeechNow
 from millstream.errors import BadInput, Misconfigured
 from millstream.flows.speech.settings import Policy
 from millstream.flows.speech.written import FORMATS, Format, render
@@ -57,9 +57,9 @@ class Hearing:
             language=start.language, speakers=start.speakers, ca=ca, retry_s=RETRY_S, clock=self._at.clock,
         )  # fmt: skip
 
-    def written(self, form: str, page: Page) -> str:
+    def written(self, form: str, sheet: Sheet) -> str:
         """See SpeechViews."""
         if form not in FORMATS:
             raise BadInput(f"form: there are {', '.join(FORMATS)}, got {form[:20]!r}")
-        who = (lambda line: page.who.get(line.id, "")) if page.who else None
-        return render(cast(Format, form), page.lines, who, page.name, page.language, page.seconds)
+        who = (lambda line: sheet.who.get(line.id, "")) if sheet.who else None
+        return render(cast(Format, form), sheet.lines, who, sheet.name, sheet.language, sheet.seconds)

@@ -35,7 +35,7 @@ from millstream.models.speech.vad import Vad
 from millstream.spoken import Correction, Line, Segment, Speaker, SpeakerTold, Transcript, Word
 from millstream.types import Array
 
-AT_ONCE: Final = 16
+AT_ONCE: Final = 8
 LANGUAGE_WORDS: Final = 3
 PROFILE: Final = Profile(partials=False, speakers="none", instant=False)
 """How recordings are cut: as captions are, in segments as long as a recogniser takes."""
