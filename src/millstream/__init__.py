@@ -3,4 +3,4 @@
 The package itself imports nothing heavy; the rooms are in README.md and docs/design.md.
 """
 
-__version__ = "0.8.0"
+__version__ = "0.9.0"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from millstream.app import voices
@@ -28,6 +28,8 @@ from millstream.flows.speech.recognise import Asker
 from millstream.flows.speech.session import Session
 from millstream.flows.speech.settings import RATE, Profile
 from millstream.flows.speech.speakers import Speakers
+from millstream.flows.speech.speakers.windows import HOP, WINDOW
+from millstream.flows.speech.trial import trial, voiced
 from millstream.flows.speech.wiring import Wiring
 from millstream.flows.speech.words.gate import Gate
 from millstream.front.door import Recording, Transcribed
@@ -40,12 +42,9 @@ from millstream.spoken import Ack, Edit, End, Finish, Move, Start, Told, Trouble
 
 logger = logging.getLogger("millstream")
 
-TRIES = 5
-"""Calls that a recogniser is measured by; the fastest counts: a machine that was busy with something else for a moment
-must not keep a service from starting."""
-STEP_S, SEGMENT_S = 4.0, 10.0
-"""Seconds of audio of such a call, and of a segment whose final text is taken to cost as much for its length: made of
-noise it would cost many times more than of speech, as no hypothesis is likely."""
+TRIALS = 4
+"""A recogniser that is too slow for the default profile is measured so often before that is believed."""
+TRIAL_PAUSE_S = 1.0
 RECORDINGS_MAX = 4
 """Files that are transcribed at once; one more is told to come again."""
 OPENAI_MODEL = "whisper-1"
@@ -78,8 +77,11 @@ class Hearing:
             raise NotFound(self._no_model(self.model))
         inputs = {spec.name for spec in engine.describe(self.model).inputs}
         streaming, fills = streams(inputs, self.model), "samples" not in inputs
+        embed = self._embed(voice) if voice is not None else None
         cost = await self._cost(Asker(engine.submit, self.model, language=settings.language, fills=fills), streaming)
-        room = settings.sessions_max or follows(settings.profile_of(""), cost, cores())
+        if embed is not None:
+            cost = replace(cost, voices_s=await voiced(embed, self._here, WINDOW / RATE, HOP / RATE))
+        room = settings.sessions_max or follows(settings.profile_of(""), cost, cores() / self._at.settings.workers)
         self._refuse(cost)
         wiring = Wiring(
             submit=engine.submit,
@@ -89,7 +91,7 @@ class Hearing:
             numbers=self._numbers,
             streaming=streaming,
             fills=fills,
-            embed=self._embed(voice) if voice is not None else None,
+            embed=embed,
             gate=Gate,
             speakers=self._speakers,
             look=self._looking,
@@ -98,8 +100,9 @@ class Hearing:
         self._live = Live(settings, wiring, self._versions, room, self._at.folder / "state" / "speech")
         self._offline = Offline(wiring)
         logger.info(
-            "speech: %s takes %.0f ms for a hypothesis; %d sessions at once", self.model, cost.step_s * 1000, room
-        )
+            "speech: %s takes %.0f ms for a hypothesis and %.0f ms for %g s of final text; %d sessions at once here",
+            self.model, cost.step_s * 1000, cost.final_s * 1000, cost.segment_s, room,
+        )  # fmt: skip
 
     async def open(self, start: Start, owner: str) -> Hearer:
         """A session, begun or gone on with; see Live.open. BadInput: also of a profile that is too much for this
@@ -184,13 +187,21 @@ class Hearing:
                 raise Misconfigured(f"speech.profiles.{name} with recogniser {self.model!r}: {why}")
             self._unfit[name] = why
 
+    @property
+    def _here(self) -> bool:
+        """Whether the cores compute it."""
+        return self._at.settings.device == "cpu"
+
     async def _cost(self, asker: Asker, streaming: bool) -> Cost:
-        """What the recogniser takes here."""
-        if streaming:  # a step is as long as what is new, and costs little
-            return Cost(0.0)
-        here = self._at.settings.device == "cpu"
-        step_s = min([await _timed(asker, here) for _ in range(TRIES)])
-        return Cost(step_s, step_s * SEGMENT_S / STEP_S, SEGMENT_S)
+        """What the recogniser takes here, at best."""
+        profile = self._settings.profile_of("")
+        best = await trial(asker, profile, streaming, self._here)
+        for _ in range(TRIALS - 1):
+            if fits(profile, best) is None:
+                break
+            await asyncio.sleep(TRIAL_PAUSE_S)
+            best = min(best, await trial(asker, profile, streaming, self._here), key=lambda cost: cost.step_s)
+        return best
 
 
 class Hearer:
@@ -212,14 +223,3 @@ class Hearer:
             yield told
         if self._hearing.stopping and not isinstance(last, End | Trouble):
             yield Move(why="this server stops: connect again, with the token")
-
-
-async def _timed(asker: Asker, here: bool) -> float:
-    """Seconds of a hypothesis. `here`: the cores compute it, and what others take of them meanwhile does not count, as
-    several processes that start at once would else refuse each other."""
-    # No speech, and no silence that a recogniser might pass over.
-    sound = (0.05 * np.random.default_rng(0).standard_normal(int(STEP_S * RATE))).astype(np.float32)
-    began, spent = time.perf_counter(), time.process_time()
-    await asker.heard(sound, timeout_s=60.0)
-    took = time.perf_counter() - began
-    return min(took, time.process_time() - spent) if here else took

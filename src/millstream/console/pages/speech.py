@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
+import msgspec
 from nicegui import ui
 
 from millstream import errors
@@ -74,7 +75,10 @@ WORDS = {
     "speech.connecting": ("Connecting …", "正在连接……"),
     "speech.listening": ("Listening", "正在聆听"),
     "speech.finishing": ("Finishing …", "正在收尾……"),
-    "speech.done": ("Finished. Corrections now stay in this page and its exports.", "已结束。之后的修改只保留在本页和导出中。"),
+    "speech.done": (
+        "Finished. Corrections now stay in this page and its exports.",
+        "已结束。之后的修改只保留在本页和导出中。",
+    ),
     "speech.insecure": (
         "A browser gives its microphone only to pages at localhost or over https: open the console so, or play a file.",
         "浏览器只允许 localhost 或 https 页面使用麦克风：请以这种方式打开控制台，或播放文件。",
@@ -84,7 +88,10 @@ WORDS = {
         "浏览器未提供麦克风：{why}。请在地址栏中允许，或播放文件。",
     ),
     "speech.no_sound": ("This browser cannot read {file} as sound: {why}", "此浏览器无法读取 {file} 的声音：{why}"),
-    "speech.too_large": ("{file} has over {most} MB; use millstream transcribe", "{file} 超过 {most} MB；请使用 millstream transcribe"),
+    "speech.too_large": (
+        "{file} has over {most} MB: millstream transcribe takes it",
+        "{file} 超过 {most} MB：请使用 millstream transcribe",
+    ),
     "speech.lost": (
         "The connection to the console was lost; what was heard stays here.",
         "与控制台的连接已断开；已听到的内容保留在此。",
@@ -93,7 +100,7 @@ WORDS = {
         "The network is too slow for this audio; what was heard stays here.",
         "网络速度不足以传送音频；已听到的内容保留在此。",
     ),
-}  # fmt: skip
+}
 
 
 def page(views: SpeechViews) -> Page:
@@ -110,14 +117,14 @@ def page(views: SpeechViews) -> Page:
             with ui.element("pre").classes("card mono speech-how"):
                 ui.label(f"pip install 'millstream[speech]'\n{now.fetch}\n\n{now.toml}")
             return
-        ui.add_head_html('<script src="/static/speech.js"></script>')
+        ui.add_head_html("".join(f'<script src="/static/{name}.js"></script>' for name in ("transcript", "speech")))
         ui.element("div").props('id="speech"')
         said = {
             "profiles": now.profiles, "profile": now.profile, "policies": now.policies if now.voices else [],
             "formats": FORMATS, "live": LIVE, "written": WRITTEN, "language": visit.language,
             "texts": {name.partition(".")[2]: visit.say(name) for name in WORDS},
         }  # fmt: skip
-        visit.run("millstreamSpeech.begin", said)
+        ui.run_javascript(f"millstreamSpeech.begin({msgspec.json.encode(said).decode()})")
 
     return Page(
         path="/speech", name="speech", icon="mic_none", letter="s", build=build, words=WORDS,

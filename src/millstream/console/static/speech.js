@@ -1,5 +1,5 @@
-// The page Speech: sound to the console, messages of live speech back, and a transcript that they are folded into.
-// The fold is spoken.py's Transcript: of each id, what has the highest revision. Text only ever goes in by textContent.
+// The page Speech: sound to the console, messages of live speech back, the transcript that they make (transcript.js),
+// and what a person makes of it. Text only ever goes in by textContent.
 "use strict";
 const millstreamSpeech = (() => {
   const UNSENT_MAX = 4 << 20; // bytes that a slow network holds back: 40 s and more
@@ -7,67 +7,6 @@ const millstreamSpeech = (() => {
   const MARKS_MAX = 3000; // pieces of 40 ms whose time is remembered: the longest segment, several times
   const POINTS_MAX = 40;
   const COLOURS = ["one", "two", "three", "four", "five"];
-  const NOBODY = { id: "", name: "unknown", score: 0, overlap: false };
-
-  class Transcript {
-    constructor() {
-      this.lines = new Map();
-      this.names = new Map();
-      this.into = new Map();
-      this.named = new Map();
-      this.seq = 0;
-      this.ended = false;
-    }
-    hear(told) {
-      if (!("seq" in told) || told.type === "ready") return;
-      this.seq = Math.max(this.seq, told.seq);
-      if (["segment", "correction", "edited"].includes(told.type)) this.change(told);
-      else if (told.type === "speaker" && told.op === "merge") this.into.set(told.id, told.into || "");
-      else if (told.type === "speaker" && told.seq > (this.named.get(told.id) || 0)) {
-        this.names.set(told.id, told.name || "");
-        this.named.set(told.id, told.seq);
-      } else if (told.type === "end") this.ended = true;
-    }
-    change(told) {
-      if (!this.lines.has(told.id)) {
-        this.lines.set(told.id, {
-          id: told.id, rev: 0, state: "partial", start: 0, end: 0, words: [], stable: 0, language: "",
-          speaker: NOBODY, speaker_rev: 0, edited: null, edited_rev: 0,
-        });
-      }
-      const line = this.lines.get(told.id);
-      if (told.type === "segment" && told.rev > line.rev) {
-        const { rev, state, start, end, words, stable = 0, language = "" } = told;
-        Object.assign(line, { rev, state, start, end, words, stable, language });
-      }
-      if (told.type === "edited" && told.text != null && told.rev > line.edited_rev) {
-        line.edited = told.text;
-        line.edited_rev = told.rev;
-      }
-      const speaker = told.speaker || (told.type === "segment" ? NOBODY : null);
-      if (speaker && told.rev > line.speaker_rev) {
-        line.speaker = { ...NOBODY, ...speaker };
-        line.speaker_rev = told.rev;
-      }
-    }
-    whose(line) {
-      let ident = line.speaker.id;
-      for (let n = 0; n < this.into.size; n++) ident = this.into.has(ident) ? this.into.get(ident) : ident;
-      return ident;
-    }
-    who(line) {
-      const ident = this.whose(line);
-      return this.names.get(ident) || (ident === line.speaker.id ? line.speaker.name : ident);
-    }
-    text(line) {
-      if (line.edited !== null) return line.edited;
-      return line.words.map((word) => (word.space === false ? word.text : ` ${word.text}`)).join("").trim();
-    }
-    shown() {
-      const order = (a, b) => a.start - b.start || (a.id < b.id ? -1 : 1);
-      return [...this.lines.values()].filter((line) => line.rev).sort(order);
-    }
-  }
 
   let asked, texts, parts, held, talk;
   const drawn = new Map(); // id of a line -> its element
@@ -173,7 +112,7 @@ const millstreamSpeech = (() => {
   };
 
   const clear = () => {
-    held = new Transcript();
+    held = new MillstreamTranscript();
     drawn.clear();
     colours.clear();
     first = [];
@@ -440,10 +379,9 @@ const millstreamSpeech = (() => {
   };
   const write = async (form) => {
     const lines = held.shown().filter((line) => line.state === "final");
-    const who = Object.fromEntries(lines.map((line) => [line.id, line.speaker.id || line.speaker_rev > line.rev ? named(line) : ""]));
-    const known = Object.values(who).some(Boolean);
+    const told = lines.filter((line) => !["unknown", "analysing"].includes(held.who(line)));
     const body = {
-      lines, who: known ? who : {}, name: held.name || "speech",
+      lines, who: Object.fromEntries(told.map((line) => [line.id, held.who(line)])), name: held.name || "speech",
       language: lines.map((line) => line.language).find(Boolean) || "",
       seconds: held.seconds || (talk ? talk.sent / talk.context.sampleRate : 0),
     };
@@ -468,11 +406,15 @@ const millstreamSpeech = (() => {
     const chart = drawing("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img" });
     const points = [...first, ...final];
     const most = [100, 250, 500, 1000, 2000, 4000, 8000, 16000].find((one) => points.every(([, ms]) => ms <= one)) || 32000;
-    const from = Math.min(0, ...points.slice(0, 1).map(([at]) => at)), until = Math.max(10, ...points.map(([at]) => at));
+    const from = points.length ? Math.min(...points.map(([at]) => at)) : 0;
+    const until = Math.max(from + 10, ...points.map(([at]) => at));
     const y = (ms) => height - bottom - (Math.min(ms, most) / most) * (height - bottom - 10);
     for (const ms of [0, most / 2, most]) {
       chart.append(drawing("line", { class: "grid", x1: left, x2: width, y1: y(ms), y2: y(ms) }));
       chart.append(drawing("text", { x: left - 5, y: y(ms) + 4, "text-anchor": "end" }, ms < 1000 ? `${ms}` : `${ms / 1000} s`));
+    }
+    for (const [at, x, anchor] of [[from, left, "start"], [until, width, "end"]]) {
+      chart.append(drawing("text", { x, y: height - 3, "text-anchor": anchor }, `${Math.round(at)} s`));
     }
     const legend = make("div", "legend speech-legend");
     for (const [name, of, colour] of [["first", first, "one"], ["final", final, "two"]]) {
@@ -494,5 +436,5 @@ const millstreamSpeech = (() => {
     parts.chart.replaceChildren(chart, legend);
   };
 
-  return { begin, Transcript };
+  return { begin };
 })();

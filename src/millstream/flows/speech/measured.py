@@ -26,7 +26,9 @@ class Numbers:
         self.suppressed = count("millstream_speech_suppressed_total", "words on silence that were not told")
         self.words = count("millstream_speech_words_total", "words of final segments")
         self.revised = count("millstream_speech_words_revised_total", "words shown and changed before they were final")
-        self.flips = count("millstream_speech_speakers_changed_total", "speakers of final segments that were corrected")
+        self.flips = count(
+            "millstream_speech_speakers_changed_total", "final segments shown with a speaker, then with another"
+        )
         self.steps = count("millstream_speech_steps_total", "hypotheses asked for")
         self.missed = count("millstream_speech_steps_missed_total", "of these, those that failed or were too late")
         self.skipped = count("millstream_speech_steps_skipped_total", "hypotheses not asked for because of overload")

@@ -12,7 +12,7 @@ where steps lie step_ms apart from that onset on, network apart. Of the built-in
 
     profile     step_ms   first step after   first_token_ms_max   left for the recogniser
     assistant      128             212 ms                  300                      88 ms
-    caption        992            1076 ms                 1300                     224 ms
+    caption        992            1076 ms                 1500                     424 ms
     meeting        992            1076 ms                 2000                     924 ms
     court          992            1076 ms                 2000                     924 ms
 
@@ -37,6 +37,9 @@ SURE_MS: Final = 64
 """And so long after that onset it says so."""
 USED_MAX: Final = 0.7
 """Of a core, by sessions: more of it, and hypotheses begin to wait for each other."""
+SESSION_S: Final = 0.004
+"""Seconds of a core that a second of a session takes beside its recogniser and its voices: decoding, the detector,
+messages, its file (bench/speech/sessions.py)."""
 SMOOTHING: Final = 0.2
 FORGET_S: Final = 5.0
 """Without a hypothesis for so long, nothing presses."""
@@ -70,12 +73,15 @@ class Pressure:
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """What a recogniser takes, in seconds, 95 of 100 times: `step_s` for a hypothesis on a short window, `final_s` for
-    the final text of `segment_s` of audio."""
+    """What a recogniser takes here, in seconds, at best: `step_s` for a hypothesis of a segment that grows, `final_s`
+    for the final text of `segment_s` of speech, `first_s` for the first hypothesis (None: as step_s). `voices_s`: what
+    telling voices apart takes of a second of speech."""
 
     step_s: float
     final_s: float = 0.0
     segment_s: float = 10.0
+    first_s: float | None = None
+    voices_s: float = 0.0
 
 
 def first_step_ms(profile: Profile) -> int:
@@ -89,10 +95,11 @@ def fits(profile: Profile, cost: Cost) -> str | None:
     if not profile.partials:
         return None
     first, step_ms = first_step_ms(profile), cost.step_s * 1000
-    if first + step_ms > profile.first_token_ms_max:
+    first_ms = step_ms if cost.first_s is None else cost.first_s * 1000
+    if first + first_ms > profile.first_token_ms_max:
         return (
             f"first_token_ms_max = {profile.first_token_ms_max}: the first hypothesis is asked for {first} ms after "
-            f"speech begins and takes {step_ms:.0f} ms here; take a faster recogniser, or allow {first + step_ms:.0f}"
+            f"speech begins and takes {first_ms:.0f} ms here; take a faster recogniser, or allow {first + first_ms:.0f}"
         )
     if step_ms > USED_MAX * profile.step_ms:
         return (
@@ -102,9 +109,14 @@ def fits(profile: Profile, cost: Cost) -> str | None:
     return None
 
 
-def follows(profile: Profile, cost: Cost, cores: int) -> int:
-    """How many sessions so many cores can follow at once; at least one."""
-    second = cost.final_s / max(cost.segment_s, 0.1)
+def second_s(profile: Profile, cost: Cost) -> float:
+    """Seconds of a core that a second of a session takes in which somebody speaks."""
+    second = SESSION_S + cost.final_s / max(cost.segment_s, 0.1)
     if profile.partials:
         second += cost.step_s * 1000 / profile.step_ms
-    return max(1, int(cores * USED_MAX / second)) if second > 0 else 1_000_000
+    return second + (cost.voices_s if profile.speakers != "none" else 0.0)
+
+
+def follows(profile: Profile, cost: Cost, cores: float) -> int:
+    """How many sessions so many cores can follow at once; at least one."""
+    return max(1, int(cores * USED_MAX / second_s(profile, cost)))

@@ -81,7 +81,7 @@ PROFILES: Final = {
         speakers="none",
         instant=False,
     ),
-    "caption": Profile(hangover_ms=512, segment_s_max=12.0),
+    "caption": Profile(first_token_ms_max=1500, hangover_ms=512, segment_s_max=12.0),
     "meeting": Profile(first_token_ms_max=2000, hangover_ms=704),
     "court": Profile(
         first_token_ms_max=2000, hangover_ms=800, speakers="delayed", corrections=False, instant=False, decide_s=2.5

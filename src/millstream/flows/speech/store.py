@@ -35,11 +35,13 @@ _TOKEN = re.compile(r"([0-9a-f]{16})\.([\w-]{16,64})")
 
 
 class Line(msgspec.Struct, array_like=True):
-    """A final segment, as one must know it to change it: its last revision, and its seconds."""
+    """A final segment, as one must know it to change it: its last revision, its seconds, and the id of the speaker that
+    it is shown with, "" while that is nobody's."""
 
     rev: int
     start: float
     end: float
+    who: str = ""
 
 
 class Place(msgspec.Struct, kw_only=True):

@@ -162,6 +162,7 @@ class Teller:
                 told += self._changes(changes)
             text = None if edit.text is None else self._gate.edit(edit.text)
             line.rev += 1
+            line.who = line.who if speaker is None else speaker.id
             seq = self._outbox.number()
             edited = Edited(seq=seq, id=edit.segment, rev=line.rev, by=by, text=text, speaker=speaker)
             told.append(edited)
@@ -286,7 +287,7 @@ class Teller:
                 )
             )
             told.append(found[-1])
-            self._state.lines[ident] = Line(job.rev, run.start / RATE, run.end / RATE)
+            self._state.lines[ident] = Line(job.rev, run.start / RATE, run.end / RATE, shown.speaker.id)
         while len(self._state.lines) > LINES_MAX:
             del self._state.lines[next(iter(self._state.lines))]
         return found
@@ -369,7 +370,8 @@ class Teller:
                 told.append(SpeakerTold(seq=seq, op=change.op, id=change.id, name=change.name, into=change.into))
             elif (line := self._state.lines.get(change.segment)) is not None:
                 line.rev += 1
-                self._numbers.flips.add(change.reason != "decided")  # what was shown as "analysing" was no mistake
+                self._numbers.flips.add(bool(line.who) and line.who != change.speaker.id)  # "unknown" was no mistake
+                line.who = change.speaker.id
                 told.append(
                     Correction(
                         seq=self._outbox.number(),
