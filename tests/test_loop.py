@@ -2,7 +2,9 @@
 single write of it: the books, the examples and the weights must end as if nothing had happened."""
 
 import asyncio
+import multiprocessing
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
 import msgspec
@@ -214,24 +216,34 @@ def test_answers_name_the_version_that_made_them(uncrashed):
     assert len(set(steps)) > 5
 
 
-def crash_at(writes, before, tmp_path_factory, uncrashed):
+def crash_at(writes, before, folder, uncrashed):
     for write in writes:
-        loop = play(tmp_path_factory.mktemp("crashed"), Fuse(write, before))
+        loop = play(folder / f"crashed-{write}", Fuse(write, before))
         with named(write, before):
             sound(loop, uncrashed)
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-def test_a_crash_at_some_writes_changes_nothing(tmp_path_factory, uncrashed, before):
+def test_a_crash_at_some_writes_changes_nothing(tmp_path, uncrashed, before):
     total = uncrashed.fuse.writes  # closer together near the end, where no later base covers up a lost delta
-    crash_at([*range(1, total - 60, 29), *range(total - 60, total + 1, 6)], before, tmp_path_factory, uncrashed)
+    crash_at([*range(1, total - 60, 29), *range(total - 60, total + 1, 6)], before, tmp_path, uncrashed)
+
+
+def every_other(first, total, folder):
+    """Crashes at the writes from `first` on, in a process of their own, whose memory is nobody else's."""
+    uncrashed = play(folder / f"uncrashed-{first}", Fuse())
+    assert uncrashed.fuse.writes == total
+    crash_at(range(first, total + 1, 2), True, folder, uncrashed)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_crash_at_any_write_changes_nothing(tmp_path_factory, uncrashed):
+def test_a_crash_at_any_write_changes_nothing(tmp_path, uncrashed):
     """What one after a write leaves on the disk is what one before the next leaves."""
-    crash_at(range(1, uncrashed.fuse.writes + 1), True, tmp_path_factory, uncrashed)
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        halves = [pool.submit(every_other, first, uncrashed.fuse.writes, tmp_path) for first in (1, 2)]
+        for half in halves:
+            half.result()
 
 
 @contextmanager
