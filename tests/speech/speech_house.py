@@ -80,17 +80,22 @@ class Desk:
         return Output(found, request.model, "1", ran=ran, turn=Turn(id=turn.id, step=known[1], token=known[2]))
 
 
-def live(desk, folder=None, clock=None, profile="caption", room=100, **more):
-    """A Live over a desk. `more`: fields of SpeechSettings and of Wiring."""
+def live(desk, folder=None, clock=None, profile="caption", room=100, vad=None, **more):
+    """A Live over a desk, with a detector. `more`: fields of SpeechSettings and of Wiring."""
     clock = clock or FakeClock()
     fields = set(SpeechSettings.__struct_fields__)
     settings = {name: more.pop(name) for name in list(more) if name in fields}
     numbers = Numbers(Meter())
     wiring = Wiring(
-        submit=desk.submit, model="fake", vad=LoudVad(), clock=clock, numbers=numbers, streaming=desk.slots is not None
+        submit=desk.submit,
+        model="fake",
+        vad=vad or LoudVad(),
+        clock=clock,
+        numbers=numbers,
+        streaming=desk.slots is not None,
     )
     return Live(
-        SpeechSettings(recogniser="fake", profile=profile, **settings),
+        SpeechSettings(**{"recogniser": "fake", "profile": profile, **settings}),
         replace(wiring, **more),
         lambda: ["1"],
         room,

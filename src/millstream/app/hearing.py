@@ -29,7 +29,7 @@ from millstream.flows.speech.session import Session
 from millstream.flows.speech.settings import RATE, Profile
 from millstream.flows.speech.speakers import Speakers
 from millstream.flows.speech.speakers.windows import HOP, WINDOW
-from millstream.flows.speech.trial import trial, voiced
+from millstream.flows.speech.trial import ELSEWHERE, HERE, Clocks, trial, voiced
 from millstream.flows.speech.wiring import Wiring
 from millstream.flows.speech.words.gate import Gate
 from millstream.front.door import Recording, Transcribed
@@ -80,7 +80,7 @@ class Hearing:
         embed = self._embed(voice) if voice is not None else None
         cost = await self._cost(Asker(engine.submit, self.model, language=settings.language, fills=fills), streaming)
         if embed is not None:
-            cost = replace(cost, voices_s=await voiced(embed, self._here, WINDOW / RATE, HOP / RATE))
+            cost = replace(cost, voices_s=await voiced(embed, HERE, WINDOW / RATE, HOP / RATE))
         room = settings.sessions_max or follows(settings.profile_of(""), cost, cores() / self._at.settings.workers)
         self._refuse(cost)
         wiring = Wiring(
@@ -188,19 +188,19 @@ class Hearing:
             self._unfit[name] = why
 
     @property
-    def _here(self) -> bool:
-        """Whether the cores compute it."""
-        return self._at.settings.device == "cpu"
+    def _clocks(self) -> Clocks:
+        """By which the recogniser is measured."""
+        return HERE if self._at.settings.device == "cpu" else ELSEWHERE
 
     async def _cost(self, asker: Asker, streaming: bool) -> Cost:
         """What the recogniser takes here, at best."""
         profile = self._settings.profile_of("")
-        best = await trial(asker, profile, streaming, self._here)
+        best = await trial(asker, profile, streaming, self._clocks)
         for _ in range(TRIALS - 1):
             if fits(profile, best) is None:
                 break
             await asyncio.sleep(TRIAL_PAUSE_S)
-            best = min(best, await trial(asker, profile, streaming, self._here), key=lambda cost: cost.step_s)
+            best = min(best, await trial(asker, profile, streaming, self._clocks), key=lambda cost: cost.step_s)
         return best
 
 

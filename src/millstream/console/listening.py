@@ -23,7 +23,7 @@ from starlette.types import Scope
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from millstream import errors
-from millstream.spoken import Edit, Finish, Line, Start, Told, Trouble
+from millstream.spoken import Edit, Finish, Line, Ready, Start, Told, Trouble
 
 LIVE, WRITTEN = "/speech/live", "/speech/written"
 CONVERSATIONS_MAX = 32
@@ -135,6 +135,8 @@ async def _talk(socket: WebSocket, views: SpeechViews, key: str) -> None:
     if start.form != "pcm16":
         raise errors.BadInput(f"form: pages speak pcm16, got {start.form}")
     async with views.listen(start, key) as listening:
+        # The session is this process's to go on with: a page needs no token.
+        await socket.send_text(_told.encode(Ready(session="", resume_token="")).decode())
         taking = asyncio.ensure_future(_take(socket, listening))
         telling = asyncio.ensure_future(_tell(socket, listening))
         try:

@@ -1,15 +1,16 @@
 """What a recogniser takes on this machine, found out by asking it: before anybody is promised anything.
 
 No recording is at hand where a service starts, so the sound is made: syllables of vowels and hisses, which recognisers
-take for a few words, and noise, which they do not. A call's time is taken to be that of the same length of noise, and
-so much more for each token of its text, as people speak TOKENS_S of these a second. Of calls that are alike the fastest
-counts: a machine that was busy with something else for a moment must not keep a service from starting.
+take for a few words, and a hush, in which there are none. The difference is the price of a token. A call is taken to
+cost what a hush of its length does, and so much more for each token of what people say in that time, TOKENS_S a second.
+Of calls that are alike the fastest counts: a machine that was busy with something else for a moment must not keep a
+service from starting. What it then really takes is counted in service (millstream_speech_first_token_late_total).
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -22,17 +23,23 @@ from millstream.flows.speech.settings import RATE, Profile
 from millstream.flows.speech.wiring import Embed
 
 TRIES: Final = 3
-SEEDS: Final = 4
-"""Sounds that are made until one of them is taken for words."""
+SEEDS: Final = 6
+"""Sounds that are made, in search of WORDED that are taken for words; the one whose tokens came fastest counts, as a
+recogniser may try again and again on another."""
+WORDED: Final = 2
 LONG_S: Final = 9.0
 """Seconds of the longer calls: of a long window, of a long final text."""
 TOKENS_S: Final = 4.0
 """Tokens of the text of a second of speech: what whisper-base takes for a second of English read aloud is 3.5."""
 TOKEN_SHARE: Final = 0.05
-"""A token is taken to cost this share of a call of noise where nothing that is made is taken for words."""
-PAUSE_S: Final = 0.25
+"""A token is taken to cost this share of a call of a hush, where nothing that is made is taken for words."""
 TIMEOUT_S: Final = 60.0
 Samples = NDArray[np.float32]
+Clocks = Sequence[Callable[[], float]]
+HERE: Final[Clocks] = (time.perf_counter, time.process_time)
+"""For what the cores compute: what others take of them meanwhile does not count, as several processes that start at
+once would else refuse each other."""
+ELSEWHERE: Final[Clocks] = (time.perf_counter,)
 _VOWELS: Final = ((730, 1090, 2440), (270, 2290, 3010), (300, 870, 2240), (530, 1840, 2480), (570, 840, 2410))
 """Hz of formants (Peterson and Barney, "Control methods used in a study of the vowels", 1952)."""
 _WIDTHS, _HEIGHTS = (80, 100, 140), (1.0, 0.5, 0.25)
@@ -49,89 +56,83 @@ def syllables(seconds: float, seed: int = 0) -> Samples:
     return np.concatenate(made)[: round(seconds * RATE)]
 
 
-def noise(seconds: float) -> Samples:
-    """No speech, and no silence that a recogniser might pass over: float32 [n]."""
-    return (0.05 * np.random.default_rng(0).standard_normal(round(seconds * RATE))).astype(np.float32)
+def hush(seconds: float) -> Samples:
+    """Next to nothing, and no silence that a recogniser might pass over: float32 [n]."""
+    return (0.0003 * np.random.default_rng(0).standard_normal(round(seconds * RATE))).astype(np.float32)
 
 
-async def trial(asker: Asker, profile: Profile, streaming: bool, here: bool, tries: int = TRIES) -> Cost:
-    """What a recogniser takes for a profile. `here`: the cores compute it, and what others take of them meanwhile does
-    not count, as several processes that start at once would else refuse each other. What the engine raises."""
+async def trial(asker: Asker, profile: Profile, streaming: bool, clocks: Clocks, tries: int = TRIES) -> Cost:
+    """What a recogniser takes for a profile. Raises what the engine does."""
     if not asker.language:
-        asker.language = "en"  # a recogniser that looks for the language of noise may look for long
+        asker.language = "en"  # a recogniser that looks for the language of nothing may look for long
     if streaming:
-        return min([await _streamed(asker, profile, here) for _ in range(tries)], key=lambda cost: cost.step_s)
-    return await _windowed(asker, profile, here, tries)
+        return min([await _streamed(asker, profile, clocks) for _ in range(tries - 1)], key=lambda cost: cost.step_s)
+    return await _windowed(asker, profile, clocks, tries)
 
 
-async def voiced(embed: Embed, here: bool, window_s: float, hop_s: float) -> float:
+async def voiced(embed: Embed, clocks: Clocks, window_s: float, hop_s: float) -> float:
     """Seconds that telling voices apart takes of a second of speech: windows of so long, so far apart."""
     took = []
     for seed in range(TRIES):
-        watch = _Watch(here)
-        await embed([syllables(window_s, seed)])
+        sound = syllables(window_s, seed)
+        watch = _Watch(clocks)
+        await embed([sound])
         took.append(watch.seconds())
     return min(took) / hop_s
 
 
 class _Watch:
-    """What was spent since it was made: of this process's time on the cores where that is less."""
+    """What was spent since it was made, by the clock by which it was least."""
 
-    def __init__(self, here: bool) -> None:
-        self._here, self._began, self._spent = here, time.perf_counter(), time.process_time()
+    def __init__(self, clocks: Clocks) -> None:
+        self._began = [(now, now()) for now in clocks]
 
     def seconds(self) -> float:
-        took = time.perf_counter() - self._began
-        return min(took, time.process_time() - self._spent) if self._here else took
+        return min(now() - began for now, began in self._began)
 
 
-async def _windowed(asker: Asker, profile: Profile, here: bool, tries: int) -> Cost:
+async def _windowed(asker: Asker, profile: Profile, clocks: Clocks, tries: int) -> Cost:
+    async def call(sound: Samples, beam: int) -> tuple[float, int]:
+        watch, final = _Watch(clocks), beam > 1
+        heard, _ = await asker.heard(sound, "", beam, final, FINAL if final else STEP, TIMEOUT_S)
+        return watch.seconds(), heard.tokens
+
     short_s = (profile.step_ms + profile.pre_roll_ms) / 1000
-    spoken, tokens = await _worded(asker, short_s)
-    took: dict[str, list[float]] = {}
-    for n in range(tries):
-        await asyncio.sleep(PAUSE_S if n else 0)
-        for name, sound, beam in (
-            ("short", noise(short_s), 1),
-            ("long", noise(LONG_S), 1),
-            ("final", noise(LONG_S), BEAM),
-            ("spoken", spoken, 1),
-            ("spoken final", spoken, BEAM),
-            ("short final", noise(short_s), BEAM),
-        ):
-            watch = _Watch(here)
-            stamps, priority = beam == BEAM, FINAL if beam == BEAM else STEP
-            await asker.heard(sound, beam=beam, stamps=stamps, priority=priority, timeout_s=TIMEOUT_S)
-            took.setdefault(name, []).append(watch.seconds())
-    best = {name: min(times) for name, times in took.items()}
-    token = _token(best["spoken"], best["short"], tokens)
-    token_final = max(token, _token(best["spoken final"], best["short final"], tokens))
-    first = best["short"] + TOKENS_S * profile.step_ms / 1000 * token
-    long = best["long"] + TOKENS_S * LONG_S * token
+    sounds = {"short": hush(short_s), "long": hush(LONG_S)}
+    worded: list[tuple[float, int]] = []
+    for seed in range(SEEDS):
+        took, tokens = await call(syllables(short_s, seed), 1)
+        if 2 <= tokens <= 4 * TOKENS_S * short_s:
+            worded.append((took / tokens, seed))
+        if len(worded) == WORDED:
+            break
+    if worded:
+        sounds["spoken"] = syllables(short_s, min(worded)[1])
+    best: dict[tuple[str, int], tuple[float, int]] = {}
+    for _ in range(tries):  # of all kinds in turn: a moment in which the machine is busy is not that of one kind
+        for kind in ((name, beam) for name in sounds for beam in (1, BEAM)):
+            best[kind] = min(best.get(kind, (np.inf, 0)), await call(sounds[kind[0]], kind[1]))
+    token = _token(best, 1)
+    fresh_s = min(LONG_S, (profile.look_ahead_ms + 2 * profile.step_ms) / 1000)  # of a window, what is not stable yet
+    short, long, final = best["short", 1][0], best["long", 1][0], best["long", BEAM][0]
     return Cost(
-        step_s=(first + long) / 2,  # of the windows of a segment that grows, one each step
-        final_s=best["final"] + TOKENS_S * LONG_S * token_final,
+        step_s=(short + long) / 2 + TOKENS_S * fresh_s * token,  # windows grow
+        final_s=final + TOKENS_S * LONG_S * max(token, _token(best, BEAM)),
         segment_s=LONG_S,
-        first_s=first,
+        first_s=short + TOKENS_S * profile.step_ms / 1000 * token,
     )
 
 
-async def _worded(asker: Asker, seconds: float) -> tuple[Samples, int]:
-    """Made speech that this recogniser takes for words, and how many tokens; 0: for none."""
-    for seed in range(SEEDS):
-        sound = syllables(seconds, seed)
-        heard, _ = await asker.heard(sound, timeout_s=TIMEOUT_S)
-        if 2 <= heard.tokens <= 4 * TOKENS_S * seconds:
-            return sound, heard.tokens
-    return syllables(seconds), 0
-
-
-def _token(spoken_s: float, noise_s: float, tokens: int) -> float:
+def _token(best: dict[tuple[str, int], tuple[float, int]], beam: int) -> float:
     """Seconds of a token."""
-    return max(0.0, spoken_s - noise_s) / tokens if tokens else TOKEN_SHARE * noise_s
+    empty, _ = best["short", beam]
+    if ("spoken", beam) not in best:
+        return TOKEN_SHARE * empty
+    took, tokens = best["spoken", beam]
+    return max(0.0, took - empty) / max(tokens, 2)
 
 
-async def _streamed(asker: Asker, profile: Profile, here: bool) -> Cost:
+async def _streamed(asker: Asker, profile: Profile, clocks: Clocks) -> Cost:
     """One utterance of LONG_S, a step each step_ms, as a session has it."""
     sound = syllables(LONG_S)
 
@@ -141,10 +142,10 @@ async def _streamed(asker: Asker, profile: Profile, here: bool) -> Cost:
     heard, step = Streamed(asker, profile, 0), round(profile.step_ms * RATE / 1000)
     took = []
     for upto in range(step, len(sound), step):
-        watch = _Watch(here)
+        watch = _Watch(clocks)
         await heard.step(cut, upto)
         took.append(watch.seconds())
-    watch = _Watch(here)
+    watch = _Watch(clocks)
     end = len(sound)
     settled = await heard.final(cut, Ended(end, 0, 0, end, end, end, "end"))
     final_s = watch.seconds()
