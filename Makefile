@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test test-all bench lint format shots clean
+.PHONY: demo demo-speech test test-all bench lint format shots clean
 
 # One stamp a set of extras: an install runs again only when pyproject.toml changed.
 $(BIN)/python:
@@ -23,9 +23,14 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	$(call INSTALL,demo)
 	@touch $@
 
+COMMA := ,
+$(VENV)/.live: pyproject.toml | $(BIN)/python
+	$(call INSTALL,console$(COMMA)speech)
+	@touch $@
+
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(call INSTALL,dev)
-	@touch $@ $(VENV)/.demo
+	@touch $@ $(VENV)/.demo $(VENV)/.live
 
 # Frameworks whose model files the slow tests serve: heavier than all the rest together.
 $(VENV)/.frameworks: $(VENV)/.dev
@@ -52,6 +57,10 @@ $(VENV)/.speech: $(VENV)/.voices
 
 demo: $(VENV)/.demo
 	@$(BIN)/millstream demo $(ARGS)
+
+# Two people, heard live in this terminal; models and clip stay beside the environment.
+demo-speech: $(VENV)/.live
+	@$(BIN)/millstream speech demo --dir $(VENV)/speech-demo $(ARGS)
 
 # The pictures of the console in docs/images, of the demo as it is now.
 shots: $(VENV)/.dev

@@ -5,13 +5,14 @@
 Each session says sentences of its own (tones that the recogniser knows), 100 ms a message, with pauses between, and
 reads what it is told. Silero's detector runs for each, and decides nothing here: it does not take tones for speech.
 Printed: finals lost or doubled or wrong (none may be), first words and finals after their audio, CPU of a session,
-memory at a third and at the end.
+memory at a third and at the end, and what it gains in a minute between the two (least squares).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -126,11 +127,14 @@ async def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     )
     hall = Live(SpeechSettings(recogniser="fake"), wiring, lambda: ["1"], args.sessions, folder / "run")
     found: dict[str, list[float]] = {"first": [], "final": []}
-    began, cpu, memory = time.monotonic(), time.process_time(), [0.0]
+    began, cpu = time.monotonic(), time.process_time()
+    memory: list[tuple[float, float]] = []
 
     async def look() -> None:
         await asyncio.sleep(args.seconds / 3)
-        memory[0] = resident() or 0.0
+        while (at := time.monotonic() - began) < args.seconds:
+            memory.append((at / 60, (resident() or 0) / 2**20))
+            await asyncio.sleep(1.0)
 
     looking = asyncio.create_task(look())
     wrong = await asyncio.gather(*(talks(hall, script, n, args.seconds, found) for n in range(args.sessions)))
@@ -145,8 +149,10 @@ async def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "wrong": sum(wrong),
         "first_s": [round(float(q), 2) for q in np.quantile(found["first"], (0.5, 0.95, 0.99))],
         "final_s": [round(float(q), 2) for q in np.quantile(found["final"], (0.5, 0.95, 0.99))],
+        "cores": round(used / took, 2),
         "cpu_of_a_session": round(used / took / args.sessions, 4),
-        "memory_mib": [round(each / 2**20) for each in (memory[0], resident() or 0.0)],
+        "memory_mib": [round(each) for _, each in (memory[0], memory[-1])],
+        "memory_mib_a_minute": round(float(np.polyfit(*zip(*memory, strict=True), 1)[0]), 2),
         "skipped": meter.sum("millstream_speech_steps_skipped_total"),
     }
 
@@ -158,10 +164,14 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--cost-ms", type=float, default=20.0, help="that a call of the recogniser takes")
+    parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        for name, value in asyncio.run(run(args, Path(folder))).items():
-            print(f"{name:18}{value}")
+        found = asyncio.run(run(args, Path(folder)))
+    for name, value in found.items():
+        print(f"{name:22}{value}", flush=True)
+    if args.json:
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 their own. The recogniser knows words by their tones, so what must stand on the page is known to the letter."""
 
 import json
+import os
 import random
 import shutil
 import sys
@@ -12,9 +13,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-
 from console_house import SAID, console, until
+
+from millstream.demo.speech import two_people
 from millstream.guard.auth import new_key
+from millstream.models.repository import Repository
 from millstream.spoken import Correction, Edited, End, Segment, Speaker, SpeakerTold, Transcript, Word
 from service import Served, free_port
 
@@ -180,6 +183,34 @@ def test_a_file_is_played_as_if_it_were_live(url, open_tab, heard, tmp_path):
     assert fields[0] == "SPEAKER" and fields[1] == "microphone" and abs(float(fields[3]) - 1.6) < 0.4
 
 
+def test_two_people_are_told_apart_in_what_they_said(tmp_path, open_tab, shots):
+    """Whisper, the detector and the voices as they are fetched, and a recording: who said what, and a colour each."""
+    folder = Path(os.environ.get("MILLSTREAM_SPEECH_MODELS") or Path(sys.prefix) / "speech-models")
+    kept, ours = Repository(folder), Repository(tmp_path / "models")
+    wanted = ("whisper-base", "silero-vad", "wespeaker")
+    if absent := [name for name in wanted if name not in kept.models()]:
+        pytest.skip(f"millstream speech fetch {' '.join(absent)} --models {folder}")
+    for name in wanted:
+        live = kept.policy(name).live
+        manifest, at = kept.manifest(name, live), kept.folder(name, live)
+        ours.put(name, manifest, {file: at / file for file in manifest.digests})
+    clip = waved(tmp_path / "two.wav", two_people(tmp_path)[: 19 * 16_000])
+    file = installed(
+        tmp_path, "whisper-base", 'voice = "wespeaker"\n[speech.profiles.caption]\nfirst_token_ms_max = 9000'
+    )
+    with Served("", tmp_path / "up.log", verb=("up", "-c", str(file))) as up:
+        page = open_tab(f"http://localhost:{up.said(SAID)}/speech").page
+        page.locator("input[type=file]").set_input_files(clip)
+        ended(page, 90)
+        told = lines(page)
+        assert "best of times" in told[0][1] and "ditch" in told[-1][1]
+        assert {who for who, _ in told} == {"S1", "S2"} and told[0][0] != told[-1][0]
+        page.screenshot(path=shots / "speech-two.png", full_page=True)
+        colours = {who.inner_text(): who.get_attribute("class") for who in page.locator(".speech-who").all()}
+        assert len(set(colours.values())) == 2
+        page.goto("about:blank")
+
+
 @pytest.mark.parametrize(("language", "width", "theme"), [("zh-CN", 390, "dark"), ("en-US", 390, "light")])
 def test_it_fits_a_phone_in_both_languages(url, open_tab, language, width, theme, shots):
     tab = open_tab(url, locale=language, color_scheme=theme, viewport={"width": width, "height": 800})
@@ -190,7 +221,11 @@ def test_it_fits_a_phone_in_both_languages(url, open_tab, language, width, theme
     assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
     page.screenshot(path=shots / f"speech-{language}-{width}-{theme}.png", full_page=True)
     page.get_by_role("button", name={"zh-CN": "停止", "en-US": "Stop"}[language]).click()
-    until(lambda: page.locator(".speech-state").inner_text().startswith({"zh-CN": "已结束", "en-US": "Finished"}[language]))
+    until(
+        lambda: (
+            page.locator(".speech-state").inner_text().startswith({"zh-CN": "已结束", "en-US": "Finished"}[language])
+        )
+    )
 
 
 def test_a_service_that_is_not_there_or_refuses_is_said(tmp_path, open_tab):
@@ -257,7 +292,14 @@ def history(chance):
             ]
             who = chance.choice([Speaker(), Speaker(name="analysing"), *speakers])
             yield Segment(
-                seq=seq, id=str(number), rev=rev, state=state, start=chance.randrange(9), end=9.0, words=words, speaker=who
+                seq=seq,
+                id=str(number),
+                rev=rev,
+                state=state,
+                start=chance.randrange(9),
+                end=9.0,
+                words=words,
+                speaker=who,
             )
         for _ in range(chance.randrange(3)):
             seq, rev = seq + 1, rev + 1

@@ -20,7 +20,20 @@ from tls_house import Files, SecureHouse
 from millstream import errors
 from millstream.client.speech import Speech, transcribe_live
 from millstream.client.tape import PIECE_BYTES, Book, Tape
-from millstream.spoken import Correction, Edited, End, Ready, Segment, Speaker, SpeakerTold, Start, Told, Word
+from millstream.spoken import (
+    Correction,
+    Edit,
+    Edited,
+    End,
+    Ready,
+    Segment,
+    Speaker,
+    SpeakerTold,
+    Start,
+    Told,
+    Trouble,
+    Word,
+)
 from millstream.types import Principal
 
 AUDIO = random.Random(7).randbytes(BLOCK * 40)
@@ -423,6 +436,54 @@ def test_what_was_not_final_is_forgotten_with_the_connection() -> None:
     assert book.start().seq == 2
     assert book.hear(segment(3, "b", 1, "partial", "z"))
     assert [line.text for line in book.transcript.shown()] == ["x", "z"]
+
+
+def test_an_edit_that_the_gate_changed_is_not_said_again_over_a_later_one() -> None:
+    book = Book(Start())
+    book.ready(Ready(session="s", resume_token="t"))
+    book.hear(segment(1, "a", 1, "final", "x"))
+    for edit in (
+        Edit(segment="a", text="call 13812345678"),
+        Edit(segment="a", text="call me"),
+        Edit(segment="a", speaker="S1"),
+    ):
+        book.edit(edit)
+    book.hear(Edited(seq=2, id="a", rev=2, text="call [PHONE]"))
+    assert [edit.text for edit in book.ready(Ready(session="s", resume_token="t", seq=9))] == ["call me", None]
+    book.hear(Edited(seq=10, id="a", rev=3, text="call me"))
+    assert [edit.speaker for edit in book.ready(Ready(session="s", resume_token="t", seq=11))] == ["S1"]
+    book.hear(Edited(seq=12, id="a", rev=4, speaker=Speaker(id="S1")))
+    assert book.ready(Ready(session="s", resume_token="t", seq=13)) == ()
+
+
+def test_a_server_that_fails_at_the_same_place_again_and_again_is_left() -> None:
+    class Failing(Hearing):
+        """Fails behind the first final text, whoever goes on there, and says so as a session does."""
+
+        async def speech(self, start: Start, principal: Principal) -> Any:
+            session: Any = await super().speech(start, principal)
+            hear = session.hear
+
+            async def fails(audio: bytes) -> None:
+                if session._saved.kept:
+                    session.out.put_nowait(Trouble(code="internal", error="it has failed here", retry_s=0.001))
+                    await asyncio.Event().wait()
+                else:
+                    await hear(audio)
+
+            session.hear = fails
+            return session
+
+    async def test() -> None:
+        async with Served() as house:
+            house.door.hearing = Failing()
+            live = Speech(url(house.port))
+            with pytest.raises(errors.Error, match="it has failed here"):
+                async with live:
+                    await send(live)
+            assert live.connections == 5
+
+    run(test)
 
 
 def test_what_says_nothing_new_is_told_to_nobody() -> None:

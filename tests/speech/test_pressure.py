@@ -80,6 +80,25 @@ def test_the_first_hypothesis_may_cost_less_than_the_others():
     assert "takes 500 ms" in fits(PROFILES["caption"], Cost(0.5))
 
 
+def test_hypotheses_that_take_all_there_is_give_way_to_final_texts_that_wait_behind_them():
+    pressure = Pressure(0.5, FakeClock())
+    for _ in range(20):
+        pressure.waited(0.1)
+        pressure.waited(1.5, final=True)
+    assert pressure.level() == 0  # they may wait longer
+    for _ in range(20):
+        pressure.waited(0.1)
+        pressure.waited(3.0, final=True)
+    assert pressure.level() == 1
+    for _ in range(20):
+        pressure.waited(0.1)
+        pressure.waited(9.0, final=True)
+    assert pressure.level() == 2
+    for _ in range(20):
+        pressure.waited(0.0, final=True)
+    assert pressure.level() == 0
+
+
 def test_hypotheses_give_way_by_how_long_they_wait_and_come_back():
     clock = FakeClock()
     pressure = Pressure(0.5, clock)

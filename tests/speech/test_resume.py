@@ -356,6 +356,23 @@ def test_only_its_owner_with_its_token_and_its_kind_of_audio_goes_on_with_a_sess
     asyncio.run(run())
 
 
+def test_whoever_may_not_go_on_with_a_session_does_not_disturb_it(tmp_path):
+    async def run():
+        hall, other = live(Desk(), tmp_path), live(Desk(), tmp_path)
+        session = await hall.open(Start(), owner="ann")
+        for house in (hall, other):
+            with pytest.raises(errors.NotFound):
+                await house.open(Start(resume_token=session.token), owner="bob")
+            with pytest.raises(errors.BadInput):
+                await house.open(Start(resume_token=session.token, channels=2), owner="ann")
+            with pytest.raises(errors.NotFound):
+                await house.open(Start(resume_token=session.id + "." + 24 * "é"), owner="ann")
+        assert not session.ended.is_set() and not list(tmp_path.glob("*.wanted"))
+        await hall.close()
+
+    asyncio.run(run())
+
+
 def test_a_dead_connection_gives_a_session_up_to_who_asks_for_it(tmp_path):
     async def run():
         clock = FakeClock()

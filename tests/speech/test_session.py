@@ -532,6 +532,25 @@ def test_all_words_pass_the_gate_and_who_looks_on_is_told_what_must_not_be_kept(
     assert loud[at[0] + 200 : at[1] - 200].mean() > 0.9 and loud[: at[0] - 200].mean() < 0.1
 
 
+def test_a_name_that_a_person_gives_passes_the_gate_too():
+    async def whole():
+        session = await live(Desk(), gate=Masking).open(Start())
+        heard = []
+        reader = asyncio.create_task(read_all(session, heard))
+        await session.hear(DATA)
+        while not finals(heard):
+            await asyncio.sleep(0)
+        await session.say(Edit(segment="1", speaker="call seven"))
+        session.finish()
+        await reader
+        await session.close()
+        return heard
+
+    heard = run(whole())
+    assert fold(heard).lines["1"].speaker.name == "call [N]"
+    assert not any("seven" in str(told) for told in heard)
+
+
 def test_who_looks_on_and_fails_ends_nothing():
     def look(settling):
         raise RuntimeError("boom")

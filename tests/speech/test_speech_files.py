@@ -86,6 +86,13 @@ def test_a_damaged_file_says_where(tmp_path):
         heard(io.BytesIO(bytes(data)), "x.flac")
 
 
+def test_a_file_that_holds_less_than_it_says_is_damaged():
+    data = encoded("flac", "flac", np.tile(TWO, 8))
+    broken = data[: len(data) // 3] + np.random.default_rng(0).bytes(len(data))
+    with pytest.raises(BadInput, match=r"x\.flac: damaged: it says that it lasts 16\.0 s"):
+        heard(io.BytesIO(broken), "x.flac")
+
+
 def test_an_empty_recording_is_said_and_a_missing_file_too(tmp_path):
     with pytest.raises(BadInput, match="there is no sound in it"):
         heard(wav(tmp_path / "a.wav", np.zeros(0)))

@@ -1,6 +1,7 @@
 """Who is let in, on which version, and the whole way through a real engine."""
 
 import asyncio
+import os
 
 import msgspec
 import numpy as np
@@ -13,6 +14,7 @@ from millstream.engine import Engine
 from millstream.flows.speech.live import Live
 from millstream.flows.speech.measured import Numbers
 from millstream.flows.speech.settings import ProfileSaid, SpeechSettings
+from millstream.flows.speech.store import Store
 from millstream.flows.speech.wiring import Wiring
 from millstream.meter import Meter
 from millstream.models.manifest import Manifest, Sessions
@@ -71,6 +73,80 @@ def test_what_is_asked_for_and_is_not_there_is_a_clients_mistake():
                 await hall.open(start)
         with pytest.raises(errors.NotFound):
             await hall.open(Start(resume_token="0123456789abcdef.0123456789abcdef"))
+
+    asyncio.run(run())
+
+
+def test_a_token_that_is_not_right_makes_no_room(tmp_path):
+    async def run():
+        hall = live(Desk(), tmp_path, room=1)
+        session = await hall.open(Start())
+        with pytest.raises(errors.NotFound):
+            await hall.open(Start(resume_token=f"{session.id}.0123456789abcdef"))
+        with pytest.raises(errors.Overloaded):
+            await hall.open(Start())
+        await hall.close()
+        assert session.ended.is_set()
+
+    asyncio.run(run())
+
+
+def test_sessions_that_end_while_others_begin_are_in_nobodys_way(tmp_path):
+    async def run():
+        hall = live(Desk(), tmp_path)
+        old = [await hall.open(Start()) for _ in range(3)]
+        for session in old:
+            session.finish()
+            await asyncio.wait_for(session.ended.wait(), 5)
+        gone_on = await hall.open(Start(resume_token=old[2].token))
+        new = await asyncio.gather(*(hall.open(Start()) for _ in range(3)))
+        assert len(hall) == 3 and gone_on.ended.is_set()
+        old[0].ack(10**6)  # it was not closed by who came: what it was told may still be acknowledged
+        assert not list(tmp_path.glob(f"{old[0].id}.*"))
+        await hall.close()
+        hall.sweep()
+        assert not hall._open and all(session.ended.is_set() for session in new)
+
+    asyncio.run(run())
+
+
+def test_a_session_that_cannot_be_made_leaves_nothing_behind(tmp_path):
+    def broken(profile, saved):
+        raise errors.Missing("no voices here")
+
+    async def run():
+        hall = live(Desk(), tmp_path, speakers=broken)
+        with pytest.raises(errors.Missing):
+            await hall.open(Start())
+        assert len(hall) == 0
+
+    asyncio.run(run())
+    (lock,) = tmp_path.iterdir()
+    os.utime(lock, (0, 0))
+    assert Store(tmp_path).sweep(before=1.0) == 0 and not lock.exists()  # nobody holds it
+
+
+def test_a_language_that_nobody_knows_is_refused_at_the_start_and_a_region_is_left_out(tmp_path):
+    def fails(inputs, priority):
+        return errors.BadInput("not known to this model; it knows: en, zh") if inputs["language"][0] == "xx" else None
+
+    async def run():
+        desk = Desk(fails=fails)
+        hall = live(desk, tmp_path)
+        for odd, why in (("english", "say it as en"), ("e" * 10**6, "say it as en"), ("xx", "it knows: en, zh")):
+            with pytest.raises(errors.BadInput, match=why):
+                await hall.open(Start(language=odd))
+        assert not list(tmp_path.iterdir())
+        desk.asked.clear()
+        heard = await said_in(hall, "zh-CN")
+        asked = len(desk.asked)
+        await said_in(hall, "zh_TW")
+        assert len(desk.asked) == 2 * asked - 1  # the language was asked for once
+        assert {str(inputs["language"][0]) for inputs, _ in desk.asked} == {"zh"}
+        assert {one.language for one in finals(heard)} == {"zh"}
+
+    async def said_in(hall, language):
+        return await said(hall, pcm(talk("one two")), start=Start(language=language))
 
     asyncio.run(run())
 

@@ -47,6 +47,8 @@ TRIALS = 4
 TRIAL_PAUSE_S = 1.0
 RECORDINGS_MAX = 4
 """Files that are transcribed at once; one more is told to come again."""
+TIDY_S = 60.0
+"""Between two looks for what is kept no longer."""
 OPENAI_MODEL = "whisper-1"
 """The name that programs made for OpenAI's service ask for: the recogniser, whatever it is."""
 
@@ -66,6 +68,7 @@ class Hearing:
         self._unfit: dict[str, str] = {}
         self._recordings = 0
         self._stopping = False
+        self._tidying: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Load what hears, measure the recogniser, and refuse what it cannot do. NotFound: a model is not there, with
@@ -99,6 +102,7 @@ class Hearing:
         )
         self._live = Live(settings, wiring, self._versions, room, self._at.folder / "state" / "speech")
         self._offline = Offline(wiring)
+        self._tidying = asyncio.create_task(self._tidy(self._live))
         logger.info(
             "speech: %s takes %.0f ms for a hypothesis and %.0f ms for %g s of final text; %d sessions at once here",
             self.model, cost.step_s * 1000, cost.final_s * 1000, cost.segment_s, room,
@@ -132,6 +136,8 @@ class Hearing:
     async def close(self) -> None:
         """Send the clients elsewhere; others may go on with their sessions."""
         self._stopping = True
+        if self._tidying is not None:
+            self._tidying.cancel()
         if self._live is not None:
             await self._live.close()
         self._voices.shutdown(wait=False)
@@ -141,6 +147,16 @@ class Hearing:
     def stopping(self) -> bool:
         """Whether sessions end because this process does."""
         return self._stopping
+
+    async def _tidy(self, live: Live) -> None:
+        """Delete what is kept no longer, now and then, until cancelled."""
+        while True:
+            try:
+                live.sweep()
+                await asyncio.to_thread(self._looking.expire)
+            except OSError as error:
+                logger.warning("speech: what is kept no longer is not deleted: %s", error)
+            await self._at.clock.sleep(TIDY_S)
 
     def _there(self, part: Any) -> Any:
         if part is None or self._stopping:
@@ -221,5 +237,6 @@ class Hearer:
         async for told in self._session.messages():
             last = told
             yield told
-        if self._hearing.stopping and not isinstance(last, End | Trouble):
+        over = isinstance(last, End) or (isinstance(last, Trouble) and last.fatal)
+        if self._hearing.stopping and not over:
             yield Move(why="this server stops: connect again, with the token")

@@ -23,7 +23,6 @@ from millstream.stream import encode
 from millstream.types import Review
 
 WAITING_MAX: Final = 256
-HOUR_S: Final = 3600.0
 log = logging.getLogger(__name__)
 
 
@@ -45,17 +44,12 @@ class Looking:
         )
         self._thread = ThreadPoolExecutor(1, "millstream-reviews")
         self._waiting = 0
-        self._expires = 0.0
         kept = self._kept if settings.keep_audio else None
         self._look = Look(meter, at.clock, settings.recogniser, version, self._put, kept)
 
     def __call__(self, settling: Settling) -> None:
         """The `look` of a Wiring."""
         self._look(settling)
-        now = self._at.clock.now()
-        if now >= self._expires:
-            self._expires = now + HOUR_S
-            self._thread.submit(self._expire)
 
     def edited(self, session: str, told: Edited) -> None:
         """The `edited` of a Wiring."""
@@ -73,8 +67,9 @@ class Looking:
         self._waiting += 1
         self._thread.submit(self._write, review)
 
-    def _expire(self) -> None:
-        """Audio goes with its days, also where none is kept any more."""
+    def expire(self) -> None:
+        """Audio goes with its days, also where none is kept any more, and nobody speaks. Blocks; to be called now and
+        then."""
         try:
             self._kept.expire(self._at.clock.now())
         except OSError as error:

@@ -59,6 +59,7 @@ READ_BYTES = 1 << 16
 MESSAGE_BYTES_MAX = 16 << 20
 SILENT_S = 30.0  # of the server, before it is pinged; as long again, and the connection is given up
 _REFUSED_BYTES_MAX = 1 << 14
+_FAILURES_MAX = 5  # of the server's own, without a final text between them: the next try would fail as well
 
 _told = msgspec.json.Decoder(Told)
 _KINDS = (
@@ -133,6 +134,7 @@ class Speech:
         self._edits: deque[Edit] = deque()
         self._task: asyncio.Task[None] | None = None
         self.connections = 0
+        self._failures = 0
 
     # The program's side.
 
@@ -314,7 +316,8 @@ class Speech:
                 raise _Lost(told.why)
             if isinstance(told, Trouble) and told.fatal:
                 error = _error(told)
-                if isinstance(error, errors.Busy):
+                self._failures += told.code == errors.Error.code.lower()
+                if isinstance(error, errors.Busy) and self._failures < _FAILURES_MAX:
                     raise _Lost(str(error), error.retry_after_s)
                 raise error
             if isinstance(told, Trouble):
@@ -322,6 +325,7 @@ class Speech:
             if self._book.hear(told):
                 await self._offer(told)
             if (end := finals(told)) is not None:
+                self._failures = 0
                 self._tape.confirm(max(0, end - MARGIN_MS))
             if (ack := self._book.ack(told)) is not None:
                 with contextlib.suppress(_Lost):  # a server that has hung up may have said more before that

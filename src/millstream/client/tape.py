@@ -208,8 +208,8 @@ class Book:
         """Take a message in; whether it says anything that was not known."""
         before = self._known(told)
         self.transcript.hear(told)
-        if isinstance(told, Edited):
-            self._edits = [edit for edit in self._edits if not _is_heard(edit, told)]
+        if isinstance(told, Edited) and (mine := next((one for one in self._edits if _is_heard(one, told)), None)):
+            self._edits.remove(mine)
         return before is None or self._known(told) != before
 
     def refused(self) -> None:
@@ -232,10 +232,11 @@ class Book:
 
 
 def _is_heard(edit: Edit, told: Edited) -> bool:
+    """Whether it may tell of this edit: of the oldest it does. The text need not be the same, as it passed a gate."""
     return (
         edit.segment == told.id
-        and edit.text in (None, told.text)
-        and (edit.speaker is None or told.speaker is not None)
+        and (edit.text is None) == (told.text is None)
+        and (edit.speaker is None) == (told.speaker is None)
     )  # fmt: skip
 
 

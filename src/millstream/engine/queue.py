@@ -1,7 +1,8 @@
 """Requests of one kind that wait for one version: who is next, and who goes with whom.
 
 Rules of the room:
-- Requests of one kind may share a call of the model: same sizes, or lengths of one bucket.
+- Requests of one kind may share a call of the model: same sizes, or lengths of one bucket. They are of one priority: an
+  urgent one does not wait for what a later one adds to its call.
 - Order: lowest priority number, then earliest deadline, then who came first. Nobody overtakes without a reason.
 - The unit is rows. A request is never split over batches.
 """
@@ -54,13 +55,14 @@ class Queue:
     def take(self, rows_max: int, joins: bool) -> list[Answer]:
         """The next batch: from the head on, whole requests, up to `rows_max` rows; a larger one goes alone."""
         items = self.items
-        if joins and self.rows <= rows_max:
+        level = items[0].order[0]
+        if joins and self.rows <= rows_max and items[-1].order[0] == level:
             self.items, self.rows, self.jumped = [], 0, False
             return items
         count, rows = 1, items[0].request.rows
         if joins:
             for answer in items[1:]:
-                if rows + answer.request.rows > rows_max:
+                if rows + answer.request.rows > rows_max or answer.order[0] != level:
                     break
                 rows += answer.request.rows
                 count += 1

@@ -102,13 +102,14 @@ def read(texts: Sequence[str], spaces: Sequence[bool], before: str, behind: Behi
     found = [Found(mail.first, mail.stop, "EMAIL") for mail in done]
     limit = len(of) if ended else undecided(of, behind.word)
     last = Behind(0, False, begins(of, len(of)) < len(of))
+    said = next((number for number, token in enumerate(of) if not gap(token)), len(of))
     for run in numbers:
         if run.open and not ended:
             limit = min(limit, run.first)
             break
         if any(one.first <= run.first and run.stop <= one.stop for one in done):
             continue
-        carried = behind if all(gap(token) for token in of[: run.first]) else Behind()
+        carried = behind if run.first <= said else Behind()
         context = _masked(before, flat, of, found, run.first)
         label = _judged(_Case(run, of, flat, context, carried, run.open and ended))
         if label:
@@ -132,14 +133,18 @@ def unsure(of: Sequence[Token], behind: Behind) -> frozenset[int]:
 
 
 def _masked(before: str, flat: str, of: Sequence[Token], found: Sequence[Found], stop: int) -> str:
-    """The end of the text before a token, with a label in the place of what is personal."""
-    parts, at = [before, " "], 0
-    for one in found:
+    """The end of the text before a token, with a label in the place of what is personal. From its end on: what a text
+    costs must not grow with its length twice."""
+    parts: list[str] = []
+    at, room = of[stop].start, CONTEXT
+    for one in reversed(found):
+        if room <= 0:
+            break
         if one.stop <= stop:
-            parts += (flat[at : of[one.first].start], f"[{one.label}]")
-            at = of[one.stop - 1].stop
-    parts.append(flat[at : of[stop].start])
-    return "".join(parts)[-CONTEXT:]
+            parts += (flat[max(of[one.stop - 1].stop, at - room) : at], f"[{one.label}]")
+            at, room = of[one.first].start, room - len(parts[-2]) - len(parts[-1])
+    parts += (flat[max(0, at - max(0, room)) : at], f"{before} ")
+    return "".join(reversed(parts))[-CONTEXT:]
 
 
 # -- one run of numbers ------------------------------------------------------------------------------------------------

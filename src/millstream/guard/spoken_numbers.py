@@ -144,6 +144,7 @@ _TENS: Final = {word: 10 * tens for tens, word in enumerate(_TEN_WORDS.split(), 
 _SCALES: Final = {"thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
 _TIMES: Final = {"double": 2, "triple": 3, "treble": 3, "quadruple": 4}
 _OH: Final = frozenset(("oh", "o"))
+_OHS_MAX: Final = 8  # before a number; whoever says more of them says none
 
 
 def _element(of: Sequence[Token], at: int, digits: int, before: int) -> Element | None:
@@ -206,13 +207,16 @@ def _oh(of: Sequence[Token], at: int, before: int) -> Element | None:
         return Element(at, at + 1, "0", "single")
     if at + 1 == len(of):
         return Element(at, at + 1, "", "single")
-    text = of[at + 1].text
-    beside = text.isdigit() or text in _ONES or text in _TEENS or text in _TENS or text in _TIMES
-    beside = beside or (text in _OH and at + 2 < len(of) and _oh(of, at + 1, 0) is not None)
-    return Element(at, at + 1, "0", "single") if beside else None
+    beside = at + 1
+    while beside - at < _OHS_MAX and beside + 1 < len(of) and of[beside].text in _OH:
+        beside += 1
+    text = of[beside].text
+    number = text.isdigit() or text in _ONES or text in _TEENS or text in _TENS or text in _TIMES
+    return Element(at, at + 1, "0", "single") if number else None
 
 
-def _english(of: Sequence[Token], at: int) -> Element | None:
+def _english(of: Sequence[Token], at: int, below: int = 0) -> Element | None:
+    """A number in words at a token; `below`: of one behind a scale that must be less than it."""
     value, stop = _below_hundred(of, at)
     if stop == at and of[at].text != "hundred" and of[at].text not in _SCALES:
         return None
@@ -226,8 +230,11 @@ def _english(of: Sequence[Token], at: int) -> Element | None:
             amount, stop = amount + more, end
     if stop < len(of) and of[stop].text in _SCALES:
         scale = _SCALES[of[stop].text]
+        if below and scale >= below:
+            return None
         amount, stop, scales = (amount or 1) * scale, stop + 1, 1
-        rest = _english(of, stop + (stop < len(of) and of[stop].text == "and")) if stop < len(of) - 1 else None
+        linked = stop < len(of) and of[stop].text == "and"
+        rest = _english(of, stop + linked, scale) if stop < len(of) - 1 else None
         if rest is not None and len(rest.digits) < len(str(scale)):
             amount, stop = amount + int(rest.digits), rest.stop
     if scales:
@@ -265,6 +272,7 @@ _ZH_RADIO: Final = frozenset("洞拐勾")  # said for digits over the radio, wor
 _ZH_UNITS: Final = {"十": 10, "拾": 10, "百": 100, "佰": 100, "千": 1000, "仟": 1000, "万": 10_000, "亿": 100_000_000}
 _ZH_BEHIND: Final = frozenset("起下些样直定般切边旦致种位名次会方共番向律面带再生") | frozenset("分姓川周夕卦金亚")
 _ZH_BEFORE: Final = frozenset("第周期统唯之逐同每某另单专")
+_ZH_LONGEST: Final = 32  # characters of a number with all of its units: three times nine, 亿, 万 and a 零 behind each
 _ZH_TENS: Final = re.compile(r"(?:D千零?)?(?:D百零?)?(?:D?十)?D?".replace("D", "[一二两三四五六七八九]"))
 
 
@@ -282,7 +290,7 @@ def _chinese(of: Sequence[Token], at: int) -> Element | None:
     if text == "万" and follows == "一":
         return None if at + 2 < len(of) and of[at + 2].text not in _ZH_DIGITS else Element(at, at + 2, "", "amount")
     stop = at
-    while stop < len(of) and (of[stop].text in _ZH_DIGITS or of[stop].text in _ZH_UNITS):
+    while stop < min(len(of), at + _ZH_LONGEST) and (of[stop].text in _ZH_DIGITS or of[stop].text in _ZH_UNITS):
         stop += 1
     return _zh_number("".join(token.text for token in of[at:stop]), at)
 

@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 SECONDS_MAX: Final = 24 * 3600.0
 CHANNELS_MAX: Final = 8
 RATES: Final = (4000, 192_000)
+SHORT_S, SHORT = 1.0, 0.02
+"""A file that is so much shorter than it says, in seconds and as a share, is damaged."""
 _FORMATS = "wav,w64,flac,mp3,mov,mp4,m4a,3gp,aac,ogg,matroska,webm,aiff,caf,au"
 _OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
+_TIMED = ("flac", "mov")  # formats whose head has the exact length
 _KINDS = "WAV, FLAC, MP3, M4A, Ogg (Opus, Vorbis), WebM, AIFF"
 
 
@@ -52,8 +55,14 @@ def blocks(
             if held >= rate:
                 yield _resampled(resamplers, waiting)
                 waiting, held = [], 0
+        declared_s = _declared_s(container)
     if not taken:
         raise BadInput(f"{name}: there is no sound in it (0 samples)")
+    if taken / rate < declared_s - max(SHORT_S, SHORT * declared_s):
+        raise BadInput(
+            f"{name}: damaged: it says that it lasts {declared_s:.1f} s, and {taken / rate:.1f} s of it can be read; a "
+            "text of the rest would have a hole"
+        )
     if waiting:
         yield _resampled(resamplers, waiting)
     yield [each.flush() for each in resamplers]
@@ -92,6 +101,14 @@ def _frames(container: InputContainer, name: str) -> Iterator[AudioFrame]:
             yield from to_floats.resample(frame)
     except (av.FFmpegError, ValueError) as error:  # ValueError: rate or channels change on the way
         raise BadInput(f"{name}: damaged {last:.1f} s from its start ({_why(error)})") from None
+
+
+def _declared_s(container: InputContainer) -> float:
+    """How long it says that it lasts; 0 where it does not, and FFmpeg guesses by size and bit rate."""
+    stream = container.streams.audio[0]
+    if container.format.name.partition(",")[0] not in _TIMED or stream.duration is None or stream.time_base is None:
+        return 0.0
+    return float(stream.duration * stream.time_base)
 
 
 def _checked(frame: AudioFrame, name: str) -> int:

@@ -33,6 +33,7 @@ _SETTLED = 62  # blocks of what may be speech until it moves slowly, 2 s
 _OFFSET = 0.03  # of a block's mean that goes into the offset: it follows within a second
 _SILENCE_DB = -100.0
 _KNEE = 0.8
+_NUMBERS = np.arange(BLOCK, dtype=np.float64)
 
 
 class Level:
@@ -84,15 +85,14 @@ class Level:
         power = float(np.square(block, dtype=np.float64).mean())
         self._levels.append(max(_SILENCE_DB, 10 * log10(power + 1e-12)))
         before, self.gain_db = self.gain_db, self._next()
-        ramp = np.linspace(10 ** (before / 20), 10 ** (self.gain_db / 20), BLOCK, dtype=np.float32)
-        return _bent(block * ramp)
+        return _bent(block * _line(10 ** (before / 20), 10 ** (self.gain_db / 20)))
 
     def _centred(self, block: Sound) -> Sound:
         """Without the offset, which moves along a line from block to block."""
         mean = float(block.mean(dtype=np.float64))
         before = mean if self._offset is None else self._offset
         self._offset = before + _OFFSET * (mean - before)
-        return block - np.linspace(before, self._offset, BLOCK, dtype=np.float32)
+        return block - _line(before, self._offset)
 
     def _next(self) -> float:
         """The gain at the end of this block."""
@@ -106,6 +106,13 @@ class Level:
         wanted = min(wanted, max(0.0, NOISE_DB - quiet))
         up, down = (_SLOW_UP, _SLOW_DOWN) if self._heard > _SETTLED else (_FAST, _FAST)
         return min(max(wanted, self.gain_db - down), self.gain_db + up)
+
+
+def _line(first: float, last: float) -> Sound:
+    """From one to the other along a block: numpy.linspace to the bit, at a third of its price."""
+    made = _NUMBERS * ((last - first) / (BLOCK - 1)) + first
+    made[-1] = last
+    return made.astype(np.float32)
 
 
 def _bent(sound: Sound) -> Sound:

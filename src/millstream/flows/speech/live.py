@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import msgspec
+import numpy as np
 
 from millstream import errors
 from millstream.flows.speech.pressure import Pressure
+from millstream.flows.speech.recognise import Asker
 from millstream.flows.speech.session import Session
-from millstream.flows.speech.settings import SpeechSettings
+from millstream.flows.speech.settings import RATE, SpeechSettings
 from millstream.flows.speech.sound import checked
 from millstream.flows.speech.store import Held, State, Store, named
 from millstream.flows.speech.wiring import Wiring
@@ -21,7 +24,8 @@ from millstream.spoken import Start
 
 log = logging.getLogger(__name__)
 
-SWEEP_S: Final = 60.0
+LANGUAGES_MAX: Final = 256
+_LANGUAGE: Final = re.compile(r"([a-z]{2,3})([-_][a-z0-9]{1,8}){0,4}", re.ASCII | re.IGNORECASE)
 
 
 class Live:
@@ -42,10 +46,10 @@ class Live:
         self._clock = wiring.clock
         self._store = Store(folder) if folder is not None else None
         self._open: dict[str, Session] = {}
-        self._swept = float("-inf")
+        self._languages = {""}  # those that the recogniser is known to take
 
     def __len__(self) -> int:
-        return len(self._open)
+        return sum(not session.ended.is_set() for session in self._open.values())
 
     @property
     def pressed(self) -> int:
@@ -56,31 +60,42 @@ class Live:
         """A session that has begun, or goes on by its token (within its `owner`); close it at last. BadInput: it asks
         for what there is not. Overloaded: it would harm those that run. NotFound, Conflict: it cannot be gone on with.
         Busy: another connection has it."""
-        self._sweep()
-        for ident in [ident for ident, session in self._open.items() if session.ended.is_set()]:
-            await self._open.pop(ident).close()
-        state, held = await self._resumed(start, owner) if start.resume_token else self._begun(start, owner)
-        session = Session(state, self._settings, self._wiring, held)
+        self._forget_closed()
+        state, held = await (self._resumed(start, owner) if start.resume_token else self._begun(start, owner))
+        session = None
         try:
+            session = Session(state, self._settings, self._wiring, held)
+            self._open[session.id] = session
             await session.open(start.seq)
         except BaseException:
-            await session.close()
+            if session is not None:
+                await session.close()
+            elif held is not None:
+                held.release()
             raise
-        self._open[session.id] = session
         return session
+
+    def sweep(self) -> None:
+        """Delete what nobody goes on with any more. To be called now and then, also where nobody comes."""
+        self._forget_closed()
+        if self._store is not None:
+            self._store.sweep(self._clock.now() - self._settings.resume_s)
 
     async def close(self) -> None:
         """Let go of all sessions: others may go on with them."""
-        for ident in tuple(self._open):
-            await self._open.pop(ident).close()
+        for session in tuple(self._open.values()):
+            await session.close()
 
-    def _begun(self, start: Start, owner: str) -> tuple[State, Held | None]:
-        if len(self._open) >= self._room or self._pressure.level():
+    def _let_in(self) -> None:
+        if len(self) >= self._room or self._pressure.level():
             raise errors.Overloaded(
-                f"{len(self._open)} speech sessions are open here, of {self._room}"
+                f"{len(self)} speech sessions are open here, of {self._room}"
                 f"{', and they wait for each other' if self._pressure.level() else ''}; try another server, or later",
                 5.0,
             )
+
+    async def _begun(self, start: Start, owner: str) -> tuple[State, Held | None]:
+        self._let_in()
         checked(start.form, start.rate, start.channels)
         versions = self._versions()
         if not versions:
@@ -90,6 +105,10 @@ class Live:
             if start.speakers:
                 raise errors.BadInput(f"speakers = {start.speakers!r}: nothing tells voices apart here; say 'none'")
             profile = msgspec.structs.replace(profile, speakers="none", instant=False)
+        language = tag(start.language or self._settings.language)
+        if language not in self._languages and not self._wiring.streaming:
+            await self._ask_for(language, versions[0])
+            self._let_in()  # others came meanwhile
         held, ident, secret = self._store.create() if self._store is not None else (None, *named())
         self._wiring.numbers.begun.add()
         return State(
@@ -100,25 +119,35 @@ class Live:
             profile=profile,
             model=self._settings.recogniser,
             version=versions[0],
-            language=start.language or self._settings.language,
+            language=language,
         ), held
+
+    async def _ask_for(self, language: str, version: str) -> None:
+        """BadInput: the recogniser does not know this language. Else the first segment would be the first to say so."""
+        wiring = self._wiring
+        asker = Asker(wiring.submit, wiring.model, version, language, wiring.fills)
+        try:
+            await asker.heard(np.zeros(RATE // 10, np.float32))
+        except errors.BadInput:
+            raise
+        except errors.Error:
+            return  # it has no time, or it is away: that says nothing of the language
+        if len(self._languages) < LANGUAGES_MAX:
+            self._languages.add(language)
 
     async def _resumed(self, start: Start, owner: str) -> tuple[State, Held | None]:
         if self._store is None:
             raise errors.NotFound("sessions are not kept here, so none can be gone on with; begin a new one")
-        ours = self._open.pop(start.resume_token.partition(".")[0], None)
-        if ours is not None and ours.token == start.resume_token:
-            await ours.close()
-        held, state = self._store.take(start.resume_token)
-        if state.owner != owner:
-            held.release()
-            raise errors.NotFound("no session of yours has this resume_token; begin a new one")
-        if (start.form, start.rate, start.channels) != (state.start.form, state.start.rate, state.start.channels):
-            held.release()
+        began = self._store.look(start.resume_token, owner).start  # whoever may not have it does not disturb it
+        if (start.form, start.rate, start.channels) != (began.form, began.rate, began.channels):
             raise errors.BadInput(
-                f"the session was begun with {state.start.form} of {state.start.rate} Hz and {state.start.channels} "
-                f"channels, got {start.form}, {start.rate} Hz, {start.channels}: go on with the same"
+                f"the session was begun with {began.form} of {began.rate} Hz and {began.channels} channels, got "
+                f"{start.form}, {start.rate} Hz, {start.channels}: go on with the same"
             )
+        ours = self._open.get(start.resume_token.partition(".")[0])
+        if ours is not None:
+            await ours.close()
+        held, state = self._store.take(start.resume_token, owner)
         state.resumed += 1
         versions = self._versions()
         if versions and state.version not in versions:
@@ -127,9 +156,13 @@ class Live:
         self._wiring.numbers.resumed.add()
         return state, held
 
-    def _sweep(self) -> None:
-        """Delete what nobody goes on with any more, now and then."""
-        now = self._clock.monotonic()
-        if self._store is not None and now - self._swept > SWEEP_S:
-            self._swept = now
-            self._store.sweep(self._clock.now() - self._settings.resume_s)
+    def _forget_closed(self) -> None:
+        self._open = {ident: session for ident, session in self._open.items() if not session.closed}
+
+
+def tag(language: str) -> str:
+    """A language as recognisers and monitors know it: "zh" of "zh-CN", "" of "". BadInput: it is none."""
+    match = _LANGUAGE.fullmatch(language)
+    if language and match is None:
+        raise errors.BadInput(f"language {language[:40]!r}: say it as en, zh or en-US; leave it out to have it found")
+    return match[1].lower() if match else ""

@@ -8,6 +8,7 @@ Rules of the room:
 - The language is that of the first segment with LANGUAGE_WORDS words; until it is known, segments are asked for one by
   one.
 - What could not be recognised is an error of the whole recording: a transcript with a silent hole is worse than none.
+  So nothing is read on behind it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy as np
 from millstream.errors import Error, Failed
 from millstream.flows.speech import files
 from millstream.flows.speech.cut import Cutter, Ended, Event
+from millstream.flows.speech.languages import Languages
 from millstream.flows.speech.level import Level
 from millstream.flows.speech.recognise import FINAL, FINAL_TIMEOUT_S, Asker, Settled, Windowed, heard_words
 from millstream.flows.speech.resample import Sound
@@ -123,6 +125,7 @@ class Offline:
         self, wiring: Wiring, profile: Profile = PROFILE, known: Sequence[Known] = (), at_once: int = AT_ONCE
     ) -> None:
         self.wiring, self.profile, self.known = wiring, profile, known
+        self._languages = Languages(wiring)
         self.room = asyncio.Semaphore(at_once)
 
     async def transcribe(
@@ -130,7 +133,9 @@ class Offline:
         seconds_max: float = files.SECONDS_MAX, read: Read = lambda seconds: None,
     ) -> Recording:  # fmt: skip
         """The text of a file. `split`: each channel is a speaker by itself; else `speakers` says whether voices are
-        told apart. What `files.blocks` raises; Failed: the recogniser did, on some of it."""
+        told apart. What `files.blocks` raises; BadInput: a language that the recogniser does not know; Failed: it
+        failed on some of it."""
+        language = await self._languages.known(language)
         apart = speakers and not split and self.wiring.embed is not None
         policy: Policy = ("enrolled" if self.profile.speakers == "enrolled" else "correctable") if apart else "none"
         blocks = files.blocks(source, name, split, seconds_max)
@@ -148,6 +153,7 @@ class _Job:
         )
         self._speakers = speakers
         self._recording = Recording(name, Transcript(), language)
+        self._failed = False
         self._seq = 0
         self._revs: dict[str, int] = {}
 
@@ -156,7 +162,7 @@ class _Job:
         pieces: list[Piece] = []
         walked = self._walk(blocks, split)
         try:
-            while (found := await asyncio.to_thread(next, walked, None)) is not None:
+            while not self._failed and (found := await asyncio.to_thread(next, walked, None)) is not None:
                 read(self._recording.seconds)
                 for piece in found:
                     await self._room.acquire()
@@ -194,6 +200,7 @@ class _Job:
     async def _hear(self, piece: Piece) -> tuple[Settled, list[Voiced]]:
         """What is said in a piece, and by which voices. Its audio is let go of."""
         settled = await self._settled(piece)
+        self._failed = self._failed or bool(settled.problem)
         voices: list[Voiced] = []
         if piece.windows and settled.words and self._wiring.embed is not None:
             sounds = [piece.cut(*window) for window in piece.windows]
@@ -223,8 +230,8 @@ class _Job:
         failed = [settled.problem for settled in heard if settled.problem]
         if failed:
             raise Failed(
-                f"{self._recording.name}: {len(failed)} of {len(heard)} segments were not recognised ({failed[0]}); "
-                "try again"
+                f"{self._recording.name}: {len(failed)} of the first {len(heard)} segments were not recognised "
+                f"({failed[0]}); try again"
             )
 
     # -- telling

@@ -1,7 +1,7 @@
 """How hard a process is pressed, what gives way first, and what a recogniser must be able to do for a profile.
 
-What gives way, in this order, by how long hypotheses wait in the engine: they come half as often (1), there are none
-(2). New sessions are refused from 1 on. Final texts wait behind hypotheses and are never left out.
+What gives way, in this order, by how long hypotheses (and final texts) wait in the engine: they come half as often, and
+new sessions are refused (1); there are none (2). Final texts wait behind hypotheses and are never left out.
 
 The first words of a segment are told after
 
@@ -43,6 +43,9 @@ messages, its file (bench/speech/sessions.py)."""
 SMOOTHING: Final = 0.2
 FORGET_S: Final = 5.0
 """Without a hypothesis for so long, nothing presses."""
+PATIENCE: Final = 4.0
+"""A final text may wait so many times longer than a hypothesis: it stands behind all of them, and would wait for ever
+behind those that take every moment of the cores and do not wait themselves."""
 
 
 class Pressure:
@@ -50,26 +53,35 @@ class Pressure:
 
     def __init__(self, limit_s: float, clock: Clock) -> None:
         self._limit_s, self._now = limit_s, clock.monotonic
-        self._waited_s = 0.0
-        self._at = -FORGET_S
+        self._waited_s = [0.0, 0.0]  # hypotheses, final texts
+        self._at = [-FORGET_S, -FORGET_S]
         self._level = 0
 
-    def waited(self, seconds: float) -> None:
-        """A hypothesis waited so long."""
-        self._at = self._now()
-        self._waited_s += SMOOTHING * (seconds - self._waited_s)
-        if self._waited_s > 2 * self._limit_s:
+    def waited(self, seconds: float, final: bool = False) -> None:
+        """A hypothesis, or a final text, waited so long."""
+        self._forget()
+        self._at[final] = self._now()
+        self._waited_s[final] += SMOOTHING * ((seconds / PATIENCE if final else seconds) - self._waited_s[final])
+        waited_s = max(self._waited_s)
+        if waited_s > 2 * self._limit_s:
             self._level = 2
-        elif self._waited_s > self._limit_s:
+        elif waited_s > self._limit_s:
             self._level = max(self._level, 1)
-        elif self._waited_s < self._limit_s / 2:
+        elif waited_s < self._limit_s / 2:
             self._level = 0
 
     def level(self) -> int:
         """0 at ease, 1 hypotheses half as often, 2 none."""
-        if self._now() - self._at > FORGET_S:
-            self._waited_s, self._level = 0.0, 0
+        self._forget()
         return self._level
+
+    def _forget(self) -> None:
+        now = self._now()
+        for kind in (0, 1):
+            if now - self._at[kind] > FORGET_S:
+                self._waited_s[kind] = 0.0
+        if not any(self._waited_s):
+            self._level = 0
 
 
 class Cost(msgspec.Struct, frozen=True):

@@ -114,8 +114,8 @@ def windowed(sound: NDArray[np.float32], language: str, prefix: str, beam: int, 
 @dataclass(slots=True)
 class Asker:
     """What a session asks of one version of a recogniser, through the engine, and what that cost. `language` "" is
-    found out by the model. `fills`: the engine fills `samples` of a windowed one. `waited(seconds)`: how long a
-    hypothesis waited. `name`: of the session in the engine that a streaming one is heard in."""
+    found out by the model. `fills`: the engine fills `samples` of a windowed one. `waited(seconds, final)`: how long
+    a hypothesis or a final text waited. `name`: of the session in the engine that a streaming one is heard in."""
 
     submit: Submit
     model: str
@@ -123,7 +123,7 @@ class Asker:
     language: str = ""
     fills: bool = True
     step_timeout_s: float = 10.0
-    waited: Callable[[float], None] | None = None
+    waited: Callable[[float, bool], None] | None = None
     name: str = ""
     queue_s: float = 0.0
     compute_s: float = 0.0
@@ -138,8 +138,8 @@ class Asker:
         output = await self.submit(request)
         self.asked += 1
         self.queue_s += output.queue_s
-        if priority == STEP and self.waited is not None:
-            self.waited(output.queue_s)
+        if self.waited is not None:
+            self.waited(output.queue_s, priority == FINAL)
         if output.ran is not None:
             self.compute_s += output.ran.compute_s / max(output.ran.rows, 1)
         return output

@@ -53,6 +53,12 @@ class _Heard:
     intake: dict[str, Any] = field(default_factory=dict)
     audio_ms: int = 0
 
+    def join(self, later: _Heard) -> None:
+        """What came after it is heard with it."""
+        self.sounds += later.sounds
+        self.samples += later.samples
+        self.intake, self.audio_ms = later.intake, later.audio_ms
+
 
 class Session:
     """One client's stream. `state` says what it is and, where it is gone on with, where it stood; `held` is its file,
@@ -82,6 +88,7 @@ class Session:
         self._tasks: list[asyncio.Task[None]] = []
         self._leaving: asyncio.Task[None] | None = None
         self._closed = False
+        self._closing: asyncio.Task[None] | None = None
         self._counted = 0
         self.ended = asyncio.Event()
         """Set once nothing more will be told."""
@@ -156,13 +163,17 @@ class Session:
             yield told
 
     async def close(self) -> None:
-        """The connection is gone. What was not told yet is told to who goes on with the session. Again is harmless."""
-        if self._closed:
-            return
-        self._closed = True
-        self._wiring.numbers.sessions.add(-self._counted)
-        self._outbox.close()
-        self._taken.set()
+        """The connection is gone. What was not told yet is told to who goes on with the session. Again is harmless;
+        who is cancelled while it waits here, as a connection can be lost twice, does not keep the file from others."""
+        if self._closing is None:
+            self._closed = True
+            self._wiring.numbers.sessions.add(-self._counted)
+            self._outbox.close()
+            self._taken.set()
+            self._closing = asyncio.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         self._walker.stop()
         for task in self._tasks:
             task.cancel()
@@ -172,6 +183,11 @@ class Session:
         elif self._held is not None:
             self._held.release()
         self.ended.set()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
 
     def _caps(self) -> dict[str, str | float | bool]:
         profile = self._state.profile
@@ -219,6 +235,8 @@ class Session:
         while True:
             while self._inbox:
                 some = self._inbox.popleft()
+                while self._inbox and some.samples + self._inbox[0].samples <= PIECE_S * RATE:  # behind: more at once
+                    some.join(self._inbox.popleft())
                 self._waiting -= some.samples
                 self._taken.set()
                 await self._walker.walk(np.concatenate(some.sounds), some.intake, some.audio_ms)

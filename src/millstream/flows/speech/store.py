@@ -31,7 +31,7 @@ from millstream.store.blob import lock, write_atomic
 log = logging.getLogger(__name__)
 
 FORMAT: Final = 1
-_TOKEN = re.compile(r"([0-9a-f]{16})\.([\w-]{16,64})")
+_TOKEN = re.compile(r"([0-9a-f]{16})\.([\w-]{16,64})", re.ASCII)
 
 
 class Line(msgspec.Struct, array_like=True):
@@ -142,20 +142,27 @@ class Store:
         ident, secret = named()
         return Held(self._folder, ident, lock(_paths(self._folder, ident)[1], wait=False)), ident, secret
 
-    def take(self, token: str) -> tuple[Held, State]:
-        """The session of a token, and where it stood. NotFound: there is none, or its time is over. Busy: another
-        connection still has it, which is asked to give it up."""
-        gone = errors.NotFound("no session has this resume_token: it has ended, or its time is over; begin a new one")
+    def look(self, token: str, owner: str) -> State:
+        """Where the session of a token was written last, whoever has it. NotFound: there is none, its time is over, or
+        it is another owner's."""
         match = _TOKEN.fullmatch(token)
         if match is None:
-            raise gone
-        path, at, wanted = _paths(self._folder, match[1])
+            raise _gone()
         try:
-            if not secrets.compare_digest(_read(path).secret, match[2]):
-                raise gone
-            held = Held(self._folder, match[1], lock(at, wait=False))
+            state = _read(_paths(self._folder, match[1])[0])
         except FileNotFoundError:
-            raise gone from None
+            raise _gone() from None
+        if not secrets.compare_digest(state.secret, match[2]) or state.owner != owner:
+            raise _gone()
+        return state
+
+    def take(self, token: str, owner: str) -> tuple[Held, State]:
+        """The session of a token, and where it stood. NotFound: as `look`. Busy: another connection still has it,
+        which is asked to give it up."""
+        ident = self.look(token, owner).session
+        path, at, wanted = _paths(self._folder, ident)
+        try:
+            held = Held(self._folder, ident, lock(at, wait=False))
         except BlockingIOError:
             wanted.touch()
             raise errors.Busy("another connection still has this session; it is asked to give it up", 0.5) from None
@@ -163,7 +170,7 @@ class Store:
             state = _read(path)  # as it is now: whoever had it may have gone on meanwhile
         except FileNotFoundError:
             held.drop()
-            raise gone from None
+            raise _gone() from None
         except BaseException:
             held.release()
             raise
@@ -173,16 +180,23 @@ class Store:
     def sweep(self, before: float) -> int:
         """Delete the sessions that nobody has and that were written last before that time; how many."""
         count = 0
-        for path in self._folder.glob("*.session"):
+        for path in (found for kind in ("*.session", "*.lock") for found in self._folder.glob(kind)):
             with contextlib.suppress(FileNotFoundError, BlockingIOError):
-                if path.stat().st_mtime < before:
-                    Held(self._folder, path.stem, lock(_paths(self._folder, path.stem)[1], wait=False)).drop()
-                    count += 1
+                kept, at, _ = _paths(self._folder, path.stem)
+                if path.stat().st_mtime < before and (path == kept or not kept.exists()):
+                    Held(self._folder, path.stem, lock(at, wait=False)).drop()
+                    count += path == kept
         for path in (found for kind in (".*.part", "*.aside", "*.wanted") for found in self._folder.glob(kind)):
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < before:
                     path.unlink()
         return count
+
+
+def _gone() -> errors.NotFound:
+    return errors.NotFound(
+        "no session of yours has this resume_token: it has ended, or its time is over; begin a new one"
+    )
 
 
 def _read(path: Path) -> State:

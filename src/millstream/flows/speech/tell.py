@@ -158,7 +158,10 @@ class Teller:
             told: list[Told] = []
             speaker: Speaker | None = None
             if edit.speaker is not None:
-                speaker, changes = self._speakers.fix(edit.segment, edit.speaker.strip())
+                who = edit.speaker.strip()
+                if all(who != known.name for known in self._speakers.known):
+                    who = self._gate.edit(who)
+                speaker, changes = self._speakers.fix(edit.segment, who)
                 told += self._changes(changes)
             text = None if edit.text is None else self._gate.edit(edit.text)
             line.rev += 1

@@ -95,9 +95,9 @@ def _speakers(profile: Profile, saved: dict[str, Any] | None) -> Speakers:
 class Wiring:
     """`model`, `version`: of the recogniser; `streaming`: its kind; `fills`: the engine fills `samples` of a windowed
     one. `embed` None: nobody tells voices apart. `load()`: 0 at ease, 1 hypotheses come half as often, 2 there are
-    none; `waited(seconds)`: how long a hypothesis waited in the engine. `speakers(profile, saved)`: those of a new
-    session, or of one that goes on. `look`: gets every segment that becomes final; `edited`: what a person changed,
-    and in which session. What they raise is logged."""
+    none; `waited(seconds, final)`: how long a hypothesis or a final text waited in the engine. `speakers(profile,
+    saved)`: those of a new session, or of one that goes on. `look`: gets every segment that becomes final; `edited`:
+    what a person changed, and in which session. What they raise is logged."""
 
     submit: Submit
     model: str
@@ -109,7 +109,7 @@ class Wiring:
     fills: bool = True
     embed: Embed | None = None
     load: Callable[[], int] = _at_ease
-    waited: Callable[[float], None] | None = None
+    waited: Callable[[float, bool], None] | None = None
     gate: Callable[[], Gate] = OpenGate
     speakers: Callable[[Profile, dict[str, Any] | None], Speakers] = field(default=_speakers)
     look: Callable[[Settling], None] | None = None

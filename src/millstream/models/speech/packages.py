@@ -244,3 +244,19 @@ _ITEMS: Final = (
 )
 SHELF: Final = {item.name: item for item in _ITEMS}
 """What there is, by name."""
+RECORDINGS: Final = Item(
+    name="recordings",
+    what="people who read and talk, for the demonstration of live speech",
+    licence="MIT",
+    source="assets of moonshine-voice (a reading of A Tale of Two Cities; two people in a scene of Endgame)",
+    format="",
+    file="",
+    files=tuple(
+        File(name, digest, (Piece(_MOONSHINE, f"moonshine_voice/assets/{name}"),))
+        for name, digest in {
+            "two_cities.wav": "f3348494d77cb74a02862f5e685ed09faf3e75832c5cc5c80703282c2cd8b52e",
+            "endgame_nagg_nell.wav": "78f44dc6d3da32ecab0c37f391700f0569f4612b8e0be2ecbaf33e1d3d566474",
+        }.items()
+    ),
+)
+"""Sound to try speech with; no model."""

