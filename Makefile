@@ -93,7 +93,8 @@ $(VENV)/.debian: | $(BIN)/python
 test-all: lint $(VENV)/.frameworks $(VENV)/.debian $(VENV)/.speech
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: $(VENV)/.bench
+# Live speech is measured with weights, and on clips in the folder MILLSTREAM_AUDIO.
+bench: $(VENV)/.bench $(if $(or $(findstring speech,$(ARGS)),$(if $(ARGS),,all)),$(VENV)/.speech)
 	$(BIN)/python bench/run.py $(ARGS)
 
 format: $(VENV)/.dev

@@ -17,6 +17,15 @@ from pathlib import Path
 
 BENCH = Path(__file__).resolve().parent
 MILLSTREAM = str(Path(sys.executable).parent / "millstream")
+WEIGHTS = os.environ.get("MILLSTREAM_SPEECH_MODELS") or str(Path(sys.prefix) / "speech-models")
+"""What `make` fetches for live speech; its clips are where MILLSTREAM_AUDIO says."""
+
+
+def speech(name: str, *options: str) -> list[str]:
+    """A benchmark of live speech."""
+    return [sys.executable, f"bench/speech/{name}.py", "--models", WEIGHTS, *options]
+
+
 PARTS: dict[str, tuple[str, list[str]]] = {
     "startup": ("What a start costs", [sys.executable, "bench/startup.py"]),
     "log": ("The event log", [sys.executable, "bench/log.py"]),
@@ -54,12 +63,29 @@ PARTS: dict[str, tuple[str, list[str]]] = {
     "traces": ("How long the story of a request is looked for", [sys.executable, "bench/traces.py"]),
     "lists": ("Whole lists under load", [sys.executable, "bench/lists.py", "--items", "200000"]),
     "console": ("The console with a million events behind it", [sys.executable, "bench/console.py"]),
-    "speech_models": ("Recognisers on clips", [sys.executable, "bench/speech/models.py"]),
+    "speech_models": ("Recognisers on clips", speech("models")),
+    "speech_wer": ("Live text beside offline text", speech("wer")),
+    "speech_level": ("Quiet speech and the voice detector", speech("level")),
+    "speech_offline": ("Recordings transcribed", speech("offline")),
+    "speech_voices": ("Voices told apart", speech("voices")),
+    "speech_speakers": ("Who spoke", speech("speakers")),
+    "speech_streams": ("Live sessions of a core, beside another streaming loop", speech("streams")),
+    "speech_load": ("A hundred live sessions", speech("sessions")),
     "demo": ("The live demo, real time", [MILLSTREAM, "demo", "--seconds", "125", "--json", "--http-port", "0"]),
 }
 
 GROUPS = {
     "recommend": ["recall", "ranking", "lists", "arms", "reports", "batches", "shards", "scale"],
+    "speech": [
+        "speech_models",
+        "speech_wer",
+        "speech_level",
+        "speech_offline",
+        "speech_voices",
+        "speech_speakers",
+        "speech_streams",
+        "speech_load",
+    ],
     "trust": ["watch", "experiments", "console", "traces", "curation"],
 }
 
@@ -75,6 +101,10 @@ MARKDOWN = {
     "features",
     "watch",
     "speech_models",
+    "speech_wer",
+    "speech_level",
+    "speech_offline",
+    "speech_voices",
 }
 
 
@@ -91,8 +121,8 @@ def run(part: str) -> bool:
     title, command = PARTS[part]
     load = os.getloadavg()[0]
     done = subprocess.run(command, cwd=BENCH.parent, capture_output=True, text=True)
-    shown = " ".join(["python" if word == sys.executable else Path(word).name if word == MILLSTREAM else word
-                      for word in command])  # fmt: skip
+    names = {sys.executable: "python", MILLSTREAM: "millstream", WEIGHTS: "MODELS"}
+    shown = " ".join(names.get(word, word) for word in command)
     said = (done.stdout.strip() or done.stderr.strip()).replace(tempfile.gettempdir(), "$TMPDIR")
     print(f"== {title}\n{said}\n", flush=True)
     if done.returncode != 0:

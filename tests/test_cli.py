@@ -42,7 +42,7 @@ VERBS = [
     ["features"], *(["features", one] for one in ("list", "show", "diff", "sql", "get", "verify", "materialise")),
     ["features", "export"], ["features", "dag"],
     ["backup"], ["restore"], ["forget"], ["simulate"], ["speech"],
-    *(["speech", one] for one in ("fetch", "enrol", "unenrol", "voices", "demo")), ["transcribe"],
+    *(["speech", one] for one in ("fetch", "enrol", "unenrol", "voices", "capacity", "demo")), ["transcribe"],
     ["keys"], *(["keys", one] for one in ("new", "list", "revoke")),
 ]  # fmt: skip
 TOML = """

@@ -76,18 +76,21 @@ async def live(
     desk = Desk(model, clock)
     settings = SpeechSettings(recogniser="model")
     wiring = Wiring(submit=desk.submit, model="model", vad=vad, clock=clock, numbers=numbers)
-    session = await Live(_With(settings, profile), wiring, lambda: ["1"], 1).open(  # type: ignore[arg-type]
-        Start(language="zh" if clip.name.startswith("zh/") else "en")
-    )
+    hall = Live(_With(settings, profile), wiring, lambda: ["1"], 1)  # type: ignore[arg-type]
+    opening = asyncio.create_task(hall.open(Start(language="zh" if clip.name.startswith("zh/") else "en")))
+    while not opening.done():
+        clock.advance(0.01)
+        await asyncio.sleep(0)
+    session, began = opening.result(), clock.monotonic()
     told: list[tuple[float, Told]] = []
 
     async def read() -> None:
         async for message in session.messages():
-            told.append((clock.monotonic(), message))  # noqa: PERF401  when it came
+            told.append((clock.monotonic() - began, message))  # noqa: PERF401  when it came
 
     reader = asyncio.create_task(read())
     for n, piece in enumerate(_pieces(np.concatenate([clip.sound, np.zeros(2 * RATE, np.float32)]))):
-        while clock.monotonic() < 0.02 * (n + 1) - 1e-9:
+        while clock.monotonic() - began < 0.02 * (n + 1) - 1e-9:
             clock.advance(0.01)
             for _ in range(4):
                 await asyncio.sleep(0)

@@ -194,7 +194,7 @@ def test_two_people_are_told_apart_in_what_they_said(tmp_path, open_tab, shots):
         live = kept.policy(name).live
         manifest, at = kept.manifest(name, live), kept.folder(name, live)
         ours.put(name, manifest, {file: at / file for file in manifest.digests})
-    clip = waved(tmp_path / "two.wav", two_people(tmp_path)[: 19 * 16_000])
+    clip = waved(tmp_path / "two.wav", two_people(tmp_path)[: int(18.3 * 16_000)])
     file = installed(
         tmp_path, "whisper-base", 'voice = "wespeaker"\n[speech.profiles.caption]\nfirst_token_ms_max = 9000'
     )

@@ -256,6 +256,20 @@ def test_priorities_then_deadlines_then_arrival(tmp_path):
     play(scene)
 
 
+def test_who_may_wait_neither_goes_first_nor_makes_an_urgent_call_longer(tmp_path):
+    load, made = summing(tmp_path, rows_max=8)
+
+    async def scene():
+        async with serving(tmp_path, THREAD, load=load) as engine:
+            running = await held(engine, made["m"])
+            futures = [engine.submit(one(n, priority=n % 2)) for n in range(1, 13)]
+            made["m"].gate.set()
+            await asyncio.gather(running, *futures)
+            assert [column for _, column in made["m"].calls] == [[2, 4, 6, 8, 10, 12], [1, 3, 5, 7, 9, 11]]
+
+    play(scene)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from([0, 20, 40, 60]), st.booleans()), max_size=30))
 def test_the_order_is_that_of_a_sort_whoever_leaves(tmp_path_factory, asked):

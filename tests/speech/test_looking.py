@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 
+import pytest
 from test_look import settling
 
-from millstream.app import curation
+from millstream.app import curation, reviews
+from millstream.app import looking as looking_room
 from millstream.app.forget import forget
 from millstream.app.installation import Installation
 from millstream.app.looking import Looking, folder_of
@@ -42,3 +46,24 @@ def test_final_texts_reach_the_queue_and_are_forgotten_with_their_session(tmp_pa
         report = asyncio.run(forget(at, ["s1"], wait_s=1.0))
         assert report.audio == 1 and not list(folder_of(at).iterdir())
         assert curation.queue(at) == []
+
+
+def test_what_the_log_has_no_time_for_is_counted_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    (tmp_path / "millstream.toml").write_text(TOML)
+    monkeypatch.setattr(looking_room, "WAITING_MAX", 3)
+    monkeypatch.setattr(reviews, "writer", lambda at: go_on.wait(10) and nullcontext(_Nothing()))
+    with Installation.open(tmp_path / "millstream.toml") as at:
+        meter = Meter()
+        looking = Looking(at, meter, lambda: "3")
+        for rev in range(5):
+            looking.edited("s1", Edited(seq=rev + 1, id="a", rev=rev, by="ann", text="no"))
+        assert meter.sum("millstream_speech_reviews_lost_total") == 2
+        go_on.set()
+        looking.close()
+        assert meter.sum("millstream_speech_reviews_lost_total") == 2
+
+
+class _Nothing:
+    def append_durable_wait(self, key: bytes, value: bytes) -> None:
+        pass

@@ -471,6 +471,34 @@ def test_a_session_is_not_let_go_of_while_it_is_being_written(tmp_path, monkeypa
     assert [one.text for one in finals(heard)] == [TALK[0]]  # what was being written is told to who goes on
 
 
+def test_a_session_whose_closing_is_cancelled_is_let_go_of(tmp_path, monkeypatch):
+    """As a connection that the server ends is lost a second time when the client hangs up."""
+    began, go_on, real = threading.Event(), threading.Event(), Held.write
+
+    def write(self, state, now, durable=True):
+        if durable:
+            began.set()
+            assert go_on.wait(10)
+        real(self, state, now, durable)
+
+    async def run():
+        hall, other = live(Desk(), tmp_path), live(Desk(), tmp_path)
+        session = await hall.open(Start())
+        await session.hear(pcm(SOUND))
+        await asyncio.to_thread(began.wait, 10)
+        closing = asyncio.create_task(session.close())
+        await asyncio.sleep(0.05)
+        closing.cancel()
+        await asyncio.wait([closing])
+        go_on.set()
+        await asyncio.wait_for(session.ended.wait(), 10)
+        again = await other.open(Start(resume_token=session.token))
+        await again.close()
+
+    monkeypatch.setattr(Held, "write", write)
+    asyncio.run(run())
+
+
 def test_a_full_disk_costs_the_place_to_go_on_from_not_the_text(tmp_path, monkeypatch, caplog):
     def write(self, state, now, durable=True):
         raise errors.Full("no room on the disk")
@@ -541,3 +569,14 @@ def test_a_process_that_is_killed_leaves_its_sessions_to_others(tmp_path):
         assert finals(client.arrived)[0].seq <= int(seq) < client.held.seq
     finally:
         process.kill()
+
+
+def test_a_session_that_ended_keeps_no_sound(tmp_path):
+    async def run():
+        hall = live(Desk(), tmp_path)
+        heard = await said(hall, pcm(SOUND))
+        return Store(tmp_path).look(heard[0].resume_token, ""), heard[-1]
+
+    state, end = asyncio.run(run())
+    assert isinstance(end, End) and state.ended and state.place.samples
+    assert (state.place.intake, state.place.level, state.place.hearing) == ({}, {}, {})

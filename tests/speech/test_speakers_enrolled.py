@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from made_voices import People
 
+from millstream.app import voices
+from millstream.cli import main
 from millstream.errors import BadInput, Corrupt, Misconfigured, NotFound, TooLarge
 from millstream.flows.speech.settings import RATE
 from millstream.flows.speech.speakers import enrolled
@@ -141,3 +143,21 @@ def test_processes_that_enrol_at_once_lose_nobody(path):
         process.join(60)
         assert process.exitcode == 0
     assert [voice.name for voice in enrolled.load(path, MODEL)] == [f"n{person}" for person in range(6)]
+
+
+@pytest.mark.parametrize("words", [["voices"], ["unenrol", "ann"]])
+def test_an_installation_that_is_not_there_is_said_and_no_folder_is_made(tmp_path, words):
+    with pytest.raises(SystemExit, match=r"none\.toml"):
+        main(["speech", *words, "-c", str(tmp_path / "none.toml")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_person_sees_and_forgets_voices(tmp_path, capsys):
+    file = tmp_path / "millstream.toml"
+    file.write_text("[speech]\n")
+    Recorder().enrol(voices.kept_in(tmp_path), "Ann", (0, 8))
+    main(["speech", "voices", "-c", str(file)])
+    assert "Ann" in capsys.readouterr().out
+    main(["speech", "unenrol", "Ann", "-c", str(file)])
+    with pytest.raises(SystemExit, match="no voice 'Ann' is enrolled; there are: nobody"):
+        main(["speech", "unenrol", "Ann", "-c", str(file)])

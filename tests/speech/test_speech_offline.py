@@ -111,10 +111,51 @@ def test_the_language_is_that_of_the_first_words_unless_it_is_said(folder, tmp_p
 
         of = Offline(replace(through.wiring, submit=submit), through.profile)
         await of.transcribe(path, "a")
+        await of.transcribe(path, "a", "zh-CN")
         await of.transcribe(path, "a", "zh")
         return asked
 
-    assert run(folder, work) == ["", "", "en", "en", "zh", "zh", "zh", "zh"]
+    whether_it_knows = ["zh"]
+    assert run(folder, work) == ["", "", "en", "en", *whether_it_knows, *["zh"] * 8]
+
+
+@pytest.mark.parametrize("language", ["zz", "zz-Latn", "klingon", "en\n", "e" * 10_000])
+def test_a_language_that_is_not_known_is_the_clients_mistake_and_nothing_is_heard(folder, tmp_path, language):
+    path = wav(tmp_path / "a.wav", said(ONE, TWO))
+
+    async def work(through):
+        asked = []
+
+        def submit(request):
+            asked.append(request)
+            if str(request.inputs["language"][0]) == "zz":
+                raise BadInput("language 'zz' is not known to this model; it knows: en")
+            return through.wiring.submit(request)
+
+        with pytest.raises(BadInput, match="language"):
+            await Offline(replace(through.wiring, submit=submit), through.profile).transcribe(path, "a", language)
+        return len(asked)
+
+    assert run(folder, work) == (1 if language.startswith("zz") else 0)
+
+
+def test_a_recogniser_that_is_away_is_not_asked_for_the_rest_of_a_recording(folder, tmp_path):
+    path = wav(tmp_path / "a.wav", said(*[ONE] * 40, pause_s=0.8))
+
+    async def work(through):
+        asked = []
+
+        def submit(request):
+            asked.append(request)
+            raise Failed("away")
+
+        of = Offline(replace(through.wiring, submit=submit), through.profile)
+        for language in ("", "en"):
+            with pytest.raises(Failed, match=r"a: .* of the first .* segments were not recognised"):
+                await of.transcribe(path, "a", language)
+        return len(asked)
+
+    assert run(folder, work) < 2 * 40
 
 
 def test_each_channel_is_a_speaker_by_itself(folder, tmp_path):
@@ -185,7 +226,7 @@ def test_a_segment_that_fails_fails_its_recording_and_no_other(folder, tmp_path)
             return through.wiring.submit(request)
 
         broken = Offline(replace(through.wiring, submit=submit), through.profile)
-        with pytest.raises(Failed, match=r"a: 1 of 2 segments were not recognised \(out of order\)"):
+        with pytest.raises(Failed, match=r"a: 1 of the first 2 segments were not recognised \(out of order\)"):
             await broken.transcribe(path, "a")
         again = await asyncio.gather(*(broken.transcribe(wav(tmp_path / "b.wav", said(ONE)), "b") for _ in range(20)))
         return [texts(one) for one in again]
@@ -245,7 +286,7 @@ def test_what_is_missing_is_named_with_the_line_that_fetches_it(folder, tmp_path
 
     with pytest.raises(NotFound, match="speech fetch wespeaker --models"):
         run(folder, work, voice="wespeaker")
-    with pytest.raises(NotFound, match="speech fetch other --models"):
+    with pytest.raises(NotFound, match=r"millstream models add .* FILE"):
         run(folder, work, recogniser="other")
     with pytest.raises(Misconfigured, match="speech fetch whisper-base --models"):
         run(tmp_path / "nothing", work)

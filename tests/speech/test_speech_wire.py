@@ -44,6 +44,7 @@ def installed(folder, speech_models):
     file = folder / "millstream.toml"
     file.write_text(
         f'http_port = {free_port()}\ngrpc_port = 0\n[speech]\nrecogniser = "recogniser"\nprofile = "caption"\n'
+        'language = "de"\n'
         "[speech.profiles.caption]\nsegment_s_max = 3.0\n"
     )
     return file
@@ -122,6 +123,7 @@ def test_openais_client_gets_what_it_expects(served, speech, tmp_path):
         temperature=0.2,
     )
     assert verbose.text == plain and verbose.segments and verbose.words
+    assert verbose.language == "german", "as configured, where the client names none"
     assert float(verbose.duration) == pytest.approx(len(speech) / 16_000, abs=0.1)
     assert "-->" in asked(model="whisper-1", file=tmp_path / "a.wav", response_format="srt")
     with pytest.raises(openai.BadRequestError, match="no file of sound"):

@@ -71,7 +71,7 @@ def test_an_error_in_one_file_stops_no_other(at, capsys):
 
 @pytest.mark.parametrize(("words", "what"), [
     (["--format", "doc"], "there are txt, srt"), (["--format", "srt,vtt"], "several wants --out"),
-    (["--recogniser", "other"], "speech fetch other"), (["--out", "one.wav"], "is a file"),
+    (["--recogniser", "other"], "has no model 'other': millstream models add"), (["--out", "one.wav"], "is a file"),
 ])  # fmt: skip
 def test_what_cannot_be_done_is_said_before_anything_is_read(at, words, what, monkeypatch):
     monkeypatch.chdir(at)

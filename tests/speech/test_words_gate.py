@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millstream.flows.speech.words.gate import PAUSE_S, Gate
+from millstream.guard import spoken_numbers
 from millstream.guard.pii import redact
 from millstream.spoken import Word, written
 
@@ -268,3 +269,29 @@ def test_what_a_person_writes_passes_the_same_gate() -> None:
     assert Gate().edit("call 415 555 0123 or a@b.com") == "call [PHONE] or [EMAIL]"
     assert Gate().edit("电话是一三八零零一三八零零零。") == "电话是[PHONE]。"
     assert Gate().edit("he was born in 1984.") == "he was born in 1984."
+
+
+@pytest.mark.parametrize("word", ["thousand ", "oh ", "double ", "hundred and ", "万", "一", "call 1 ", "a@b.c "])
+def test_as_much_as_an_edit_may_hold_is_read_whatever_it_says(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number looks at no more of the text than it may be of: in depth, and in width."""
+    seen: list[int] = []
+    number = spoken_numbers._zh_number
+    monkeypatch.setattr(spoken_numbers, "_zh_number", lambda chars, at: (seen.append(len(chars)), number(chars, at))[1])
+    Gate().edit(word * (20_000 // len(word)))
+    assert max(seen, default=0) <= 32
+
+
+@pytest.mark.parametrize(
+    ("said", "digits"),
+    [
+        ("two thousand three hundred and five", "2305"),
+        ("one million two thousand", "1002000"),
+        ("two thousand million", "2000"),  # no scale goes over the one before it
+        ("九千九百九十九亿九千九百九十九万九千九百九十九", "999999999999"),
+    ],
+)
+def test_numbers_with_all_of_their_units_are_whole(said: str, digits: str) -> None:
+    zh = said[0] > "z"
+    parts = list(said) if zh else said.split()
+    (first, *_) = spoken_numbers.runs(spoken_numbers.tokens(parts, [not zh] * len(parts)))
+    assert first.elements[0].digits == digits

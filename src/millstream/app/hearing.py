@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from millstream.app import voices
 from millstream.app.installation import Installation
 from millstream.app.looking import Looking
-from millstream.app.transcribing import FETCH, streams
+from millstream.app.transcribing import streams
 from millstream.engine import Engine
 from millstream.errors import BadInput, Busy, Misconfigured, NotFound, Overloaded
 from millstream.flows.speech import openai
@@ -36,6 +36,7 @@ from millstream.front.door import Recording, Transcribed
 from millstream.machine import cores
 from millstream.meter import Meter
 from millstream.models.model import Model, load
+from millstream.models.speech.shelf import missing
 from millstream.models.speech.vad import Vad
 from millstream.models.speech.voice import Voice
 from millstream.spoken import Ack, Edit, End, Finish, Move, Start, Told, Trouble
@@ -127,7 +128,8 @@ class Hearing:
             raise Overloaded(f"{RECORDINGS_MAX} recordings are being transcribed; try again", 5.0)
         self._recordings += 1
         try:
-            made = await offline.transcribe(BytesIO(recording.data), recording.name, form.language)
+            language = form.language or self._settings.language
+            made = await offline.transcribe(BytesIO(recording.data), recording.name, language)
         finally:
             self._recordings -= 1
         kind, content = openai.answer(form, made.lines, made.language, made.seconds, made.who)
@@ -189,8 +191,8 @@ class Hearing:
         return load(repository, name, repository.policy(name).live, self._at.settings.device)
 
     def _no_model(self, name: str) -> str:
-        models = self._at.folder / "models"
-        return f"[speech] wants a model {name!r}, which {models} has not; fetch it: {FETCH.format(name, models)}"
+        unfit = f"no version of {name!r} answers; the lines before say why"
+        return f"[speech]: {missing(self._at.repository, [name]) or unfit}"
 
     def _refuse(self, cost: Cost) -> None:
         """What the recogniser is too slow for: at the start, where it is the default or configured; else when it is

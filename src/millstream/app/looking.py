@@ -6,6 +6,7 @@ INSTALLATION/state/review-audio/MILLISECONDS-SESSION-SEGMENT.wav
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -43,7 +44,7 @@ class Looking:
             "millstream_speech_reviews_lost_total", "final texts for review that were not logged"
         )
         self._thread = ThreadPoolExecutor(1, "millstream-reviews")
-        self._waiting = 0
+        self._room = threading.BoundedSemaphore(WAITING_MAX)
         kept = self._kept if settings.keep_audio else None
         self._look = Look(meter, at.clock, settings.recogniser, version, self._put, kept)
 
@@ -61,10 +62,9 @@ class Looking:
         self._kept.close()
 
     def _put(self, review: Review) -> None:
-        if self._waiting >= WAITING_MAX:
+        if not self._room.acquire(blocking=False):
             self._lost.add()
             return
-        self._waiting += 1
         self._thread.submit(self._write, review)
 
     def expire(self) -> None:
@@ -83,4 +83,4 @@ class Looking:
             self._lost.add()
             log.warning("a final text for review is not logged: %s", error)
         finally:
-            self._waiting -= 1
+            self._room.release()

@@ -11,6 +11,7 @@ import asyncio
 import dataclasses
 import gc
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -20,21 +21,21 @@ import numpy as np
 from msgspec.structs import replace
 
 from millstream.app.transcribing import Source, offline
-from millstream.errors import BadInput, Failed
+from millstream.errors import BadInput
 from millstream.flows.speech import files
 from millstream.flows.speech.live import Live
-from millstream.flows.speech.pressure import SESSION_S, USED_MAX, Cost, fits, follows, second_s
+from millstream.flows.speech.pressure import SESSION_S, USED_MAX, fits, follows, second_s
 from millstream.flows.speech.recognise import Asker
 from millstream.flows.speech.settings import RATE, Profile, SpeechSettings
 from millstream.flows.speech.speakers.windows import HOP, WINDOW
 from millstream.flows.speech.trial import ELSEWHERE, HERE, syllables, trial, voiced
 from millstream.flows.speech.wiring import Wiring
-from millstream.machine import cores, resident
+from millstream.machine import cores
 from millstream.models.speech import heard
 from millstream.spoken import Start
 from millstream.types import Output, Request
 
-SESSIONS: Final = 24
+SESSIONS: Final = 6
 """Whose memory is measured."""
 HEARD_S: Final = 8.0
 """What each of them hears."""
@@ -120,11 +121,11 @@ async def speech_capacity(
         recording_rtf=recorded,
         recording_hours_hour=cores() / recorded,
         session_bytes=memory,
-        gpu=[gpu(asked, cost, rows) for rows in (1, 8, 32)],
+        gpu=[gpu(asked, rows) for rows in (1, 8, 32)],
     )
 
 
-def gpu(profile: Profile, cost: Cost, rows: int, streams: int = GPU_STREAMS) -> Gpu:
+def gpu(profile: Profile, rows: int, streams: int = GPU_STREAMS) -> Gpu:
     """What a device must do for so many streams, `rows` of which share a call: arithmetic, nothing is measured."""
     calls = streams / SEGMENT_S + (streams * 1000 / profile.step_ms if profile.partials else 0.0)
     return Gpu(streams=streams, rows=rows, calls_s=calls / rows, call_ms_max=USED_MAX * 1000 * rows / calls)
@@ -163,23 +164,27 @@ async def _live_rtf(wiring: Wiring, settings: SpeechSettings, profile: str, audi
 
 
 async def _memory(wiring: Wiring, settings: SpeechSettings, profile: str) -> int:
-    """Bytes of an open session, with a recogniser that answers nothing at once."""
-    silent, before, after = _silent(wiring), 0, 0
-    for many in (4, SESSIONS):  # the first ones meet what every process makes once
-        hall = Live(settings, silent, lambda: [""], many)
-        gc.collect()
-        before = resident() or 0
-        for n in range(many):
-            session = await hall.open(Start(profile=profile))
-            data = np.round(syllables(HEARD_S, n) * 32767).astype("<i2").tobytes()
-            for at in range(0, len(data), 6400):
-                await session.hear(data[at : at + 6400])
-        gc.collect()
-        after = resident() or 0
-        await hall.close()
-    if not before:
-        raise Failed("this system does not say how much memory a process has")
-    return max(0, after - before) // SESSIONS
+    """Bytes of an open session (what Python and numpy hold for it), with a recogniser that answers nothing at once."""
+    silent, held = _silent(wiring), 0
+    tracemalloc.start()
+    try:
+        for many in (1, SESSIONS):  # the first one meets what every process makes once
+            hall = Live(settings, silent, lambda: [""], many)
+            gc.collect()
+            before, _ = tracemalloc.get_traced_memory()
+            for n in range(many):
+                session = await hall.open(Start(profile=profile))
+                data = np.round(syllables(HEARD_S, n) * 32767).astype("<i2").tobytes()
+                for at in range(0, len(data), 6400):
+                    await session.hear(data[at : at + 6400])
+            await asyncio.sleep(0.1)
+            del data, session
+            gc.collect()
+            held = (tracemalloc.get_traced_memory()[0] - before) // many
+            await hall.close()
+    finally:
+        tracemalloc.stop()
+    return held
 
 
 def _silent(wiring: Wiring) -> Wiring:

@@ -25,12 +25,12 @@ from millstream.machine import cores
 from millstream.meter import Meter
 from millstream.models.model import Model, load
 from millstream.models.repository import Repository
+from millstream.models.speech.shelf import missing
 from millstream.models.speech.tensors import STREAMING, WINDOWED
 from millstream.models.speech.vad import Vad
 from millstream.models.speech.voice import Voice
 
 VOICE = "wespeaker"
-FETCH = "millstream speech fetch {} --models {}"
 
 
 class Some(Repository):
@@ -84,9 +84,8 @@ async def offline(of: Source, profile: Profile = PROFILE) -> AsyncIterator[Offli
     with the line that fetches it."""
     whole, name = Repository(of.models), of.recogniser
     name = name or the_recogniser(whole)
-    for each in filter(None, (name, of.vad, of.voice)):
-        if each not in whole.models():
-            raise NotFound(f"{of.models}: there is no model {each!r}; fetch it: {FETCH.format(each, of.models)}")
+    if lacks := missing(whole, filter(None, (name, of.vad, of.voice))):
+        raise NotFound(lacks)
     clock, meter = SystemClock(), Meter()
     engine = Engine(Some(whole, [name]), clock, meter, EngineLimits(instances=cores()))
     await engine.start()
@@ -125,7 +124,8 @@ def the_recogniser(repository: Repository) -> str:
     if found:
         raise Misconfigured(f"{repository.root}: {', '.join(found)} make words of speech; say which: --recogniser NAME")
     raise Misconfigured(
-        f"{repository.root}: no model makes words of speech; fetch one: {FETCH.format('whisper-base', repository.root)}"
+        f"{repository.root}: no model makes words of speech; fetch one: millstream speech fetch whisper-base --models "
+        f"{repository.root}"
     )
 
 

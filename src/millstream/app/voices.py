@@ -17,6 +17,7 @@ from millstream.flows.speech.settings import SpeechSettings
 from millstream.flows.speech.speakers import Known, enrolled
 from millstream.models.model import Model, load
 from millstream.models.repository import Repository
+from millstream.models.speech.shelf import missing
 from millstream.models.speech.vad import Vad
 from millstream.models.speech.voice import Voice
 
@@ -51,6 +52,18 @@ def enrol(config: Path, name: str, recordings: Sequence[Path], at: float) -> enr
     return enrolled.enrol(kept_in(folder), name, speech, voice.embed, stamp, at)
 
 
+def listed(config: Path) -> list[dict[str, str | float]]:
+    """See enrolled.listed. Misconfigured: there is no such installation."""
+    read(config, Settings)
+    return enrolled.listed(kept_in(config.resolve().parent))
+
+
+def forget(config: Path, name: str) -> None:
+    """Forget the voice of a name. NotFound: it is not enrolled; Misconfigured: there is no such installation."""
+    read(config, Settings)
+    enrolled.remove(kept_in(config.resolve().parent), name)
+
+
 def _speech(path: Path, vad: Vad) -> list[NDArray[np.float32]]:
     """What is said in a recording, as sessions hear it: levelled, without its silence."""
     walk = Walk(vad, PROFILE)
@@ -60,11 +73,8 @@ def _speech(path: Path, vad: Vad) -> list[NDArray[np.float32]]:
 
 def _model(repository: Repository, name: str) -> tuple[str, str]:
     """The version that is live, and what a voice that it made is marked with."""
-    if name not in repository.models():
-        raise NotFound(
-            f"{repository.root}: there is no model {name!r}; fetch it: "
-            f"millstream speech fetch {name} --models {repository.root}"
-        )
+    if lacks := missing(repository, [name]):
+        raise NotFound(lacks)
     version = repository.policy(name).live
     return version, f"{name}/{version}"
 

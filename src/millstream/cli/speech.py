@@ -78,18 +78,16 @@ def _enrol(args: argparse.Namespace) -> object:
 
 
 def _unenrol(args: argparse.Namespace) -> object:
-    from millstream.app.voices import kept_in
-    from millstream.flows.speech.speakers import enrolled
+    from millstream.app.voices import forget
 
-    enrolled.remove(kept_in(args.config.resolve().parent), args.name)
+    forget(args.config, args.name)
     return {"forgotten": args.name}
 
 
 def _voices(args: argparse.Namespace) -> object:
-    from millstream.app.voices import kept_in
-    from millstream.flows.speech.speakers import enrolled
+    from millstream.app.voices import listed
 
-    return enrolled.listed(kept_in(args.config.resolve().parent))
+    return listed(args.config)
 
 
 def _capacity(args: argparse.Namespace) -> object:

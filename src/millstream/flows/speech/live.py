@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 import msgspec
-import numpy as np
 
 from millstream import errors
+from millstream.flows.speech.languages import Languages
 from millstream.flows.speech.pressure import Pressure
-from millstream.flows.speech.recognise import Asker
 from millstream.flows.speech.session import Session
-from millstream.flows.speech.settings import RATE, SpeechSettings
+from millstream.flows.speech.settings import SpeechSettings
 from millstream.flows.speech.sound import checked
 from millstream.flows.speech.store import Held, State, Store, named
 from millstream.flows.speech.wiring import Wiring
 from millstream.spoken import Start
 
 log = logging.getLogger(__name__)
-
-LANGUAGES_MAX: Final = 256
-_LANGUAGE: Final = re.compile(r"([a-z]{2,3})([-_][a-z0-9]{1,8}){0,4}", re.ASCII | re.IGNORECASE)
 
 
 class Live:
@@ -46,7 +40,7 @@ class Live:
         self._clock = wiring.clock
         self._store = Store(folder) if folder is not None else None
         self._open: dict[str, Session] = {}
-        self._languages = {""}  # those that the recogniser is known to take
+        self._languages = Languages(wiring)
 
     def __len__(self) -> int:
         return sum(not session.ended.is_set() for session in self._open.values())
@@ -105,10 +99,8 @@ class Live:
             if start.speakers:
                 raise errors.BadInput(f"speakers = {start.speakers!r}: nothing tells voices apart here; say 'none'")
             profile = msgspec.structs.replace(profile, speakers="none", instant=False)
-        language = tag(start.language or self._settings.language)
-        if language not in self._languages and not self._wiring.streaming:
-            await self._ask_for(language, versions[0])
-            self._let_in()  # others came meanwhile
+        language = await self._languages.known(start.language or self._settings.language, versions[0])
+        self._let_in()  # others came meanwhile
         held, ident, secret = self._store.create() if self._store is not None else (None, *named())
         self._wiring.numbers.begun.add()
         return State(
@@ -121,19 +113,6 @@ class Live:
             version=versions[0],
             language=language,
         ), held
-
-    async def _ask_for(self, language: str, version: str) -> None:
-        """BadInput: the recogniser does not know this language. Else the first segment would be the first to say so."""
-        wiring = self._wiring
-        asker = Asker(wiring.submit, wiring.model, version, language, wiring.fills)
-        try:
-            await asker.heard(np.zeros(RATE // 10, np.float32))
-        except errors.BadInput:
-            raise
-        except errors.Error:
-            return  # it has no time, or it is away: that says nothing of the language
-        if len(self._languages) < LANGUAGES_MAX:
-            self._languages.add(language)
 
     async def _resumed(self, start: Start, owner: str) -> tuple[State, Held | None]:
         if self._store is None:
@@ -158,11 +137,3 @@ class Live:
 
     def _forget_closed(self) -> None:
         self._open = {ident: session for ident, session in self._open.items() if not session.closed}
-
-
-def tag(language: str) -> str:
-    """A language as recognisers and monitors know it: "zh" of "zh-CN", "" of "". BadInput: it is none."""
-    match = _LANGUAGE.fullmatch(language)
-    if language and match is None:
-        raise errors.BadInput(f"language {language[:40]!r}: say it as en, zh or en-US; leave it out to have it found")
-    return match[1].lower() if match else ""

@@ -37,7 +37,7 @@ SURE_MS: Final = 64
 """And so long after that onset it says so."""
 USED_MAX: Final = 0.7
 """Of a core, by sessions: more of it, and hypotheses begin to wait for each other."""
-SESSION_S: Final = 0.004
+SESSION_S: Final = 0.007
 """Seconds of a core that a second of a session takes beside its recogniser and its voices: decoding, the detector,
 messages, its file (bench/speech/sessions.py)."""
 SMOOTHING: Final = 0.2

@@ -8,7 +8,9 @@ Rules of the room:
 - What is told and must not be lost is in the file before it is told.
 - Who holds the lock, and nobody else, writes the file.
 - A file that cannot be read is no session: who asks for it is told so, and it goes with its time.
-- The files hold text, without what is personal, and voices: they are readable by their owner alone.
+- The files hold text, without what is personal, and voices: they are readable by their owner alone. A session that may
+  still be gone on with has a moment of sound there as well, as who decodes what comes next must have heard it: some
+  milliseconds, of Opus seconds. Once it has ended there is none.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from millstream.flows.speech.outbox import Outbox
 from millstream.flows.speech.recognise import Settled
 from millstream.flows.speech.settings import FRAME, RATE, Profile
 from millstream.flows.speech.speakers import Change, Moved, Speakers, Voiced
-from millstream.flows.speech.store import Held, Line, State
+from millstream.flows.speech.store import Held, Line, Place, State
 from millstream.flows.speech.walk import Closed, Guessed, Noticed, Open, Over, Ticked, Walker
 from millstream.flows.speech.wiring import Gate, Settling, Wiring
 from millstream.spoken import (
@@ -155,6 +155,9 @@ class Teller:
                     f"no final segment {edit.segment[:80]!r} that can be changed: it is not final yet, or the session "
                     "is over"
                 )
+            text = None  # a long one takes a while to read, and other sessions have words to say
+            if edit.text is not None:
+                text = await asyncio.to_thread(self._gate.edit, edit.text)
             told: list[Told] = []
             speaker: Speaker | None = None
             if edit.speaker is not None:
@@ -163,7 +166,6 @@ class Teller:
                     who = self._gate.edit(who)
                 speaker, changes = self._speakers.fix(edit.segment, who)
                 told += self._changes(changes)
-            text = None if edit.text is None else self._gate.edit(edit.text)
             line.rev += 1
             line.who = line.who if speaker is None else speaker.id
             seq = self._outbox.number()
@@ -357,7 +359,9 @@ class Teller:
         told = self._changes(self._speakers.end(job.at))
         seq = self._outbox.number()
         told.append(End(seq=seq, last_seq=seq - 1, audio_ms=job.at * 1000 // RATE))
-        self._state.place, self._state.ended = job.place, True
+        at = job.place
+        self._state.place = Place(audio_ms=at.audio_ms, samples=at.samples, segments=at.segments)  # and no sound
+        self._state.ended = True
         await self._commit(told)
         if job.at > self._walker.began_at:
             self._numbers.rtf.observe(self._walker.busy_s * RATE / (job.at - self._walker.began_at))

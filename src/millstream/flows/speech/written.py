@@ -4,7 +4,8 @@ Rules of the room:
 - A caption is at most ROWS rows of COLUMNS columns (a Chinese character takes two) and CAPTION_S long, and holds one
   speaker. It begins with its first word and ends with its last one; captions never overlap.
 - What a person made of a line has no times of its own words: its text is laid over the line's time, by its length.
-- Nothing that was said can end a caption, begin another, or be read as markup.
+- Nothing that was said can end a caption or begin another, nor be read as markup where a format can say so: SubRip
+  cannot, and players of it may take "<i>" for more than it says.
 """
 
 from __future__ import annotations

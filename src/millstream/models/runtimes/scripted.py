@@ -36,7 +36,6 @@ from millstream.models.speech.utterances import Samples, Utterances
 from millstream.types import Array
 
 FRAME: Final = 128
-UTTERANCE_S_MAX = 120.0
 _GAP = 8  # frames of silence, 64 ms, that end a word
 _LEAST = 5  # frames, 40 ms: what is shorter is no word
 _TONE_HZ, _TONE_STEP_HZ = 300.0, 50.0
