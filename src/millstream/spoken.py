@@ -166,7 +166,8 @@ class Metrics(msgspec.Struct, tag="metrics", kw_only=True):
 
 class Trouble(msgspec.Struct, omit_defaults=True, tag="error", kw_only=True):
     """What went wrong, in words that say what to do. `fatal`: the session ends here; `retry_s`: try again after that
-    many seconds, with the token if there is one."""
+    many seconds, with the token if there is one. `code`: as errors have it, of what the client said; "final": a segment
+    is told as far as it was stable; "silent": no audio came."""
 
     code: str
     error: str

@@ -256,16 +256,18 @@ def test_priorities_then_deadlines_then_arrival(tmp_path):
     play(scene)
 
 
-def test_who_may_wait_neither_goes_first_nor_makes_an_urgent_call_longer(tmp_path):
+@pytest.mark.parametrize("count", [6, 12])  # all of them would fit into a call, or not
+def test_who_may_wait_neither_goes_first_nor_makes_an_urgent_call_longer(tmp_path, count):
     load, made = summing(tmp_path, rows_max=8)
 
     async def scene():
         async with serving(tmp_path, THREAD, load=load) as engine:
             running = await held(engine, made["m"])
-            futures = [engine.submit(one(n, priority=n % 2)) for n in range(1, 13)]
+            futures = [engine.submit(one(n, priority=n % 2)) for n in range(count)]
             made["m"].gate.set()
             await asyncio.gather(running, *futures)
-            assert [column for _, column in made["m"].calls] == [[2, 4, 6, 8, 10, 12], [1, 3, 5, 7, 9, 11]]
+            calls = [column for _, column in made["m"].calls]
+            assert calls == [list(range(0, count, 2)), list(range(1, count, 2))]
 
     play(scene)
 

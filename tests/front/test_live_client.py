@@ -449,10 +449,14 @@ def test_an_edit_that_the_gate_changed_is_not_said_again_over_a_later_one() -> N
     ):
         book.edit(edit)
     book.hear(Edited(seq=2, id="a", rev=2, text="call [PHONE]"))
+    book.refused(Trouble(code="final", error="segment b is told as far as it was stable", fatal=False))
     assert [edit.text for edit in book.ready(Ready(session="s", resume_token="t", seq=9))] == ["call me", None]
     book.hear(Edited(seq=10, id="a", rev=3, text="call me"))
     assert [edit.speaker for edit in book.ready(Ready(session="s", resume_token="t", seq=11))] == ["S1"]
     book.hear(Edited(seq=12, id="a", rev=4, speaker=Speaker(id="S1")))
+    assert book.ready(Ready(session="s", resume_token="t", seq=13)) == ()
+    book.edit(Edit(segment="z", text="nobody's"))
+    book.refused(Trouble(code="not_found", error="no final segment 'z'", fatal=False))
     assert book.ready(Ready(session="s", resume_token="t", seq=13)) == ()
 
 

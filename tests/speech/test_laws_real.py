@@ -130,15 +130,16 @@ def test_the_size_of_messages_changes_no_word_no_time_and_no_speaker(house, soun
 
 
 def test_no_stable_word_is_ever_taken_back(house, sound):
+    some = False
     for profile in (ProfileSaid(), ProfileSaid(step_ms=512, look_ahead_ms=0)):
-        stable, some = {}, False
+        stable = {}
         for one in heard(house, pcm(sound), (3200,), profiles={"caption": profile}):
             if isinstance(one, Segment):
                 before = stable.get(one.id, [])
                 assert [word.text for word in one.words[: len(before)]] == before
                 stable[one.id] = [word.text for word in one.words[: one.stable]]
                 some = some or (one.stable and one.state != "final")
-        assert some
+    assert some
 
 
 @pytest.mark.parametrize("name", ["whisper-base", "pocketsphinx"])
@@ -167,7 +168,7 @@ def test_neighbours_in_the_engine_change_no_word(weights, speech, tmp_path, name
         try:
             alone = [await one(n) for n in range(4)]
             assert sum(map(len, alone)) >= 4
-            for _ in range(2):
+            for _ in range(2 if streaming else 1):
                 assert await asyncio.gather(*map(one, range(4))) == alone
         finally:
             await engine.stop()

@@ -423,6 +423,23 @@ def test_files_that_nobody_goes_on_with_are_swept_and_those_in_use_are_not(tmp_p
     asyncio.run(run())
 
 
+def test_the_time_to_go_on_begins_with_the_end_of_the_connection(tmp_path):
+    async def run():
+        clock = FakeClock()
+        hall = live(Desk(), tmp_path, clock=clock, resume_s=600)
+        session = await hall.open(Start())
+        clock.advance(700)  # it says nothing: nothing is written
+        await session.close()
+        hall.sweep()
+        again = await hall.open(Start(resume_token=session.token))
+        await again.close()
+        clock.advance(700)
+        hall.sweep()
+        assert not list(tmp_path.iterdir())
+
+    asyncio.run(run())
+
+
 def test_a_file_that_is_damaged_is_no_session_and_is_readable_by_its_owner_alone(tmp_path):
     async def run():
         hall = live(Desk(), tmp_path)

@@ -92,6 +92,22 @@ def test_long_speech_is_cut_and_no_word_is_lost_or_doubled():
         assert " ".join(one.text for one in finals(heard)) == sentence
 
 
+def test_a_final_whose_prefix_is_too_long_for_the_recogniser_has_its_last_words():
+    """As of 28 s in a script that takes several tokens a letter."""
+    sentence = " ".join(WORDS[n % 11] for n in range(50))
+
+    def fails(inputs, priority):
+        long = len(str(inputs["prefix"][0]).split()) > 24
+        return errors.BadInput("a prefix of 201 tokens: send at most 200") if long else None
+
+    async def whole():
+        return await said(live(Desk(fails=fails), profile="meeting"), pcm(talk(sentence)))
+
+    heard = run(whole())
+    assert [one.text for one in finals(heard)] == [sentence]
+    assert not [one for one in heard if isinstance(one, Trouble)]
+
+
 @pytest.mark.parametrize("script", [SCRIPT, STREAM], ids=["windowed", "streaming"])
 def test_a_final_begins_with_every_word_that_was_stable(script):
     heard, stable = hear(script=script, profile="assistant"), {}

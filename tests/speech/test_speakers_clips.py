@@ -63,13 +63,13 @@ def test_voices_are_enrolled_from_recordings_and_known_again(speech_models, audi
     config = tmp_path / "millstream.toml"
     config.write_text('[speech]\nvoice = "wespeaker"\n')
     settings = SpeechSettings(voice="wespeaker")
-    assert voices.known(tmp_path, settings) == []
+    assert voices.known(tmp_path, voices.stamp(tmp_path, settings)) == []
     folder = audio / "librispeech"
     made = voices.enrol(config, "法官", [folder / "2609-156975-0002.flac"], 1.0)
     assert made.seconds > 8 and made.alike > 0.4
     with pytest.raises(BadInput, match="sounds like 法官"):
         voices.enrol(config, "原告", [folder / "2609-156975-0008.flac"], 1.0)
-    known = voices.known(tmp_path, settings)
+    known = voices.known(tmp_path, voices.stamp(tmp_path, settings))
     sounds = [clip(f"librispeech/{name}")[: 4 * RATE] for name in ("2609-156975-0005", "367-130732-0002")]
     assert listen(Speakers("enrolled", known=known), embed, sounds) == ["法官", "unknown"]
     with pytest.raises(NotFound, match="no such file"):
@@ -77,7 +77,7 @@ def test_voices_are_enrolled_from_recordings_and_known_again(speech_models, audi
     config.write_text("")
     with pytest.raises(Misconfigured, match=r'voice = "wespeaker"'):
         voices.enrol(config, "x", [], 1.0)
-    assert voices.known(tmp_path, SpeechSettings()) == []
+    assert voices.known(tmp_path, voices.stamp(tmp_path, SpeechSettings())) == []
 
 
 @pytest.mark.slow

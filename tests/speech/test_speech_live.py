@@ -20,7 +20,7 @@ from millstream.meter import Meter
 from millstream.models.manifest import Manifest, Sessions
 from millstream.models.repository import Repository
 from millstream.models.speech import tensors
-from millstream.spoken import Metrics, Segment, Start
+from millstream.spoken import Metrics, Segment, Start, Trouble
 
 TALK = ("one two three four", "seven", "hello world again more zero one two three")
 
@@ -199,8 +199,8 @@ def test_a_version_that_no_longer_answers_is_left_for_the_live_one(tmp_path):
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("script", [SCRIPT, STREAM], ids=["windowed", "streaming"])
-def test_through_a_real_engine_every_session_says_what_was_spoken(tmp_path, script):
+def _put(repository, script):
+    """A version of the model "fake" that says a script."""
     streaming = script.kind == "streaming"
     manifest = Manifest(
         format="scripted",
@@ -209,7 +209,13 @@ def test_through_a_real_engine_every_session_says_what_was_spoken(tmp_path, scri
         outputs=tensors.STREAMING_OUTPUTS if streaming else tensors.WINDOWED_OUTPUTS,
         **({"sessions": Sessions(slots=8)} if streaming else {"batching": tensors.batching()}),
     )
-    Repository(tmp_path / "models").put("fake", manifest, {"script.json": msgspec.json.encode(script)})
+    repository.put("fake", manifest, {"script.json": msgspec.json.encode(script)})
+
+
+@pytest.mark.parametrize("script", [SCRIPT, STREAM], ids=["windowed", "streaming"])
+def test_through_a_real_engine_every_session_says_what_was_spoken(tmp_path, script):
+    streaming = script.kind == "streaming"
+    _put(Repository(tmp_path / "models"), script)
     texts = [TALK, TALK[:1], ("nine eight", "ten")]
 
     async def run():
@@ -281,3 +287,47 @@ def test_a_profile_over_its_budget_is_counted():
         return meter.sum("millstream_speech_first_token_late_total")
 
     assert asyncio.run(run()) == 1
+
+
+@pytest.mark.parametrize("script", [SCRIPT, STREAM], ids=["windowed", "streaming"])
+def test_another_version_that_is_promoted_costs_no_session_a_word(tmp_path, script):
+    repository = Repository(tmp_path / "models")
+    for _ in range(2):
+        _put(repository, script)
+
+    async def run():
+        clock = SystemClock()
+        engine = Engine(Repository(tmp_path / "models"), clock, Meter())
+        await engine.start()
+        try:
+            wiring = Wiring(
+                submit=engine.submit, model="fake", vad=LoudVad(), clock=clock, numbers=Numbers(Meter()),
+                streaming=script.kind == "streaming",
+            )  # fmt: skip
+            hall = Live(SpeechSettings(recogniser="fake"), wiring, lambda: engine.describe("fake").versions, 9)
+            session, heard = await hall.open(Start()), []
+            reader = asyncio.create_task(read_all(session, heard))
+            data = pcm(talk(*TALK))
+            await session.hear(data[: len(data) // 2])
+            while not finals(heard):
+                await asyncio.sleep(0.01)
+            before = engine.describe("fake").versions
+            repository.change_policy(
+                "fake",
+                lambda policy: msgspec.structs.replace(policy, live="1" if "2" in before else "2"),
+                "me",
+                "better",
+            )
+            while engine.describe("fake").versions == before:
+                await asyncio.sleep(0.01)
+            await session.hear(data[len(data) // 2 :])
+            session.finish()
+            await reader
+            await session.close()
+            return heard
+        finally:
+            await engine.stop()
+
+    heard = asyncio.run(run())
+    assert [one.text for one in finals(heard)] == list(TALK)
+    assert not [one for one in heard if isinstance(one, Trouble)]

@@ -27,7 +27,7 @@ from millstream.flows.speech.pressure import Cost, fits, follows
 from millstream.flows.speech.recognise import Asker
 from millstream.flows.speech.session import Session
 from millstream.flows.speech.settings import RATE, Profile
-from millstream.flows.speech.speakers import Speakers
+from millstream.flows.speech.speakers import Known, Speakers
 from millstream.flows.speech.speakers.windows import HOP, WINDOW
 from millstream.flows.speech.trial import ELSEWHERE, HERE, Clocks, trial, voiced
 from millstream.flows.speech.wiring import Wiring
@@ -66,6 +66,7 @@ class Hearing:
         self._voices = ThreadPoolExecutor(1, "millstream-voices")
         self._live: Live | None = None
         self._offline: Offline | None = None
+        self._voice = ""  # what tells voices here, as enrolled ones are marked
         self._unfit: dict[str, str] = {}
         self._recordings = 0
         self._stopping = False
@@ -76,7 +77,9 @@ class Hearing:
         the line that fetches it; Misconfigured: the recogniser is none, or too slow for a profile that is wanted."""
         settings, engine = self._settings, self._engine
         vad = Vad(self._loaded(settings.vad))
+        self._voice = voices.stamp(self._at.folder, settings)
         voice = Voice(self._loaded(settings.voice)) if settings.voice else None
+        self._known(settings.profile_of("").speakers == "enrolled")
         if self.model not in engine.models():
             raise NotFound(self._no_model(self.model))
         inputs = {spec.name for spec in engine.describe(self.model).inputs}
@@ -129,7 +132,8 @@ class Hearing:
         self._recordings += 1
         try:
             language = form.language or self._settings.language
-            made = await offline.transcribe(BytesIO(recording.data), recording.name, language)
+            version = next(iter(self._versions()), "")
+            made = await offline.transcribe(BytesIO(recording.data), recording.name, language, version=version)
         finally:
             self._recordings -= 1
         kind, content = openai.answer(form, made.lines, made.language, made.seconds, made.who)
@@ -172,11 +176,22 @@ class Hearing:
         return sorted(answer, key=lambda version: version != live)
 
     def _speakers(self, profile: Profile, saved: dict[str, Any] | None) -> Speakers:
-        known = voices.known(self._at.folder, self._settings)
+        known = self._known(profile.speakers == "enrolled")
         if saved is not None:
             return Speakers.restored(saved, known)
         policy = profile.speakers if self._settings.voice else "none"
         return Speakers(policy, decide_s=profile.decide_s, horizon_s=profile.horizon_s, known=known)
+
+    def _known(self, needed: bool) -> list[Known]:
+        """The voices that are enrolled now. Misconfigured: another model made them than the one here, and they are
+        `needed`; else speakers have no names."""
+        try:
+            return voices.known(self._at.folder, self._voice)
+        except Misconfigured as error:
+            if needed:
+                raise
+            logger.warning("speech: nobody is called by name: %s", error)
+            return []
 
     def _embed(self, voice: Voice) -> Any:
         async def embed(sounds: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:

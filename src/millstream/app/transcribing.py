@@ -103,6 +103,7 @@ async def offline(of: Source, profile: Profile = PROFILE) -> AsyncIterator[Offli
         wiring = Wiring(
             submit=engine.submit,
             model=name,
+            version=view.live.partition("@")[0],
             vad=Vad(_live(whole, of.vad, of.device)),
             clock=clock,
             numbers=Numbers(meter),

@@ -30,11 +30,15 @@ def kept_in(folder: Path) -> Path:
     return folder / "state" / "speech-voices"
 
 
-def known(folder: Path, settings: SpeechSettings) -> list[Known]:
-    """The voices that sessions of an installation know. Misconfigured: another model made them than the present."""
-    if not settings.voice or not kept_in(folder).exists():
-        return []
-    return enrolled.load(kept_in(folder), _model(Repository(folder / "models"), settings.voice)[1])
+def stamp(folder: Path, settings: SpeechSettings) -> str:
+    """What a voice is marked with that the version which is live now makes; "" where nothing tells voices apart."""
+    return _model(Repository(folder / "models"), settings.voice)[1] if settings.voice else ""
+
+
+def known(folder: Path, made_by: str) -> list[Known]:
+    """The voices that an installation knows. `made_by`: the `stamp` of what tells voices in this process, whatever was
+    promoted since; "" knows nobody. Misconfigured: another model made them."""
+    return enrolled.load(kept_in(folder), made_by) if made_by else []
 
 
 def enrol(config: Path, name: str, recordings: Sequence[Path], at: float) -> enrolled.Enrolment:

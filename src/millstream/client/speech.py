@@ -321,7 +321,7 @@ class Speech:
                     raise _Lost(str(error), error.retry_after_s)
                 raise error
             if isinstance(told, Trouble):
-                self._book.refused()
+                self._book.refused(told)
             if self._book.hear(told):
                 await self._offer(told)
             if (end := finals(told)) is not None:

@@ -26,6 +26,7 @@ from millstream.spoken import (
     Start,
     Told,
     Transcript,
+    Trouble,
 )
 
 OPUS_RATE = 48_000
@@ -33,6 +34,8 @@ MARGIN_MS = 5000
 """Audio before the end of the last final segment that a server may ask for again: the silence before the next one, and
 what it holds back."""
 PIECE_BYTES = 1 << 15
+OWN = ("final", "silent")
+"""Codes of what a session says of itself, and that it goes on: see `spoken.Trouble`."""
 WIDTHS: dict[Form, int] = {"pcm16": 2, "float32": 4}
 _SILENCE = bytes(PIECE_BYTES)
 
@@ -212,9 +215,10 @@ class Book:
             self._edits.remove(mine)
         return before is None or self._known(told) != before
 
-    def refused(self) -> None:
-        """An edit was refused: none is said again."""
-        self._edits.clear()
+    def refused(self, told: Trouble) -> None:
+        """An edit was refused: none is said again. What a session says of itself refuses none."""
+        if told.code not in OWN:
+            self._edits.clear()
 
     def ack(self, told: Told) -> Ack | None:
         """What to acknowledge once this is taken in."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import shlex
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import cast, get_args
+from typing import get_args
 
 from millstream.app.console.lists import address
 from millstream.app.installation import Installation
 from millstream.console.listening import Listening, Sheet, SpeechNow
 from millstream.errors import BadInput, Misconfigured
 from millstream.flows.speech.settings import Policy
-from millstream.flows.speech.written import FORMATS, Format, render
+from millstream.flows.speech.written import FORMATS, render
 from millstream.spoken import Start
 
 RETRY_S = 20.0
@@ -62,4 +62,4 @@ class Hearing:
         if form not in FORMATS:
             raise BadInput(f"form: there are {', '.join(FORMATS)}, got {form[:20]!r}")
         who = (lambda line: sheet.who.get(line.id, "")) if sheet.who else None
-        return render(cast(Format, form), sheet.lines, who, sheet.name, sheet.language, sheet.seconds)
+        return render(form, sheet.lines, who, sheet.name, sheet.language, sheet.seconds)

@@ -130,27 +130,26 @@ class Offline:
 
     async def transcribe(
         self, source: Path | IO[bytes], name: str, language: str = "", split: bool = False, speakers: bool = False,
-        seconds_max: float = files.SECONDS_MAX, read: Read = lambda seconds: None,
+        seconds_max: float = files.SECONDS_MAX, read: Read = lambda seconds: None, version: str = "",
     ) -> Recording:  # fmt: skip
-        """The text of a file. `split`: each channel is a speaker by itself; else `speakers` says whether voices are
-        told apart. What `files.blocks` raises; BadInput: a language that the recogniser does not know; Failed: it
-        failed on some of it."""
-        language = await self._languages.known(language)
+        """The text of a file, all of it by one `version` of the recogniser ("": the wiring's). `split`: each channel is
+        a speaker by itself; else `speakers` says whether voices are told apart. What `files.blocks` raises; BadInput: a
+        language that the recogniser does not know; Failed: it failed on some of it."""
+        language = await self._languages.known(language, version or self.wiring.version)
         apart = speakers and not split and self.wiring.embed is not None
         policy: Policy = ("enrolled" if self.profile.speakers == "enrolled" else "correctable") if apart else "none"
         blocks = files.blocks(source, name, split, seconds_max)
-        job = _Job(self, name, language, Speakers(policy, horizon_s=seconds_max, known=self.known))
+        told_apart = Speakers(policy, horizon_s=seconds_max, known=self.known)
+        job = _Job(self, name, language, version or self.wiring.version, told_apart)
         return await job.run(blocks, split, read)
 
 
 class _Job:
     """One recording on its way."""
 
-    def __init__(self, offline: Offline, name: str, language: str, speakers: Speakers) -> None:
+    def __init__(self, offline: Offline, name: str, language: str, version: str, speakers: Speakers) -> None:
         self._wiring, self._profile, self._room = offline.wiring, offline.profile, offline.room
-        self._asker = Asker(
-            self._wiring.submit, self._wiring.model, self._wiring.version, language, fills=self._wiring.fills
-        )
+        self._asker = Asker(self._wiring.submit, self._wiring.model, version, language, fills=self._wiring.fills)
         self._speakers = speakers
         self._recording = Recording(name, Transcript(), language)
         self._failed = False

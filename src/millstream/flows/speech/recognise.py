@@ -12,6 +12,7 @@ Rules of the room:
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -47,6 +48,7 @@ UNSURE: Final = 0.5
 """... and of whose words it is no surer than this, is text on silence."""
 LAG_S: Final = 0.4
 """Words that begin so long after speech has ended are said on silence, too."""
+log = logging.getLogger(__name__)
 Sound = Callable[[int, int], NDArray[np.float32]]
 """The session's audio from one sample to another."""
 
@@ -131,11 +133,20 @@ class Asker:
     turn: Turn | None = None
 
     async def ask(self, inputs: dict[str, Array], priority: int, timeout_s: float, turn: Turn | None = None) -> Output:
-        """One answer of the engine; raises what that says."""
+        """One answer of the engine; raises what that says. Where the version answers no more, as another one was
+        promoted, that one is asked from now on: nobody's words are lost with a version."""
         request = Request(
             self.model, inputs, 1, version=self.version, priority=priority, timeout_s=timeout_s, turn=turn
         )
-        output = await self.submit(request)
+        try:
+            output = await self.submit(request)
+        except errors.NotFound:
+            if not self.version or (turn is not None and not turn.start):
+                raise
+            output = await self.submit(replace(request, version=""))
+            now = output.version.partition("@")[0]
+            log.warning("%s: version %s answers no more, %s is asked instead", self.model, self.version, now)
+            self.version = now
         self.asked += 1
         self.queue_s += output.queue_s
         if self.waited is not None:
@@ -201,16 +212,17 @@ class Windowed:
         return Hypothesis(words, len(stable), heard.language)
 
     async def final(self, sound: Sound, ended: Ended) -> Settled:
-        """Its final text, from all of its audio: one more try, then what is stable. Never raises an Error."""
-        stable = self._agreement.stable
-        audio, prefix, problem = sound(ended.start, ended.end), written(stable), ""
-        for _ in range(2):
+        """Its final text, from all of its audio; then from what its last step heard, as so many stable words in some
+        scripts are more than a recogniser takes for a prefix; then what is stable. Never raises an Error."""
+        stable, problem = self._agreement.stable, ""
+        for start, before in ((ended.start, 0), (self._from, self._before)):
+            audio, prefix = sound(start, ended.end), written(stable[before:])
             try:
                 heard, output = await self._asker.heard(audio, prefix, BEAM, True, FINAL, FINAL_TIMEOUT_S)
             except errors.Error as error:
                 problem = str(error)
                 continue
-            return _settled(stable, heard_words(heard, ended.start), ended, heard, output)
+            return _settled(stable, [*stable[:before], *heard_words(heard, start)], ended, heard, output)
         return Settled(list(stable), self._asker.language, stable=len(stable), problem=problem)
 
     def _trim(self, sound: Sound, upto: int) -> None:

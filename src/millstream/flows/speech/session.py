@@ -181,13 +181,13 @@ class Session:
         if self._tasks:
             await self._leave()
         elif self._held is not None:
-            self._held.release()
+            self._held.release(self._wiring.clock.now())
         self.ended.set()
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
-        return self._closed
+        """Whether it was closed, and has let go of its file."""
+        return self._closing is not None and self._closing.done()
 
     def _caps(self) -> dict[str, str | float | bool]:
         profile = self._state.profile
@@ -298,7 +298,7 @@ class Session:
         await asyncio.wait(self._tasks)
         await self._teller.written()
         if self._held is not None:
-            self._held.release()
+            self._held.release(self._wiring.clock.now())
         self.ended.set()
 
 

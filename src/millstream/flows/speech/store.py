@@ -117,9 +117,12 @@ class Held:
         """Whether somebody else asks for it."""
         return self._wanted.exists()
 
-    def release(self) -> None:
-        """Let others go on with it."""
+    def release(self, now: float | None = None) -> None:
+        """Let others go on with it. `now`: what `Store.sweep` counts from, where somebody had it until then."""
         if self._fd >= 0:
+            if now is not None:
+                with contextlib.suppress(OSError):
+                    os.utime(self._path, (now, now))
             os.close(self._fd)
             self._fd = -1
 
