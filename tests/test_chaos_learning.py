@@ -362,6 +362,10 @@ async def poison(at, file, client, world, then):
         assert policy().learning == "run", policy().why
         return at.log.committed("learn.ranker", "examples").get(0, 0)
 
+    def moved():
+        [*now] = set(client.latest.values())
+        return len(now) == 1 and now[0].startswith(f"{stopped.live}@")
+
     client.begin(sure(world.moments(10**6)))
     await until(lambda: learnt() > 2000)
     await client.end()
@@ -375,8 +379,7 @@ async def poison(at, file, client, world, then):
     if then == "rollback":
         assert stopped.pin == stopped.live and int(stopped.live) < newest_base
     # Of every connection: a process that waits for a core answers a last time with what it had, and others far more.
-    one_live = lambda now: len(set(now)) == 1 and now[0].startswith(f"{stopped.live}@")  # noqa: E731
-    await until(lambda: len(now := list(client.latest.values())) == CONNECTIONS and one_live(now))
+    await until(lambda: len(client.latest) == CONNECTIONS and moved())
     refused, good = examples.end(0), len(client.versions)
     await until(lambda: examples.end(0) > refused + 400)
     assert policy() == stopped, "learning went on while labels were wrong"
