@@ -63,7 +63,7 @@ demo-speech: $(VENV)/.live
 	@$(BIN)/millstream speech demo --dir $(VENV)/speech-demo $(ARGS)
 
 # The pictures of the console in docs/images, of the demo as it is now.
-shots: $(VENV)/.dev
+shots: $(VENV)/.speech
 	$(BIN)/python tests/console/take_shots.py $(ARGS)
 
 lint: $(VENV)/.dev
@@ -90,8 +90,9 @@ $(VENV)/.debian: | $(BIN)/python
 	fi
 	@touch $@
 
-test-all: lint $(VENV)/.frameworks $(VENV)/.debian $(VENV)/.speech
-	$(BIN)/python -m pytest $(ARGS)
+# Two lanes at once, of which one begins with the lint; with ARGS it is one run of pytest, after the lint.
+test-all: $(if $(ARGS),lint) $(VENV)/.frameworks $(VENV)/.debian $(VENV)/.speech
+	$(BIN)/python $(if $(ARGS),-m pytest $(ARGS),tests/lanes.py)
 
 # Live speech is measured with weights, and on clips in the folder MILLSTREAM_AUDIO.
 bench: $(VENV)/.bench $(if $(or $(findstring speech,$(ARGS)),$(if $(ARGS),,all)),$(VENV)/.speech)

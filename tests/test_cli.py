@@ -419,7 +419,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
     child = process("log", "tail", folder, "outcomes", "-n", "3000")
     child.stdout.readline()
     child.stdout.close()
-    assert (child.wait(20), child.stderr.read()) == (0, "")
+    assert (child.wait(60), child.stderr.read()) == (0, "")
     child.stderr.close()
 
 

@@ -26,7 +26,8 @@ State = Literal["partial", "stable", "final"]
 class Start(msgspec.Struct, omit_defaults=True, tag="start", kw_only=True):
     """The first that a client says. `rate` in Hz and `channels` (mixed to one) of its audio; `profile` as configured;
     `language` "" lets the first speech decide, once for the session. `speakers`: the policy, "" as the profile has it.
-    To go on with a session: its `resume_token`, and `seq`, the last that was heard."""
+    `user`: whose speech it is, by the name that other calls use, so that it can be forgotten by it. To go on with a
+    session: its `resume_token`, and `seq`, the last that was heard."""
 
     form: Form = "pcm16"
     rate: Annotated[int, msgspec.Meta(ge=4000, le=192_000)] = 16_000
@@ -36,6 +37,7 @@ class Start(msgspec.Struct, omit_defaults=True, tag="start", kw_only=True):
     speakers: str = ""
     resume_token: str = ""
     seq: Annotated[int, msgspec.Meta(ge=0)] = 0
+    user: Annotated[str, msgspec.Meta(max_length=256)] = ""
 
 
 class Ack(msgspec.Struct, tag="ack"):

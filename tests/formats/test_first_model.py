@@ -86,13 +86,18 @@ def serving(folder: Path, allow: bool):
 
 
 @pytest.fixture(scope="module")
-def served(request, tmp_path_factory):
+def prepared(tmp_path_factory):
+    """A folder, and the answers of the sections that were prepared in it, by title: each of them once."""
+    return tmp_path_factory.mktemp("first"), {}
+
+
+@pytest.fixture(scope="module")
+def served(request, prepared):
     """All sections of a kind in one repository, beside each other in one server: (address, answers by title)."""
-    folder = tmp_path_factory.mktemp("first")
-    chosen = {
-        title: Section(text) for title, text in sections().items() if request.param or not title.startswith(HEAVY)
-    }
-    answers = {title: section.prepare(folder) for title, section in chosen.items()}
+    folder, answers = prepared
+    for title, text in sections().items():
+        if title not in answers and (request.param or not title.startswith(HEAVY)):
+            answers[title] = Section(text).prepare(folder)
     with serving(folder, allow=True) as address:
         yield address, answers
 

@@ -394,7 +394,7 @@ class Served:
 
     async def ask(self, *raw: bytes) -> Reply:
         """One request on a connection of its own."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             client = await self.connect()
             for part in raw:
                 client.send(part)

@@ -45,7 +45,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream.client.speech.BACKOFF_FIRST_S", 0.004)
 
 
-def run(test: Callable[[], Awaitable[None]], limit_s: float = 30) -> None:
+def run(test: Callable[[], Awaitable[None]], limit_s: float = 100) -> None:
     complaints: list[dict[str, object]] = []
 
     async def bounded() -> None:
@@ -358,8 +358,16 @@ def test_a_file_is_sent_and_waited_for(tmp_path: Path) -> None:
     assert [line.text for line in transcript.shown()] == texts_of(AUDIO)
     assert isinstance(heard[-1], End)
     (tmp_path / "b.wav").write_bytes(b"no wave")
-    with pytest.raises(errors.BadInput, match="WAV"):
+    with pytest.raises(errors.BadInput, match=r"b\.wav: it ends too soon; a WAV"):
         transcribe_live("http://127.0.0.1:1", tmp_path / "b.wav")
+    with pytest.raises(errors.NotFound, match=r"c\.wav: there is no such file"):
+        transcribe_live("http://127.0.0.1:1", tmp_path / "c.wav")
+
+
+def test_a_form_that_is_none_is_refused() -> None:
+    form: Any = "mp3"
+    with pytest.raises(errors.BadInput, match="'mp3': there are pcm16, float32, opus"):
+        Speech("http://127.0.0.1:1", form=form)
 
 
 # -- what is kept ------------------------------------------------------------------------------------------------------

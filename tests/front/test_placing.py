@@ -47,7 +47,7 @@ def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 def test_sessions_are_shared_out_by_two_processes(tmp_path: Path, other: subprocess.Popen[str]) -> None:
     async def test() -> None:
-        async with Served() as house, asyncio.timeout(30):
+        async with Served() as house, asyncio.timeout(100):
             house.door.hearing = hearing = Hearing()
             house.door.keys = {"k": Principal("shop", ("*:speech",))}
             placing = Placing(tmp_path, 0, 2)

@@ -82,6 +82,22 @@ def test_a_request_with_bytes_that_may_be_text_is_left_out(tmp_path, dtype):
     assert orjson.loads(line)["inputs"][0]["data"] == [2.0]
 
 
+def test_what_a_recogniser_of_speech_is_asked_is_left_out(tmp_path):
+    """That gate knows no spoken numbers, and a voice is somebody's, too."""
+    made = recorder(tmp_path)
+    said = np.array(["my number is four one five five five five oh one two three"], object)
+    made._submit = lambda request: _given({"heard": said} if "audio" in request.inputs else {})
+    record(made, ask(audio=np.zeros((1, 8), np.float32), prefix=said), ask(x=np.array([2.0])))
+    (line,) = lines(tmp_path)
+    assert [one["name"] for one in orjson.loads(line)["inputs"]] == ["x"]
+
+
+def _given(outputs):
+    future = asyncio.get_running_loop().create_future()
+    future.set_result(Output(outputs, "m", "1@0"))
+    return future
+
+
 def test_the_newest_are_kept_within_both_bounds(tmp_path):
     made = recorder(tmp_path, requests_max=5)
     for at in (0, 3, 6):

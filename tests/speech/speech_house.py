@@ -139,7 +139,7 @@ async def said(hall, data, sizes=(3200,), start=None):
     for piece in cuts(data, sizes):
         await session.hear(piece)
     session.finish()
-    await asyncio.wait_for(reader, 20)
+    await asyncio.wait_for(reader, 100)
     await session.close()
     return heard
 

@@ -30,7 +30,9 @@ def test_a_segment_has_its_pre_roll_its_trailing_silence_and_ends_after_the_hang
     found = events(Cutter(Profile()), runs(40, 50, 40))
     onset, end = 40 * FRAME, 90 * FRAME
     assert found[0] == Began(onset + FRAME, onset - 10 * FRAME, onset)  # 300 ms are 10 frames
-    assert [event.at for event in found if isinstance(event, Step)] == [onset + 31 * FRAME, onset + 62 * FRAME]
+    assert [event for event in found if isinstance(event, Step)] == [
+        Step(onset + 20 * FRAME), Step(onset + 31 * FRAME), Step(end + 9 * FRAME, pause=True)
+    ]  # fmt: skip
     assert found[-1] == Ended(
         end + frames(608) * FRAME, onset - 10 * FRAME, onset, end + 13 * FRAME, end, 50 * FRAME, "silence"
     )
@@ -65,6 +67,21 @@ def test_a_full_stop_makes_a_shorter_silence_enough():
 
     assert (ended(True).why, ended(True).at) == ("punctuation", (70 + 6) * FRAME)
     assert (ended(False).why, ended(False).at) == ("silence", (70 + 19) * FRAME)
+
+
+def test_half_way_to_the_end_a_segment_is_heard_as_if_it_were_over():
+    """Each time that somebody pauses for so long; a streaming recogniser is told only when it is over."""
+    likely = runs(10, 40, 12, 31, 30)
+    pauses = [event.at for event in events(Cutter(Profile()), likely) if isinstance(event, Step) and event.pause]
+    assert pauses == [(50 + 9) * FRAME, (93 + 9) * FRAME]
+    steps = [event for event in events(Cutter(Profile(), hindsight=False), likely) if isinstance(event, Step)]
+    assert steps == [Step(30 * FRAME), Step(41 * FRAME), Step(72 * FRAME), Step(103 * FRAME)]
+
+
+def test_no_more_than_the_final_text_is_asked_for_without_partials_and_nothing_of_a_click():
+    quiet = events(Cutter(Profile(partials=False)), runs(10, 90, 40))
+    assert not [event for event in quiet if isinstance(event, Step)]
+    assert not [event for event in events(Cutter(Profile()), runs(30, CLICK - 1, 60)) if isinstance(event, Step)]
 
 
 def test_long_speech_is_cut_where_it_is_least_likely_and_goes_on_there():

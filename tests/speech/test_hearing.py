@@ -8,18 +8,27 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
+from recordings import models
 from speech_house import Desk, live
 from test_speakers_enrolled import Recorder
 
 from millstream.app import voices
 from millstream.app.hearing import Hearing
+from millstream.app.house import House
 from millstream.app.installation import Installation
 from millstream.app.looking import folder_of
+from millstream.app.steering import Steering
+from millstream.cli import main
 from millstream.engine import Engine
-from millstream.errors import Misconfigured
+from millstream.errors import BadInput, Busy, Misconfigured
+from millstream.flows.predict import Predict
+from millstream.flows.recommend.upsert import UpsertLimits, Upserts
 from millstream.flows.speech.settings import PROFILES
+from millstream.flows.speech.speakers import Speakers
+from millstream.guard.auth import ANYBODY_HERE
 from millstream.meter import Meter
-from millstream.spoken import Start
+from millstream.spoken import Ready, Start
+from millstream.watch.shadow import Comparisons
 
 TOML = """
 [speech]
@@ -67,3 +76,85 @@ def test_voices_of_another_model_name_nobody_and_refuse_who_needs_them(tmp_path:
             hearing._speakers(replace(PROFILES["caption"], speakers="enrolled"), None)
         hearing._voice = "wespeaker/2"
         assert [one.name for one in hearing._speakers(PROFILES["caption"], None).known] == ["Ann"]
+
+
+def test_an_enrolled_profile_with_nobody_enrolled_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = f'{TOML}voice = "wespeaker"\nprofile = "court"\n[speech.profiles.court]\nspeakers = "enrolled"\n'
+    (tmp_path / "millstream.toml").write_text(text)
+    with Installation.open(tmp_path / "millstream.toml") as at:
+        meter = Meter()
+        hearing = Hearing(at, Engine(at.repository, at.clock, meter), meter)
+        hearing._voice = "wespeaker/1"
+        hearing._nobody(hearing._known(True))
+        (record,) = caplog.records
+        assert "profile court" in record.getMessage() and "millstream speech enrol" in record.getMessage()
+        caplog.clear()
+        Recorder().enrol(voices.kept_in(tmp_path), "Ann", (0, 8), model="wespeaker/1")
+        hearing._nobody(hearing._known(True))
+        assert not caplog.records
+        speakers = hearing._speakers(replace(PROFILES["caption"], speakers="enrolled"), None)
+        assert asyncio.run(_caps(speakers))["enrolled"] == 1
+        asyncio.run(hearing.close())
+
+
+def test_a_list_of_no_voices_says_what_that_means(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "millstream.toml").write_text(TOML)
+    main(["speech", "voices", "-c", str(tmp_path / "millstream.toml"), "--json"])
+    told = capsys.readouterr()
+    assert told.out == "[]\n" and "nobody is enrolled" in told.err
+    Recorder().enrol(voices.kept_in(tmp_path), "Ann", (0, 8))
+    main(["speech", "voices", "-c", str(tmp_path / "millstream.toml"), "--json"])
+    told = capsys.readouterr()
+    assert "Ann" in told.out and not told.err
+
+
+def test_where_there_are_tenants_nobody_says_whose_speech_it_is(tmp_path: Path) -> None:
+    (tmp_path / "millstream.toml").write_text(TOML)
+    with Installation.open(tmp_path / "millstream.toml") as at:
+        meter = Meter()
+        engine = Engine(at.repository, at.clock, meter)
+        predict, steering = (
+            Predict(engine.submit, at.clock),
+            Steering(at.repository, engine, meter, Comparisons(at.clock)),
+        )
+        house, hearing = House(engine, predict, meter, None, steering), Hearing(at, engine, meter)
+        house.furnish_speech(hearing)
+        with pytest.raises(Busy, match="starting"):
+            asyncio.run(house.speech(Start(user="ann"), ANYBODY_HERE))
+        house.furnish_lists(Upserts(at.log.writer, at.clock, meter, UpsertLimits()), {}, ("acme",))
+        with pytest.raises(BadInput, match="tenants"):
+            asyncio.run(house.speech(Start(user="ann"), ANYBODY_HERE))
+        asyncio.run(hearing.close())
+
+
+async def _caps(speakers: Speakers) -> dict[str, str | float | bool]:
+    """What a session that knows these says of itself."""
+    hall = live(Desk(), speakers=lambda profile, saved: speakers)
+    session = await hall.open(Start())
+    ready = await anext(session.messages())
+    await hall.close()
+    assert isinstance(ready, Ready)
+    return ready.caps
+
+
+def test_a_detector_that_is_promoted_is_said_once_and_not_exchanged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "millstream.toml").write_text(TOML)
+    models(tmp_path / "models")
+    with Installation.open(tmp_path / "millstream.toml") as at:
+        kept, meter = at.repository, Meter()
+        version = kept.policy("silero-vad").live
+        hearing = Hearing(at, Engine(kept, at.clock, meter), meter)
+        hearing._loaded("silero-vad")
+        hearing._outdated()
+        assert caplog.messages == []
+        folder = kept.folder("silero-vad", version)
+        again = kept.put("silero-vad", kept.manifest("silero-vad", version), {"model.onnx": folder / "model.onnx"})
+        for live in (again, again, version, again):
+            kept.change_policy("silero-vad", lambda old, live=live: replace(old, live=live), "a test", "why not")
+            hearing._outdated()
+        said = f"silero-vad {again} was promoted, and this process hears with version {version} until"
+        assert [said in message for message in caplog.messages] == [True, True]
+        (kept.root / "silero-vad" / "policy.toml").write_text("no policy")
+        hearing._outdated()

@@ -17,6 +17,8 @@ from millstream.app.installation import Installation
 from millstream.app.looking import Looking, folder_of
 from millstream.meter import Meter
 from millstream.spoken import Edited
+from millstream.stream import encode
+from millstream.types import Served
 
 TOML = """
 [speech]
@@ -46,6 +48,23 @@ def test_final_texts_reach_the_queue_and_are_forgotten_with_their_session(tmp_pa
         report = asyncio.run(forget(at, ["s1"], wait_s=1.0))
         assert report.audio == 1 and not list(folder_of(at).iterdir())
         assert curation.queue(at) == []
+
+
+def test_what_is_kept_of_a_session_goes_with_whose_it_was(tmp_path: Path) -> None:
+    (tmp_path / "millstream.toml").write_text(TOML)
+    with Installation.open(tmp_path / "millstream.toml") as at:
+        looking = Looking(at, Meter(), lambda: "3")
+        looking(settling("yes"))
+        looking.close()
+        told = Served(
+            request="s1", model="fake", version="3", policy=0, arm="live", user="u7", candidates=[], event_time=1.0
+        )
+        with at.log.writer("served", 0) as writer:
+            writer.append(b"s1", encode(told))
+        report = asyncio.run(forget(at, ["u8"], wait_s=1.0))
+        assert not report.found and len(curation.queue(at)) == 1 and len(list(folder_of(at).iterdir())) == 1
+        report = asyncio.run(forget(at, ["u7"], wait_s=1.0))
+        assert report.audio == 1 and not list(folder_of(at).iterdir()) and curation.queue(at) == []
 
 
 def test_what_the_log_has_no_time_for_is_counted_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

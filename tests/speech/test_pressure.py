@@ -44,9 +44,9 @@ def test_a_client_may_ask_for_another_policy_if_the_profile_can_have_it():
 def test_the_arithmetic_of_the_built_in_profiles_is_as_documented():
     assert {name: first_step_ms(profile) for name, profile in PROFILES.items()} == {
         "assistant": 212,
-        "caption": 1076,
-        "meeting": 1076,
-        "court": 1076,
+        "caption": 724,
+        "meeting": 724,
+        "court": 724,
     }
 
 
@@ -76,8 +76,8 @@ def test_there_is_always_a_bound_and_what_else_a_session_takes_counts():
 
 
 def test_the_first_hypothesis_may_cost_less_than_the_others():
-    assert fits(PROFILES["caption"], Cost(0.5, first_s=0.2)) is None
-    assert "takes 500 ms" in fits(PROFILES["caption"], Cost(0.5))
+    assert fits(PROFILES["caption"], Cost(0.6, first_s=0.2)) is None
+    assert "takes 600 ms" in fits(PROFILES["caption"], Cost(0.6))
 
 
 def test_hypotheses_that_take_all_there_is_give_way_to_final_texts_that_wait_behind_them():

@@ -7,7 +7,7 @@ from speech_house import DIGITS, RATE, SCRIPT, Desk, talk
 
 from millstream import errors
 from millstream.flows.speech.cut import Ended
-from millstream.flows.speech.recognise import WINDOW_S, Asker, Windowed, dreamt, heard_words
+from millstream.flows.speech.recognise import BEAM, FINAL, WINDOW_S, Asker, Windowed, dreamt, heard_words
 from millstream.flows.speech.settings import Profile
 from millstream.flows.speech.walk import Ribbon
 from millstream.models.speech.heard import Heard, HeardWord
@@ -49,7 +49,24 @@ def test_every_hypothesis_goes_on_from_the_stable_words_before():
         assert [word.text for word in one.words[: len(before)]] == before
         before = [word.text for word in one.words[: one.stable]]
     prefixes = [str(inputs["prefix"][0]) for inputs, _ in asked]
-    assert prefixes[0] == "" and prefixes[-1] == written(final.words[: final.stable])
+    assert prefixes[0] == "" and prefixes[-1]
+    assert written(final.words[: final.stable]).endswith(prefixes[-1])
+
+
+def test_what_was_heard_in_a_pause_is_the_final_text_if_nobody_speaks_on():
+    async def run(speech_end, why="silence"):
+        sound, asked, ribbon = talk("one two three", lead_s=0.0), Desk(SCRIPT), Ribbon()
+        ribbon.append(sound)
+        segment = Windowed(Asker(asked.submit, "fake"), Profile(), 0)
+        guess = await segment.draft(ribbon.cut, len(sound) - RATE, len(sound) - 2 * RATE)
+        end = Ended(len(sound), 0, 0, len(sound), speech_end or len(sound) - 2 * RATE, RATE, why)
+        settled = await segment.final(ribbon.cut, end)
+        assert written(guess.words) == written(settled.words) == "one two three"
+        return [(int(inputs["beam"][0]), priority) for inputs, priority in asked.asked]
+
+    assert asyncio.run(run(0)) == [(BEAM, FINAL)]
+    assert asyncio.run(run(RATE * 3)) == [(BEAM, FINAL)] * 2, "somebody spoke on"
+    assert asyncio.run(run(0, "length")) == [(BEAM, FINAL)] * 2, "its audio ends elsewhere"
 
 
 def test_words_have_times_of_the_session():

@@ -383,7 +383,7 @@ def test_a_dead_connection_gives_a_session_up_to_who_asks_for_it(tmp_path):
         for _ in range(200):
             await asyncio.sleep(0)
             clock.advance(0.1)
-        await asyncio.wait_for(session.ended.wait(), 5)
+        await asyncio.wait_for(session.ended.wait(), 30)
         again = await other.open(Start(resume_token=session.token))
         assert again.id == session.id
         await hall.close()
@@ -508,7 +508,7 @@ def test_a_session_whose_closing_is_cancelled_is_let_go_of(tmp_path, monkeypatch
         closing.cancel()
         await asyncio.wait([closing])
         go_on.set()
-        await asyncio.wait_for(session.ended.wait(), 10)
+        await asyncio.wait_for(session.ended.wait(), 30)
         again = await other.open(Start(resume_token=session.token))
         await again.close()
 

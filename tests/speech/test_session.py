@@ -25,7 +25,8 @@ from speech_house import (
 
 from millstream import errors
 from millstream.clock import FakeClock
-from millstream.spoken import Ack, Edit, End, Ready, Segment, Start, Trouble, Vad, Word, written
+from millstream.flows.speech.words import Gate
+from millstream.spoken import Ack, Edit, Edited, End, Ready, Segment, Start, Trouble, Vad, Word, written
 
 TALK = ("one two three four five six stop.", "seven", "hello world again more zero one two three four five")
 SOUND = talk(*TALK)
@@ -239,9 +240,6 @@ def test_words_wait_for_the_final_before_them_also_when_that_is_slow():
     heard = run(whole())
     order = [one.id for one in heard if isinstance(one, Segment)]
     assert order == sorted(order)
-    assert {one.id for one in heard if isinstance(one, Segment) and one.state != "final"} == {
-        "1"
-    }  # others are old news
     assert [one.text for one in finals(heard)] == list(TALK)
 
 
@@ -291,7 +289,7 @@ def test_a_final_that_fails_once_is_asked_for_again_and_twice_is_told_as_far_as_
         return run(whole())
 
     assert [one.text for one in finals(failing(1))] == list(TALK)
-    heard = failing(2)
+    heard = failing(3)  # what is heard in the pause, the final text, and that once more
     first, *rest = [one.text for one in finals(heard)]
     stable = max((one.words[: one.stable] for one in heard if isinstance(one, Segment) and one.id == "1"), key=len)
     assert first == written(stable) == "one two three" and rest == list(TALK[1:])
@@ -310,7 +308,8 @@ def test_the_language_is_what_is_heard_first_and_then_stays():
         return run(whole())
 
     assert asked("one", "two", "three") == [("", 1), ("en", 1), ("en", 1)]  # the first final decides
-    assert [language for language, _ in asked(TALK[0] + " one two three four")] == ["", "", "", "en", "en", "en"]
+    languages = [language for language, _ in asked(TALK[0] + " one two three four")]
+    assert languages == [""] * 4 + ["en"] * 3  # or what is heard in its first three seconds
 
 
 def test_silence_costs_no_recognition_and_tells_nothing():
@@ -363,7 +362,7 @@ def test_a_reader_that_is_slow_misses_partials_and_nothing_else():
         for piece in cuts(DATA, (3200,)):
             await session.hear(piece)
         session.finish()
-        await asyncio.wait_for(session.ended.wait(), 10)
+        await asyncio.wait_for(session.ended.wait(), 30)
         heard = []
         await read_all(session, heard)
         await session.close()
@@ -445,7 +444,7 @@ def test_a_session_that_hears_nothing_for_too_long_is_ended():
         await session.hear(DATA)
         heard = []
         async with ticking(clock, 0.5):
-            await asyncio.wait_for(read_all(session, heard), 20)
+            await asyncio.wait_for(read_all(session, heard), 30)
         await session.close()
         return heard, clock.monotonic()
 
@@ -524,6 +523,8 @@ class Masking:
     def edit(self, text):
         return text.replace("seven", "[N]")
 
+    name = edit
+
     def save(self):
         return {}
 
@@ -567,6 +568,24 @@ def test_a_name_that_a_person_gives_passes_the_gate_too():
     assert not any("seven" in str(told) for told in heard)
 
 
+def test_a_name_may_end_in_a_number_and_is_no_number():
+    async def whole():
+        session = await live(Desk(), gate=Gate).open(Start())
+        heard = []
+        reader = asyncio.create_task(read_all(session, heard))
+        await session.hear(DATA)
+        while not finals(heard):
+            await asyncio.sleep(0)
+        for name in ("room 3000", "415 555 0123"):
+            await session.say(Edit(segment="1", speaker=name))
+        session.finish()
+        await reader
+        await session.close()
+        return [told.speaker.name for told in heard if isinstance(told, Edited)]
+
+    assert run(whole()) == ["room 3000", "[PHONE]"]
+
+
 def test_who_looks_on_and_fails_ends_nothing():
     def look(settling):
         raise RuntimeError("boom")
@@ -586,7 +605,7 @@ def test_a_part_that_fails_ends_its_session_in_words():
         session = await live(Desk(), gate=Broken).open(Start())
         await session.hear(DATA)
         heard = []
-        await asyncio.wait_for(read_all(session, heard), 10)
+        await asyncio.wait_for(read_all(session, heard), 30)
         await session.close()
         return heard
 

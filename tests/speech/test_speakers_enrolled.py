@@ -3,13 +3,14 @@
 import stat
 from multiprocessing import get_context
 
+import msgspec
 import numpy as np
 import pytest
 from made_voices import People
 
 from millstream.app import voices
 from millstream.cli import main
-from millstream.errors import BadInput, Corrupt, Misconfigured, NotFound, TooLarge
+from millstream.errors import BadInput, Corrupt, Later, Misconfigured, NotFound, TooLarge
 from millstream.flows.speech.settings import RATE
 from millstream.flows.speech.speakers import enrolled
 from millstream.flows.speech.speakers.cluster import Scale
@@ -119,6 +120,29 @@ def test_the_file_is_its_owners_and_what_is_damaged_or_of_another_model_is_said(
         enrolled.load(path, MODEL)
     with pytest.raises(Corrupt):
         recorder.enrol(path, "Bob", (1, 6))
+
+
+def test_a_file_of_another_form_or_size_is_refused_and_left_as_it_is(path):
+    recorder = Recorder()
+    recorder.enrol(path, "Ann", (0, 6))
+    kept = msgspec.msgpack.decode(path.read_bytes())
+    (ann,) = kept["voices"]
+    for changed, what, where in (
+        (kept | {"format": 2}, Later, r"speech-voices: format version 2, and this Millstream reads up to 1"),
+        (kept | {"format": 2, "voices": "elsewhere"}, Later, "format version 2"),
+        (
+            kept | {"voices": [ann | {"voice": ann["voice"][:768]}]},
+            Misconfigured,
+            r"Ann: voices of 192 numbers, .* 256",
+        ),
+    ):
+        path.write_bytes(msgspec.msgpack.encode(changed))
+        before = path.read_bytes()
+        with pytest.raises(what, match=where):
+            enrolled.load(path, MODEL)
+        with pytest.raises(what, match=where):
+            recorder.enrol(path, "Bob", (1, 6))
+        assert path.read_bytes() == before
 
 
 def test_there_is_a_bound(path, monkeypatch):

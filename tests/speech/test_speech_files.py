@@ -98,8 +98,11 @@ def test_an_empty_recording_is_said_and_a_missing_file_too(tmp_path):
         heard(wav(tmp_path / "a.wav", np.zeros(0)))
     with pytest.raises(NotFound, match=r"b\.wav"):
         heard(tmp_path / "b.wav", "b.wav")
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound, match="a folder"):
         heard(tmp_path)
+    (tmp_path / "c.wav").touch()
+    with pytest.raises(BadInput, match=r"no file of sound \(it is empty\)"):
+        heard(tmp_path / "c.wav")
 
 
 def test_a_recording_that_is_too_long_is_refused_before_it_is_read_whole(tmp_path):

@@ -42,6 +42,55 @@ def test_more_sessions_than_there_is_room_for_are_refused_and_those_that_ended_m
     asyncio.run(run())
 
 
+def test_one_key_leaves_room_to_the_others():
+    async def run():
+        hall = live(Desk(), room=6, key_share_max=0.5)
+        first, *_ = [await hall.open(Start(), "ann", True) for _ in range(3)]
+        with pytest.raises(errors.Overloaded, match=r"'ann' has 3 speech sessions.*of 3 .*key_share_max") as refused:
+            await hall.open(Start(), "ann", True)
+        assert refused.value.retry_after_s > 0
+        await hall.open(Start(), "bob", True)
+        first.finish()
+        async for _ in first.messages():
+            pass
+        await hall.open(Start(), "ann", True)
+        await hall.close()
+        assert [await hall.open(Start(), "ann") for _ in range(6)]  # the only one: nobody else comes
+        await hall.close()
+
+    asyncio.run(run())
+
+
+def test_a_share_of_a_small_room_is_all_of_it_and_what_goes_on_is_not_refused(tmp_path):
+    async def run():
+        small = live(Desk(), room=3)
+        for _ in range(3):
+            await small.open(Start(), "ann", True)
+        with pytest.raises(errors.Overloaded, match="of 3; try another"):
+            await small.open(Start(), "ann", True)
+        await small.close()
+        hall = live(Desk(), tmp_path, room=4, key_share_max=0.5)
+        old = [await hall.open(Start(), "ann", True) for _ in range(2)]
+        for session in old:
+            await session.close()
+        for _ in range(2):
+            await hall.open(Start(), "ann", True)
+        again = [await hall.open(Start(resume_token=session.token), "ann", True) for session in old]
+        assert len(hall) == 4 and all(session.owner == "ann" for session in again)
+        await hall.close()
+        one = live(Desk(), tmp_path, room=1)
+        parted = [await hall.open(Start()) for _ in range(3)]
+        await hall.close()
+        two = [await one.open(Start(resume_token=session.token)) for session in parted[:2]]
+        with pytest.raises(errors.Overloaded, match="twice as many"):
+            await one.open(Start(resume_token=parted[2].token))
+        await two[0].close()
+        await one.open(Start(resume_token=parted[2].token))
+        await one.close()
+
+    asyncio.run(run())
+
+
 def test_a_process_under_pressure_takes_no_new_session_until_it_is_at_ease():
     async def run():
         clock = FakeClock()
@@ -97,7 +146,7 @@ def test_sessions_that_end_while_others_begin_are_in_nobodys_way(tmp_path):
         old = [await hall.open(Start()) for _ in range(3)]
         for session in old:
             session.finish()
-            await asyncio.wait_for(session.ended.wait(), 5)
+            await asyncio.wait_for(session.ended.wait(), 30)
         gone_on = await hall.open(Start(resume_token=old[2].token))
         new = await asyncio.gather(*(hall.open(Start()) for _ in range(3)))
         assert len(hall) == 3 and gone_on.ended.is_set()

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from millstream.errors import BadInput
-from millstream.flows.speech.openai import LANGUAGES, Form, answer, read
+from millstream.flows.speech.languages import LANGUAGES
+from millstream.flows.speech.openai import Form, answer, read
 from millstream.spoken import Line, Word
 
 WORDS = [
@@ -33,11 +34,20 @@ def test_the_fields_of_a_client():
     assert read([("model", "x")]) == Form(model="x")
 
 
+@pytest.mark.parametrize(("said", "code"), [
+    ("en-US", "en"), ("zh-CN", "zh"), ("zh_Hant_TW", "zh"), ("EN", "en"), ("english", "en"), ("Chinese", "zh"),
+    ("Haitian Creole", "ht"), ("yue", "yue"), ("", ""),
+])  # fmt: skip
+def test_a_language_is_taken_as_people_write_it(said, code):
+    assert read([("model", "x"), ("language", said)]).language == code
+
+
 @pytest.mark.parametrize(("fields", "what"), [
     ([], "no 'model'"), ([("model", "")], "length"), ([("model", "x"), ("stream", "true")], "stream"),
     ([("model", "x"), ("model", "y")], "twice"), ([("model", "x"), ("response_format", "xml")], "xml"),
     ([("model", "x"), ("include[]", "logprobs")], r"include\[\]"), ([("model", "x"), ("temperature", "hot")], "float"),
-    ([("model", "x"), ("temperature", "2")], "temperature"), ([("model", "x"), ("language", "English")], "language"),
+    ([("model", "x"), ("temperature", "2")], "temperature"),
+    ([("model", "x"), ("language", "Elvish")], "a code of two or three letters"),
     ([("model", "x"), ("timestamp_granularities[]", "word")], "verbose_json"),
     ([("model", "x"), ("prompt", "p" * 5000)], "prompt"),
 ])  # fmt: skip

@@ -43,7 +43,8 @@ def installed(folder, speech_models):
     repository.put("silero-vad", manifest, {name: kept / name for name in manifest.digests})
     file = folder / "millstream.toml"
     file.write_text(
-        f'http_port = {free_port()}\ngrpc_port = 0\n[speech]\nrecogniser = "recogniser"\nprofile = "caption"\n'
+        f"http_port = {free_port()}\ngrpc_port = 0\n[http]\nrecording_s_max = 40.0\n"
+        '[speech]\nrecogniser = "recogniser"\nprofile = "caption"\n'
         'language = "de"\n'
         "[speech.profiles.caption]\nsegment_s_max = 3.0\n"
     )
@@ -130,6 +131,17 @@ def test_openais_client_gets_what_it_expects(served, speech, tmp_path):
         asked(model="whisper-1", file=("a.wav", b"no sound"))
     with pytest.raises(openai.NotFoundError, match="recogniser"):
         asked(model="gpt-4o-transcribe", file=tmp_path / "a.wav")
+    for said, known in (("zh-CN", "chinese"), ("english", "english")):
+        told = asked(model="whisper-1", file=tmp_path / "a.wav", language=said, response_format="verbose_json")
+        assert told.language == known
+    with pytest.raises(openai.BadRequestError, match="'Elvish': say a code of two or three letters"):
+        asked(model="whisper-1", file=tmp_path / "a.wav", language="Elvish")
+    with wave.open(str(tmp_path / "long.wav"), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(bytes(2 * 41 * 16_000))
+    with pytest.raises(openai.APIStatusError, match=r"long\.wav: longer than 40 s") as refused:
+        asked(model="whisper-1", file=tmp_path / "long.wav")
+    assert refused.value.status_code == 413
 
 
 @pytest.mark.slow

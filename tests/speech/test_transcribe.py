@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import numpy as np
 import pytest
 from recordings import models, said
@@ -69,6 +70,20 @@ def test_an_error_in_one_file_stops_no_other(at, capsys):
     assert found["files"][3]["text"] == f"{TWO}\n" and found["sound"] is False
 
 
+def test_a_folder_is_every_recording_in_it(at, capsys):
+    folder = at / "calls"
+    (folder / "older").mkdir(parents=True)
+    for name in ("b.WAV", "a.wav", ".c.wav", "older/d.wav"):
+        wav(folder / name, said(TWO))
+    (folder / "notes.txt").write_text("not sound")
+    typed(at, str(folder), str(at / "one.wav"))
+    assert capsys.readouterr().out == (
+        f"== {folder / 'a.wav'}\n{TWO}\n== {folder / 'b.WAV'}\n{TWO}\n== {at / 'one.wav'}\n{ONE}\n{TWO}\n"
+    )
+    with pytest.raises(SystemExit, match=r"models: no recordings in this folder .* known: WAV"):
+        typed(at, str(at / "models"))
+
+
 @pytest.mark.parametrize(("words", "what"), [
     (["--format", "doc"], "there are txt, srt"), (["--format", "srt,vtt"], "several wants --out"),
     (["--recogniser", "other"], "has no model 'other': millstream models add"), (["--out", "one.wav"], "is a file"),
@@ -109,3 +124,26 @@ def test_real_speech_is_transcribed(weights, audio, capsys):
     assert english["language"] == "en" and "his statement of having been a shop" in words and "best of all" in words
     assert chinese["language"] == "zh" and "欢迎大家来体验" in chinese["text"]
     assert english["speakers"] == 1
+
+
+@pytest.mark.slow
+def test_enrolled_voices_give_their_names_to_recordings(weights, audio, tmp_path, capsys):
+    if audio is None:
+        pytest.skip("no clips: set MILLSTREAM_AUDIO to their folder")
+    (tmp_path / "models").symlink_to(weights("whisper-base"))
+    config = tmp_path / "millstream.toml"
+    config.write_text('[speech]\nrecogniser = "whisper-base"\nvoice = "wespeaker"\n')
+    clips = audio / "librispeech"
+    main(["speech", "enrol", "法官", str(clips / "2609-156975-0002.flac"), "-c", str(config)])
+    main(["speech", "voices", "-c", str(config)])
+    enrolled = capsys.readouterr().out.splitlines()
+    assert enrolled[0].startswith("法官: ") and enrolled[1].startswith("法官: ") and "wespeaker/" in enrolled[1]
+    for name, said in (("2609-156975-0005", "法官: "), ("367-130732-0002", "S1: ")):
+        main(["transcribe", str(clips / f"{name}.flac"), "-c", str(config)])
+        assert all(line.startswith(said) for line in capsys.readouterr().out.splitlines())
+    kept = msgspec.msgpack.decode((tmp_path / "state" / "speech-voices").read_bytes())
+    kept["voices"][0]["model"] = "wespeaker/none"
+    (tmp_path / "state" / "speech-voices").write_bytes(msgspec.msgpack.encode(kept))
+    main(["transcribe", str(clips / "2609-156975-0005.flac"), "-c", str(config)])
+    told = capsys.readouterr()
+    assert told.out.startswith("S1: ") and "nobody is called by name" in told.err

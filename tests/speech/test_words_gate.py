@@ -271,6 +271,23 @@ def test_what_a_person_writes_passes_the_same_gate() -> None:
     assert Gate().edit("he was born in 1984.") == "he was born in 1984."
 
 
+@pytest.mark.parametrize("name", ["room 3000", "Model 4711", "会议室3001", "Agent 12345", "Ann (ext. 4412)", "S1"])
+def test_a_name_may_end_in_a_number_as_nothing_follows_it(name: str) -> None:
+    assert Gate().name(name) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("call 415 555 0123", "call [PHONE]"), ("caller 4155550123", "caller [PHONE]"), ("a@b.com", "[EMAIL]"),
+        ("four one five five five five oh one two three", "[PHONE]"), ("身份证 110105", "身份证 [ID]"),
+        ("pin 1234", "pin [ID]"), ("ann, card 4111 1111 1111 1111", "ann, card [CARD]"),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_a_number_of_somebodys_is_masked(name: str, shown: str) -> None:
+    assert Gate().name(name) == shown
+
+
 @pytest.mark.parametrize("word", ["thousand ", "oh ", "double ", "hundred and ", "万", "一", "call 1 ", "a@b.c "])
 def test_as_much_as_an_edit_may_hold_is_read_whatever_it_says(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A number looks at no more of the text than it may be of: in depth, and in width."""

@@ -71,6 +71,19 @@ def test_text_is_compared_by_character():
     assert t.character_error_rate == pytest.approx(3 / 14)
 
 
+def test_of_what_a_recogniser_of_speech_hears_no_sample_is_kept():
+    """The gate of samples knows no spoken numbers."""
+    one, other = (
+        {"heard": np.array([f"my number is four one five five five {last}"], object)} for last in ("five", "nine")
+    )
+    asked = {"audio": np.zeros((1, 8), np.float32), "prefix": np.array(["my number is four one five"], object)}
+    told, report = compared(pair(one, other, asked))
+    assert told == [True] and report.differing == 1 and report.samples == []
+    assert report.outputs["heard"].edits > 0
+    (sample,) = compared(pair(one, other))[1].samples  # not one: it takes no audio
+    assert sample.live
+
+
 def plain_edits(a, b):
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):

@@ -108,7 +108,7 @@ def deliveries(meter: Meter | None = None, **targets: Any) -> Iterator[Deliverie
         made.close(0.2)
 
 
-def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it never came"

@@ -24,6 +24,7 @@ from millstream.app.installation import Installation
 from millstream.app.watching import last_alerts
 from millstream.cli import main
 from millstream.meter import SECONDS, Series
+from millstream.types import Alert
 from millstream.watch.alarms.defaults import DEFAULTS
 from millstream.watch.alarms.grafana import ROWS, dashboard
 from millstream.watch.alarms.levels import Levels
@@ -440,28 +441,45 @@ def test_every_expression_runs_on_a_real_prometheus_that_scrapes_a_real_service(
             with Prometheus(tmp_path / "prometheus", [up.http], rule_file(rules)) as prometheus:
                 wait(lambda: "failing" in prometheus.firing())
                 summary = prometheus.firing()["failing"]["summary"]
-                with Installation.open(installation) as at:
-                    (ours,) = [one for one in last_alerts(at, 100) if one.rule == "failing"]
+                wait(lambda: failing(installation))  # each looks by itself: Prometheus may be the first
+                (ours,) = failing(installation)
                 assert ours.labels == {"model": "broken", "version": "1"} and ours.state == "firing"
                 assert summary.startswith("model broken, version 1: failures / requests")
                 wait(lambda: prometheus.query('millstream_alerts_firing{rule="failing"} == 1'))
-                seen = {expression: prometheus.query(expression) for expression in expressions(rules)}
+                # what had data is drawn: the expressions name what is really there
+                names = set(prometheus.ask("label/__name__/values"))
+                for _ in range(20):  # of a series that has only just come there is one sample, and no rate
+                    seen = {expression: prometheus.query(expression) for expression in expressions(rules)}
+                    if not (blank := [text for text in drawn_of(names) if not seen.get(text, True)]):
+                        break
+                    time.sleep(1.0)
                 groups = prometheus.ask("rules")["groups"]
                 unwell = [rule for group in groups for rule in group["rules"] if rule["health"] == "err"]
                 assert not unwell
-                # what had data is drawn: the expressions name what is really there
-                names = set(prometheus.ask("label/__name__/values"))
         finally:
             stop.set()
             crowd.join()
+    assert not blank
     empty = {text for text, found in seen.items() if not found}
-    for text in expressions({}):  # without rules: what is drawn of counters and gauges
-        metrics = set(re.findall(r"millstream_\w+|process_\w+", text))
-        if metrics <= names and not re.search("absent|histogram|millstream_watch|millstream_alerts", text):
-            assert text not in empty, text
     for quantity in ("requests", "answer_p99", "memory_bytes", "compute_seconds"):
         assert any(QUANTITIES[quantity].metric in text for text in seen.keys() - empty), quantity
     assert any('quantity="missed"' in text for text in seen.keys() - empty)
+
+
+def failing(installation: Path) -> list[Alert]:
+    """What the role itself says of the rule."""
+    with Installation.open(installation) as at:
+        return [one for one in last_alerts(at, 100) if one.rule == "failing"]
+
+
+def drawn_of(names: set[str]) -> list[str]:
+    """Expressions of counters and gauges that are there: without rules, what is drawn of them."""
+    found = []
+    for text in expressions({}):
+        metrics = set(re.findall(r"millstream_\w+|process_\w+", text))
+        if metrics <= names and not re.search("absent|histogram|millstream_watch|millstream_alerts", text):
+            found.append(text)
+    return found
 
 
 def ask_all_the_time(port: int, stop: threading.Event) -> None:

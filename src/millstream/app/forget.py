@@ -61,8 +61,8 @@ class Report(msgspec.Struct, kw_only=True):
     """What was removed. `records` of the log by topic, in `segments` that were replaced; `rows` of features;
     `snapshots`: entities in saved states of sets that nobody keeps; `waiting`: requests that the join remembered;
     `labelled`: rows of datasets; `attributes` and `answers` in the memory of running servers; `bases` of weights that
-    were put; `audio`: recordings of speech. `roles`: which took part. `shared`: request ids that others used as well,
-    whose outcomes stay as theirs.
+    were put; `audio`: recordings of speech; `sessions` of speech that nobody was in any more. `roles`: which took part.
+    `shared`: request ids that others used as well, whose outcomes stay as theirs.
     `damaged`: segments and datasets that could not be read, and may hold the rest: then it is not `sound`."""
 
     sound: bool = True
@@ -77,6 +77,7 @@ class Report(msgspec.Struct, kw_only=True):
     answers: int = 0
     bases: int = 0
     audio: int = 0
+    sessions: int = 0
     shared: int = 0
     roles: list[str] = []
     damaged: list[str] = []
@@ -126,7 +127,7 @@ async def forget(
             _drop(at, join, order, report)
         offset = await roles.obey(orders, order)
         records.find_again(at.log, found)  # `learn` may have made examples until it had read so far
-        _files(at, order, report)
+        _files(at, order, found.requests, report)
         report.segments = records.clear(found)
         await roles.answered(offset)  # who started meanwhile may have read what has gone now
         roles.count(offset, report)
@@ -136,7 +137,7 @@ async def forget(
     report.damaged += found.damaged
     report.sound = not report.damaged
     kept = (report.rows, report.snapshots, report.waiting, report.labelled, report.attributes, report.answers)
-    report.found = bool(found.records) or any(kept)
+    report.found = bool(found.records) or any((*kept, report.audio, report.sessions))
     report.stays = _stays(at)
     return report
 
@@ -211,11 +212,11 @@ def _drop(at: Installation, join: Operation, order: Forget, report: Report) -> N
         part.unlink(missing_ok=True)
 
 
-def _files(at: Installation, order: Forget, report: Report) -> None:
+def _files(at: Installation, order: Forget, requests: set[str], report: Report) -> None:
     import numpy as np
 
     from millstream.features.forget import forget as forget_files
-    from millstream.flows.speech import kept
+    from millstream.flows.speech import kept, store
 
     for pattern in ("*.npz", ".*.npz.part"):  # of servers that do not run, or were killed: they read the log again
         for page in at.live.rglob(pattern):
@@ -223,7 +224,13 @@ def _files(at: Installation, order: Forget, report: Report) -> None:
     if order.kind == "user":
         gone_rows, unread = datasets.forget(at.folder / "datasets", Names.of(order))
         report.labelled += gone_rows
-        report.audio += kept.forget(at.folder / "state" / "review-audio", Names.of(order))
+        named = Names.of(order)
+
+        def theirs(session: str) -> bool:
+            return session in requests or named(session)
+
+        report.audio += kept.forget(at.folder / "state" / "review-audio", theirs)
+        report.sessions += store.forget(at.folder / "state" / "speech", theirs)
         report.damaged += unread
     gone = forget_files(at.rows, order.kind, np.array(order.keys, np.uint64), Names.of(order))
     report.rows += gone.rows

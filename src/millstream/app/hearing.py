@@ -18,8 +18,10 @@ from millstream.app.installation import Installation
 from millstream.app.looking import Looking
 from millstream.app.transcribing import streams
 from millstream.engine import Engine
-from millstream.errors import BadInput, Busy, Misconfigured, NotFound, Overloaded
+from millstream.errors import BadInput, Busy, Error, Misconfigured, NotFound, Overloaded
+from millstream.flows.served import ServedLog
 from millstream.flows.speech import openai
+from millstream.flows.speech.languages import tag
 from millstream.flows.speech.live import Live
 from millstream.flows.speech.measured import Numbers
 from millstream.flows.speech.offline import Offline
@@ -33,6 +35,7 @@ from millstream.flows.speech.trial import ELSEWHERE, HERE, Clocks, trial, voiced
 from millstream.flows.speech.wiring import Wiring
 from millstream.flows.speech.words.gate import Gate
 from millstream.front.door import Recording, Transcribed
+from millstream.guard.pii import pseudonym
 from millstream.machine import cores
 from millstream.meter import Meter
 from millstream.models.model import Model, load
@@ -40,6 +43,7 @@ from millstream.models.speech.shelf import missing
 from millstream.models.speech.vad import Vad
 from millstream.models.speech.voice import Voice
 from millstream.spoken import Ack, Edit, End, Finish, Move, Start, Told, Trouble
+from millstream.types import Served
 
 logger = logging.getLogger("millstream")
 
@@ -55,10 +59,13 @@ OPENAI_MODEL = "whisper-1"
 
 
 class Hearing:
-    """The live sessions and the recordings of a process. `start` once the engine answers; until then Busy."""
+    """The live sessions and the recordings of a process. `start` once the engine answers; until then Busy. `served`:
+    where it is written whose a session is."""
 
-    def __init__(self, installation: Installation, engine: Engine, meter: Meter) -> None:
-        self._at, self._engine = installation, engine
+    def __init__(
+        self, installation: Installation, engine: Engine, meter: Meter, served: ServedLog | None = None
+    ) -> None:
+        self._at, self._engine, self._served = installation, engine, served
         self._looking = Looking(installation, meter, lambda: next(iter(self._versions()), ""))
         self._settings = installation.settings.speech
         self.model = self._settings.recogniser
@@ -66,6 +73,8 @@ class Hearing:
         self._voices = ThreadPoolExecutor(1, "millstream-voices")
         self._live: Live | None = None
         self._offline: Offline | None = None
+        self._held: dict[str, str] = {}  # of what hears beside the recogniser, the version that was loaded
+        self._seen: dict[str, str] = {}  # and the one last seen live
         self._voice = ""  # what tells voices here, as enrolled ones are marked
         self._unfit: dict[str, str] = {}
         self._recordings = 0
@@ -76,16 +85,22 @@ class Hearing:
         """Load what hears, measure the recogniser, and refuse what it cannot do. NotFound: a model is not there, with
         the line that fetches it; Misconfigured: the recogniser is none, or too slow for a profile that is wanted."""
         settings, engine = self._settings, self._engine
+        if lacks := missing(self._at.repository, filter(None, (self.model, settings.vad, settings.voice))):
+            raise NotFound(f"[speech]: {lacks}")
         vad = Vad(self._loaded(settings.vad))
         self._voice = voices.stamp(self._at.folder, settings)
         voice = Voice(self._loaded(settings.voice)) if settings.voice else None
-        self._known(settings.profile_of("").speakers == "enrolled")
+        self._nobody(self._known(settings.profile_of("").speakers == "enrolled"))
         if self.model not in engine.models():
-            raise NotFound(self._no_model(self.model))
+            raise NotFound(f"[speech]: no version of {self.model!r} answers; the lines before say why")
         inputs = {spec.name for spec in engine.describe(self.model).inputs}
         streaming, fills = streams(inputs, self.model), "samples" not in inputs
         embed = self._embed(voice) if voice is not None else None
-        cost = await self._cost(Asker(engine.submit, self.model, language=settings.language, fills=fills), streaming)
+        try:
+            asker = Asker(engine.submit, self.model, language=tag(settings.language), fills=fills)
+            cost = await self._cost(asker, streaming)
+        except BadInput as error:
+            raise Misconfigured(f"[speech] with recogniser {self.model!r}: {error}") from None
         if embed is not None:
             cost = replace(cost, voices_s=await voiced(embed, HERE, WINDOW / RATE, HOP / RATE))
         room = settings.sessions_max or follows(settings.profile_of(""), cost, cores() / self._at.settings.workers)
@@ -112,13 +127,34 @@ class Hearing:
             self.model, cost.step_s * 1000, cost.final_s * 1000, cost.segment_s, room,
         )  # fmt: skip
 
-    async def open(self, start: Start, owner: str) -> Hearer:
+    def hides(self, model: str) -> bool:
+        """Whether a model says words that have not passed the gate: callers get those of sessions alone."""
+        return model == self.model or self._engine.hears(model)
+
+    async def open(self, start: Start, owner: str, key: bool = False) -> Hearer:
         """A session, begun or gone on with; see Live.open. BadInput: also of a profile that is too much for this
         recogniser."""
         live = self._there(self._live)
         if not start.resume_token and (why := self._unfit.get(start.profile)) is not None:
             raise BadInput(f"profile {start.profile!r} is not offered here: {why}")
-        return Hearer(self, await live.open(start, owner), owner)
+        start = replace(start, user=pseudonym(start.user))
+        session = await live.open(start, owner, key)
+        if start.user and not start.resume_token and self._served is not None:
+            await self._served.append(self._whose(session, start.user))
+        return Hearer(self, session, owner)
+
+    def _whose(self, session: Session, user: str) -> Served:
+        """What says whose a session is: by it `forget` finds what is kept of the session (app/forget.py)."""
+        return Served(
+            request=session.id,
+            model=self.model,
+            version=session.version,
+            policy=0,
+            arm="live",
+            user=user,
+            candidates=[],
+            event_time=self._at.clock.now(),
+        )
 
     async def transcribe(self, recording: Recording) -> Transcribed:
         """A file as OpenAI's clients expect it. BadInput, NotFound, TooLarge; Overloaded: as many as may are on their
@@ -133,7 +169,10 @@ class Hearing:
         try:
             language = form.language or self._settings.language
             version = next(iter(self._versions()), "")
-            made = await offline.transcribe(BytesIO(recording.data), recording.name, language, version=version)
+            made = await offline.transcribe(
+                BytesIO(recording.data), recording.name, language, version=version,
+                seconds_max=self._at.settings.http.recording_s_max,
+            )  # fmt: skip
         finally:
             self._recordings -= 1
         kind, content = openai.answer(form, made.lines, made.language, made.seconds, made.who)
@@ -159,6 +198,7 @@ class Hearing:
         while True:
             try:
                 live.sweep()
+                self._outdated()
                 await asyncio.to_thread(self._looking.expire)
             except OSError as error:
                 logger.warning("speech: what is kept no longer is not deleted: %s", error)
@@ -193,6 +233,18 @@ class Hearing:
             logger.warning("speech: nobody is called by name: %s", error)
             return []
 
+    def _nobody(self, known: Sequence[Known]) -> None:
+        """Say which profiles that are wanted name those alone who are enrolled, where nobody is."""
+        settings = self._settings
+        wanted = sorted({settings.profile, *settings.profiles})
+        if settings.voice and not known:
+            for name in [name for name in wanted if settings.profile_of(name).speakers == "enrolled"]:
+                logger.warning(
+                    'speech: nobody is enrolled, so in profile %s every speaker is "unknown": '
+                    "millstream speech enrol NAME FILE... -c millstream.toml",
+                    name,
+                )
+
     def _embed(self, voice: Voice) -> Any:
         async def embed(sounds: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
             return await asyncio.get_running_loop().run_in_executor(self._voices, voice.embed, sounds)
@@ -201,13 +253,23 @@ class Hearing:
 
     def _loaded(self, name: str) -> Model:
         repository = self._at.repository
-        if name not in repository.models():
-            raise NotFound(self._no_model(name))
-        return load(repository, name, repository.policy(name).live, self._at.settings.device)
+        version = repository.policy(name).live
+        self._held[name] = self._seen[name] = version
+        return load(repository, name, version, self._at.settings.device)
 
-    def _no_model(self, name: str) -> str:
-        unfit = f"no version of {name!r} answers; the lines before say why"
-        return f"[speech]: {missing(self._at.repository, [name]) or unfit}"
+    def _outdated(self) -> None:
+        """Say once of each promotion that what a session's parts are made of is not exchanged under it."""
+        for name, held in self._held.items():
+            try:
+                live = self._at.repository.policy(name).live
+            except Error:  # who reads policies says what is wrong with this one
+                continue
+            if live != held and live != self._seen[name]:
+                logger.warning(
+                    "speech: %s %s was promoted, and this process hears with version %s until it is started again",
+                    name, live, held,
+                )  # fmt: skip
+            self._seen[name] = live
 
     def _refuse(self, cost: Cost) -> None:
         """What the recogniser is too slow for: at the start, where it is the default or configured; else when it is

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from millstream.app.steering import Comparison, Steering, Traffic
 from millstream.app.tenants import NOBODYS, Tenants
 from millstream.engine import Engine
-from millstream.errors import BadInput, Error, NotFound
+from millstream.errors import BadInput, Error, Forbidden, NotFound
 from millstream.flows.predict import Predict
 from millstream.front.door import Answer, Call, Recording, Transcribed
 from millstream.guard import auth
@@ -162,8 +162,11 @@ class House:
     async def speech(self, start: Start, principal: Principal) -> Hearer:
         """A live transcription; what it may raise the flow says."""
         hearing = self._heard_by(principal)
+        if start.user and self._tenants:
+            raise BadInput("user: an installation of tenants does not say whose speech it is; leave it out")
         self._spend(principal)
-        return await hearing.open(start, principal.name)
+        several = self._keys is not None and self._keys.several(hearing.model, "speech")
+        return await hearing.open(start, principal.name, several)
 
     def transcribe(self, recording: Recording, principal: Principal) -> asyncio.Future[Transcribed]:
         """A recording as text; what it may raise the flow says."""
@@ -235,6 +238,12 @@ class House:
             self._keys.spend(principal)
 
     def admit(self, principal: Principal, model: str, verb: str) -> None:
-        """Forbidden where a keys file does not open `verb` of `model` to the principal."""
+        """Forbidden where a keys file does not open `verb` of `model` to the principal; and to everybody what a
+        recogniser says itself, where speech is heard: it has not passed the gate (flows/speech/words)."""
         if self._keys is not None:
             auth.check(principal, model, verb)
+        if verb == "infer" and self._hearing is not None and self._hearing.hides(model):
+            raise Forbidden(
+                f"{model} is heard through /v1/speech and /v1/audio/transcriptions here, where its words lose what is "
+                "personal; to ask it for raw ones, serve it where millstream.toml has no recogniser under [speech]"
+            )

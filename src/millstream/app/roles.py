@@ -119,7 +119,7 @@ class Serve:
         self.door = self.service.door
         self._furnish_features()
         self.listers = self._furnish_lists(served)
-        self._hearing = self._furnish_speech()
+        self._hearing = self._furnish_speech(served)
         self._orders = Orders(at.log, SERVE + self._partition, at.clock, self.meter, self._forget)
         self._handed = None if place else at.folder / "state" / "sessions"
         self._deleted = _unread_deleted(self.meter)
@@ -186,14 +186,14 @@ class Serve:
         self.door.furnish_lists(upserts, lists, limits.tenants)
         return listers
 
-    def _furnish_speech(self) -> Hearing | None:
+    def _furnish_speech(self, served: ServedLog) -> Hearing | None:
         """Hear what is said, where a recogniser is named."""
         at = self.installation
         if not at.settings.speech.recogniser:
             return None
         from millstream.app.hearing import Hearing
 
-        hearing = Hearing(at, self.engine, self.meter)
+        hearing = Hearing(at, self.engine, self.meter, served)
         self.door.furnish_speech(hearing)
         return hearing
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from millstream.app import voices
 from millstream.app.installation import Settings
 from millstream.clock import SystemClock
 from millstream.config import read
@@ -19,6 +21,7 @@ from millstream.errors import BadInput, Misconfigured, NotFound
 from millstream.flows.speech.measured import Numbers
 from millstream.flows.speech.offline import PROFILE, Offline
 from millstream.flows.speech.settings import Profile
+from millstream.flows.speech.speakers import Known
 from millstream.flows.speech.wiring import OpenGate, Wiring
 from millstream.flows.speech.words import Gate
 from millstream.machine import cores
@@ -29,6 +32,8 @@ from millstream.models.speech.shelf import missing
 from millstream.models.speech.tensors import STREAMING, WINDOWED
 from millstream.models.speech.vad import Vad
 from millstream.models.speech.voice import Voice
+
+logger = logging.getLogger("millstream")
 
 VOICE = "wespeaker"
 
@@ -47,7 +52,8 @@ class Some(Repository):
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
     """Whose models transcribe. `recogniser` "": the only one there is; `voice` "": speakers are not told apart;
-    `personal`: numbers and addresses of people stay in the text."""
+    `personal`: numbers and addresses of people stay in the text; `folder`: of the installation whose enrolled voices
+    give their names."""
 
     models: Path
     recogniser: str = ""
@@ -56,6 +62,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     language: str = ""
     device: str = "cpu"
     personal: bool = False
+    folder: Path | None = None
 
 
 def source(
@@ -75,6 +82,7 @@ def source(
         voice=of.voice if speakers else "",
         language=of.language,
         personal=personal,
+        folder=config.resolve().parent,
     )
 
 
@@ -112,7 +120,7 @@ async def offline(of: Source, profile: Profile = PROFILE) -> AsyncIterator[Offli
             embed=embed if voice else None,
             gate=OpenGate if of.personal else Gate,
         )
-        yield Offline(wiring, profile)
+        yield Offline(wiring, profile, _known(of, whole))
     finally:
         await engine.stop()
 
@@ -128,6 +136,17 @@ def the_recogniser(repository: Repository) -> str:
         f"{repository.root}: no model makes words of speech; fetch one: millstream speech fetch whisper-base --models "
         f"{repository.root}"
     )
+
+
+def _known(of: Source, repository: Repository) -> list[Known]:
+    """The voices that are enrolled; nobody, and a line in the log, where another model made them."""
+    if of.folder is None or not of.voice:
+        return []
+    try:
+        return voices.known(of.folder, f"{of.voice}/{repository.policy(of.voice).live}")
+    except Misconfigured as error:
+        logger.warning("speech: nobody is called by name: %s", error)
+        return []
 
 
 FORMATS = {"whisper", "pocketsphinx", "sherpa", "funasr", "scripted"}

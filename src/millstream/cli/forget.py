@@ -49,6 +49,7 @@ def _lines(report: Report) -> list[str]:
         "requests waiting for outcomes": report.waiting,
         "labelled rows of datasets": report.labelled,
         "recordings of speech": report.audio,
+        "sessions of speech": report.sessions,
         "attributes in running servers": report.attributes,
         "answers in running servers": report.answers,
     }

@@ -74,7 +74,7 @@ def _enrol(args: argparse.Namespace) -> object:
     made = enrol(args.config, args.name, args.files, SystemClock().now())
     if made.warning:
         say(f"warning: {made.warning}")
-    return made
+    return made if args.json else [f"{made.name}: {made.seconds:.1f} s of speech, {made.windows} windows of it"]
 
 
 def _unenrol(args: argparse.Namespace) -> object:
@@ -87,7 +87,18 @@ def _unenrol(args: argparse.Namespace) -> object:
 def _voices(args: argparse.Namespace) -> object:
     from millstream.app.voices import listed
 
-    return listed(args.config)
+    found = listed(args.config)
+    if not found:
+        say('nobody is enrolled, so speakers = "enrolled" calls everybody "unknown": speech enrol NAME FILE...')
+    return found if args.json else list(_known(found))
+
+
+def _known(found: list[dict[str, str | float]]) -> Iterator[str]:
+    from datetime import UTC, datetime
+
+    for one in found:
+        at = datetime.fromtimestamp(float(one["at"]), UTC).isoformat(timespec="seconds")
+        yield f"{one['name']}: {float(one['seconds']):.1f} s of speech, {one['model']}, enrolled {at}"
 
 
 def _capacity(args: argparse.Namespace) -> object:

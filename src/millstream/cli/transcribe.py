@@ -24,7 +24,9 @@ FILES_AT_ONCE = 4
 def add(verbs: Verbs) -> None:
     """The verb of this file."""
     made = verbs.add("transcribe", _transcribe, "make text, captions or speaker turns of files of sound")
-    made.add_argument("files", nargs="+", type=Path, metavar="FILE", help="WAV, FLAC, MP3, M4A, Ogg, WebM ...")
+    made.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="WAV, FLAC, MP3, M4A, Ogg, WebM ..., or a folder of them"
+    )
     where = made.add_mutually_exclusive_group(required=True)
     where.add_argument("--models", type=Path, metavar="DIR", help="folder of models, as `speech fetch` makes it")
     where.add_argument("-c", "--config", type=Path, help="or millstream.toml of an installation, with [speech]")
@@ -46,6 +48,7 @@ def add(verbs: Verbs) -> None:
 
 
 def _transcribe(args: argparse.Namespace) -> object:
+    args.files = [file for named in args.files for file in _meant(named)]
     formats = _formats(args)
     targets = _targets(args, formats)
     told = asyncio_run(_all(args, formats, targets))
@@ -55,6 +58,13 @@ def _transcribe(args: argparse.Namespace) -> object:
     if not sound:
         sys.exit(f"millstream: {sum('error' in one for one in told)} of {len(told)} files were not transcribed")
     return None
+
+
+def _meant(named: Path) -> list[Path]:
+    """A file, or the recordings that lie in a folder. NotFound: none do."""
+    from millstream.flows.speech.files import recordings
+
+    return recordings(named) if named.is_dir() else [named]
 
 
 def _formats(args: argparse.Namespace) -> list[Format]:

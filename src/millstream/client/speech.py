@@ -24,7 +24,7 @@ import wave
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urlsplit
 
 import msgspec
@@ -89,7 +89,7 @@ class _Lost(Exception):
 
 class Speech:
     """One live transcription at `url`; `start` as `spoken.Start` has it (form, rate, channels, profile, language,
-    speakers). `keep_bytes_max`: audio kept for a lost connection; `retry_s`: how long one is tried for.
+    speakers, user). `keep_bytes_max`: audio kept for a lost connection; `retry_s`: how long one is tried for.
 
     `ca`, `certificate`, `private_key`: as of `Client`. Use it in `async with`: leaving it without an error says finish
     and waits for the end. Misconfigured, Unauthenticated, Forbidden, NotFound, Busy: from entering it.
@@ -106,6 +106,7 @@ class Speech:
         profile: str = "",
         language: str = "",
         speakers: str = "",
+        user: str = "",
         ca: str | Path = "",
         certificate: str | Path = "",
         private_key: str | Path = "",
@@ -118,6 +119,8 @@ class Speech:
         secure = parts.scheme in ("https", "wss")
         if parts.scheme not in ("http", "ws", "https", "wss") or not parts.hostname:
             raise errors.Misconfigured(f"the URL of a service looks like http://127.0.0.1:8000, got {url!r}")
+        if form not in get_args(Form):
+            raise errors.BadInput(f"form {form!r}: there are {', '.join(get_args(Form))}")
         self._url, self._host, self._port = url, parts.hostname, parts.port or (443 if secure else 80)
         self._path = parts.path.rstrip("/") + "/v1/speech"
         self._tls = tls_context("https:" if secure else url, ca, certificate, private_key)
@@ -125,7 +128,15 @@ class Speech:
         self._timeout_s, self._retry_s, self._clock = timeout_s, retry_s, clock or SystemClock()
         self._tape = Tape(form, rate, channels, keep_bytes_max)
         self._book = Book(
-            Start(form=form, rate=rate, channels=channels, profile=profile, language=language, speakers=speakers)
+            Start(
+                form=form,
+                rate=rate,
+                channels=channels,
+                profile=profile,
+                language=language,
+                speakers=speakers,
+                user=user,
+            )
         )
         self._waiting: deque[Told] = deque()
         self._changed = asyncio.Condition()
@@ -447,7 +458,7 @@ class _Line:
         try:
             sentence = str(msgspec.json.decode(said)["error"])
         except (msgspec.MsgspecError, TypeError, KeyError):
-            sentence = said[:200].decode("utf-8", "replace")
+            sentence = said[:200].decode("utf-8", "replace") or "no word of why; is this the service's own address?"
         fallback = errors.BadInput if 400 <= answer.status_code < 500 else errors.Error
         error = _BY_STATUS.get(answer.status_code, fallback)(f"{answer.status_code}: {sentence}")
         wait = next((value for name, value in answer.headers if name.lower() == b"retry-after"), b"")
@@ -469,14 +480,16 @@ def transcribe_live(
     url: str, file: str | Path, key: str = "", on_told: Callable[[Told], None] | None = None, **more: Any
 ) -> Transcript:
     """Send a WAV file of 16 bits as fast as it is heard, and wait for the end; `more` as of `Speech`. Blocks. BadInput:
-    another kind of file."""
+    another kind of file; NotFound: no such file."""
     try:
         with wave.open(str(file), "rb") as opened:
             if opened.getsampwidth() != 2:
                 raise errors.BadInput(f"{file}: {8 * opened.getsampwidth()} bits a sample; make a WAV file of 16 bits")
             rate, channels, audio = opened.getframerate(), opened.getnchannels(), opened.readframes(opened.getnframes())
+    except FileNotFoundError:
+        raise errors.NotFound(f"{file}: there is no such file") from None
     except (wave.Error, EOFError) as error:
-        raise errors.BadInput(f"{file}: {error}; a WAV file of 16 bits is wanted") from None
+        raise errors.BadInput(f"{file}: {str(error) or 'it ends too soon'}; a WAV file of 16 bits is wanted") from None
 
     async def run() -> Transcript:
         async with Speech(url, key, form="pcm16", rate=rate, channels=channels, **more) as live:

@@ -87,11 +87,12 @@ def sound_of(path: Path) -> Sound:
 async def run(folder: Path, file: Path | None, as_json: bool) -> None:
     """The whole demo on a terminal: its models and its clip in `folder`, which stays. What cannot be fetched is raised
     as `shelf.fetch` says."""
+    said = await asyncio.to_thread(sound_of, file) if file else None  # before 220 MB are fetched for it
     folder.mkdir(parents=True, exist_ok=True)
     repository = Repository(folder / "models")
     wanted = [name for name in (VAD, VOICE, RECOGNISER) if name not in repository.models()]
     await asyncio.to_thread(shelf.fetch, wanted, repository, _say)
-    sound = await asyncio.to_thread(sound_of, file) if file else await asyncio.to_thread(two_people, folder)
+    sound = await asyncio.to_thread(two_people, folder) if said is None else said
     heard = await show(folder, sound, sys.stdout)
     if as_json:
         print(json.dumps(msgspec.to_builtins(heard)))

@@ -8,6 +8,7 @@ from millstream.engine.route import Route
 from millstream.engine.session import Sessions
 from millstream.engine.watch import ModelView, Served, Watch
 from millstream.models.policy import Policy
+from millstream.models.speech.tensors import hears
 from millstream.types import Config, Description, Listed, Statistics, TensorSpec, Turn
 
 
@@ -54,6 +55,16 @@ class Catalogue:
         if (known := route.widest.get(name)) is None:
             known = route.widest[name] = max(_columns(lane.inputs, name) for lane in route.lanes.values())
         return known
+
+    def hears(self, model: str) -> bool:
+        """Whether any loaded version of a model is a recogniser of speech; not, where there is no such model."""
+        served = self._served.get(model)
+        if served is None:
+            return False
+        tensors = [(one.inputs, one.outputs) for one in served.asleep.values()]
+        if served.route is not None:
+            tensors += [(lane.inputs, lane.loaded.outputs) for lane in served.route.lanes.values()]
+        return any(hears([spec.name for spec in takes], [spec.name for spec in gives]) for takes, gives in tensors)
 
     def describe_step(self, model: str, turn: Turn) -> Description:
         """Inputs and outputs of the version that an open session is on; NotFound."""

@@ -56,6 +56,7 @@ class HttpLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         Count, Meta(description="unread answers of all connections; over it who has not read for longest is cut off")
     ] = 512 << 20
     recording_bytes_max: Annotated[Count, Meta(description="one file to transcribe; over it a 413")] = 25 << 20
+    recording_s_max: Annotated[Seconds, Meta(description="its sound at most; over it a 413")] = 4 * 3600.0
     outcomes_max: Annotated[Count, Meta(description="outcomes of one request")] = 10_000
     head_s: Annotated[Seconds, Meta(description="to send the headers of a request")] = 10.0
     body_s: Annotated[Seconds, Meta(description="to send a whole request")] = 60.0

@@ -342,7 +342,7 @@ SCHEMAS: dict[str, Schema] = {
     "Recording": thing(
         {"file": words(contentMediaType="application/octet-stream", minLength=1), "model": words(128, minLength=1)},
         {
-            "language": words(pattern="^([a-z]{2,3})?$"),
+            "language": words(40),
             "prompt": words(4096),
             "response_format": {"enum": ["json", "text", "srt", "verbose_json", "vtt"]},
             "temperature": {"type": "number", "minimum": 0, "maximum": 1},

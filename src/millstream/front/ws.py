@@ -270,7 +270,7 @@ class Socket(asyncio.Protocol):
     # The server's side.
 
     def sweep(self, now: float) -> None:
-        """Enforce the deadlines of this client, and ask whether its key is still good. Called every second."""
+        """Enforce the deadlines of this client, and ask whether its key still opens this. Called every second."""
         if self._closing:
             if now >= self._due:
                 self._transport.abort()
@@ -282,7 +282,7 @@ class Socket(asyncio.Protocol):
             return
         limits = self._limits
         try:
-            self._door.principal(self._key, self._peer)
+            self._door.listens(self._door.principal(self._key, self._peer))
         except errors.Error as error:
             self._talk.fail(error)
             return

@@ -142,6 +142,10 @@ class Keys:
             raise errors.Unauthenticated("this key is not known here: check it, or ask for a new one")
         return found
 
+    def several(self, model: str, verb: str) -> bool:
+        """Whether keys of more than one name open `verb` of `model`."""
+        return len({one.name for one in self._known.values() if allowed(one, model, verb)}) > 1
+
     def spend(self, principal: Principal) -> None:
         """Count one request of the principal against its rate. Overloaded: it has sent as many as it may."""
         if (bucket := self._buckets.get(principal.name)) is not None:

@@ -8,7 +8,8 @@ Rules of the room:
 - Everything is decided from what stands before, the number, and the one token behind it. So what is decided for a text
   is decided for every longer one; `Reading.undecided` is where the rest begins.
 - Where a text ends for good in an open number (`ended`), less is enough, as the rest of it may follow in the next one:
-  any digit that was announced, three digits said one by one, four written ones that are no year.
+  any digit that was announced, three digits said one by one, four written ones that are no year. Not where nothing
+  can follow (`alone`).
 - Not found: names, places, letters of licence plates and passports, numbers under seven digits that nothing announces.
 """
 
@@ -90,9 +91,11 @@ class Reading(NamedTuple):
     behind: Behind
 
 
-def read(texts: Sequence[str], spaces: Sequence[bool], before: str, behind: Behind, ended: bool) -> Reading:
+def read(
+    texts: Sequence[str], spaces: Sequence[bool], before: str, behind: Behind, ended: bool, alone: bool = False
+) -> Reading:
     """What is personal in words that follow a text which was read: its end `before`, without what was personal, and
-    what it ended in. `ended`: no word comes any more. Time is linear in the words."""
+    what it ended in. `ended`: no word comes any more; `alone`: nor in another text. Time is linear in the words."""
     of = tokens(texts, spaces)
     flat = plain(
         "".join(f" {text}" if space and i else text for i, (text, space) in enumerate(zip(texts, spaces, strict=True)))
@@ -111,7 +114,7 @@ def read(texts: Sequence[str], spaces: Sequence[bool], before: str, behind: Behi
             continue
         carried = behind if run.first <= said else Behind()
         context = _masked(before, flat, of, found, run.first)
-        label = _judged(_Case(run, of, flat, context, carried, run.open and ended))
+        label = _judged(_Case(run, of, flat, context, carried, run.open and ended and not alone))
         if label:
             found.append(Found(run.first, run.stop, label))
             found.sort()

@@ -6,7 +6,7 @@ Rules of the room:
 - Off unless `record.share` is above 0. A sampled request costs its caller a copy of its arrays; the rest is done later,
   in a thread, for all that came meanwhile.
 - Text passes the redaction gate before it is written. Who asked is not kept, nor what was answered. A request with
-  bytes (UINT8, INT8) is left out: they may be text that the gate cannot read.
+  bytes (UINT8, INT8) is left out: they may be text that the gate cannot read. So is one to a recogniser of speech.
 - The file is bounded, the newest are kept, and it is replaced whole under a lock: processes add to it in turn.
 - A line that cannot be read is passed over. Bare files have no folder of their own: nothing is recorded of them.
 """
@@ -29,6 +29,7 @@ from millstream import errors
 from millstream.clock import Clock
 from millstream.guard.pii import redact
 from millstream.models.repository import Repository
+from millstream.models.speech.tensors import hears
 from millstream.store.blob import locked, write_atomic
 from millstream.types import DTYPES, Array, Output, Request
 
@@ -89,7 +90,9 @@ class Recorder:
         inputs = {name: array.copy() for name, array in request.inputs.items()}
 
         def answered(future: asyncio.Future[Output]) -> None:
-            if not future.cancelled() and future.exception() is None:
+            if future.cancelled() or future.exception() is not None:
+                return
+            if not hears(inputs, future.result().outputs):
                 self._answered.append((request.model, inputs))
 
         future.add_done_callback(answered)

@@ -155,12 +155,14 @@ def test_keys_are_asked_for_with_every_message(served: GrpcServed) -> None:
         with Caller(served, metadata) as call:
             call.say(start={})
             assert call.fails()[0].name == code
-    with Caller(served, (("authorization", "Bearer k"),)) as call:
-        call.say(start={})
-        next(call.told)
-        del served.door.keys["k"]
-        call.say(audio=b"\0\0")
-        assert call.fails()[0].name == "UNAUTHENTICATED"
+    for left, code in (({"k": Principal("shop", ("*:infer",))}, "PERMISSION_DENIED"), ({}, "UNAUTHENTICATED")):
+        served.door.keys = {"k": Principal("shop", ("*:speech",))}
+        with Caller(served, (("authorization", "Bearer k"),)) as call:
+            call.say(start={})
+            next(call.told)
+            served.door.keys = left
+            call.say(audio=b"\0\0")
+            assert call.fails()[0].name == code
 
 
 def test_a_caller_that_sends_faster_than_it_is_heard_waits(served: GrpcServed) -> None:

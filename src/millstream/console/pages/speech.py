@@ -17,6 +17,7 @@ from millstream.console.listening import LIVE, WRITTEN, SpeechViews, routes
 from millstream.console.page import Page, Visit
 from millstream.console.parts import notice
 
+SCRIPTS = ("transcript", "sound", "latency", "speech")
 FORMATS = ("txt", "srt", "vtt", "json", "rttm")
 WORDS = {
     "speech.title": ("Speech", "语音"),
@@ -117,7 +118,7 @@ def page(views: SpeechViews) -> Page:
             with ui.element("pre").classes("card mono speech-how"):
                 ui.label(f"pip install 'millstream[speech]'\n{now.fetch}\n\n{now.toml}")
             return
-        ui.add_head_html("".join(f'<script src="/static/{name}.js"></script>' for name in ("transcript", "speech")))
+        ui.add_head_html("".join(f'<script src="/static/{name}.js"></script>' for name in SCRIPTS))
         ui.element("div").props('id="speech"')
         said = {
             "profiles": now.profiles, "profile": now.profile, "policies": now.policies if now.voices else [],

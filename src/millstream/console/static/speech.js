@@ -3,8 +3,6 @@
 "use strict";
 const millstreamSpeech = (() => {
   const UNSENT_MAX = 4 << 20; // bytes that a slow network holds back: 40 s and more
-  const FILE_MB_MAX = 300;
-  const MARKS_MAX = 3000; // pieces of 40 ms whose time is remembered: the longest segment, several times
   const POINTS_MAX = 40;
   const COLOURS = ["one", "two", "three", "four", "five"];
 
@@ -121,7 +119,7 @@ const millstreamSpeech = (() => {
     parts.wrong.replaceChildren();
     parts.names.replaceChildren();
     parts.load.textContent = "";
-    draw();
+    parts.chart.replaceChildren(...millstreamLatency(first, final, say));
     state("");
   };
   const state = (name) => {
@@ -143,12 +141,11 @@ const millstreamSpeech = (() => {
 
   const open = async (source) => {
     if (talk) return;
-    talk = { sent: 0, marks: [], onset: null, finishing: false };
+    const mine = (talk = { sound: new MillstreamSound(say), onset: null, finishing: false });
     clear();
     state("opening");
-    const mine = talk;
     try {
-      await prepare(mine, source);
+      await mine.sound.open(source.file, (piece) => send(mine, piece), () => finish());
     } catch (error) {
       if (talk === mine) over(error.message);
       return;
@@ -156,7 +153,7 @@ const millstreamSpeech = (() => {
     if (talk !== mine) return shut(mine);
     state("connecting");
     const socket = (mine.socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}${asked.live}`));
-    const start = { type: "start", form: "pcm16", rate: mine.context.sampleRate };
+    const start = { type: "start", form: "pcm16", rate: mine.sound.rate };
     for (const name of ["profile", "language", "speakers"]) if (parts[name].value) start[name] = parts[name].value;
     socket.onopen = () => socket.send(JSON.stringify(start));
     socket.onmessage = (event) => {
@@ -166,46 +163,13 @@ const millstreamSpeech = (() => {
       if (talk === mine) over(say("lost"));
     };
   };
-  const prepare = async (mine, { file }) => {
-    if (!file && !(navigator.mediaDevices && window.AudioWorkletNode)) throw new Error(say("insecure"));
-    const context = (mine.context = new AudioContext());
-    if (!context.audioWorklet) throw new Error(say("insecure"));
-    await context.resume();
-    await context.audioWorklet.addModule("/static/microphone.js");
-    if (file) {
-      if (file.size > FILE_MB_MAX << 20) throw new Error(say("too_large", { file: file.name, most: FILE_MB_MAX }));
-      try {
-        const buffer = await context.decodeAudioData(await file.arrayBuffer());
-        mine.source = new AudioBufferSourceNode(context, { buffer });
-      } catch (error) {
-        throw new Error(say("no_sound", { file: file.name, why: error.message }));
-      }
-      mine.source.onended = () => finish();
-      mine.source.connect(context.destination); // who plays a file hears it, too
-    } else {
-      try {
-        const audio = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
-        mine.stream = await navigator.mediaDevices.getUserMedia({ audio });
-      } catch (error) {
-        throw new Error(say("refused", { why: error.message }));
-      }
-      mine.source = context.createMediaStreamSource(mine.stream);
-    }
-    mine.name = file ? file.name.replace(/\.[^.]*$/, "") : "speech";
-    mine.node = new AudioWorkletNode(context, "microphone");
-    mine.node.port.onmessage = ({ data }) => send(mine, data);
-  };
   const listen = () => {
-    talk.source.connect(talk.node).connect(talk.context.destination); // silence: it only has to be pulled
-    if (talk.source.start) talk.source.start();
+    talk.sound.start();
     state("listening");
   };
   const send = (mine, { audio, peak, over: last }) => {
     if (talk !== mine || mine.socket.readyState !== WebSocket.OPEN) return;
     if (mine.socket.bufferedAmount > UNSENT_MAX) return over(say("behind"));
-    mine.sent += audio.byteLength / 2;
-    mine.marks.push([mine.sent / mine.context.sampleRate, performance.now()]);
-    if (mine.marks.length > MARKS_MAX) mine.marks.splice(0, MARKS_MAX / 2);
     if (audio.byteLength) mine.socket.send(audio);
     parts.level.style.width = `${Math.max(0, 100 + (20 * Math.log10(peak + 1e-6) * 100) / 60).toFixed(0)}%`;
     if (last) mine.socket.send('{"type":"finish"}');
@@ -214,14 +178,14 @@ const millstreamSpeech = (() => {
     if (!talk || talk.finishing) return;
     if (!talk.socket || talk.socket.readyState !== WebSocket.OPEN) return over();
     talk.finishing = true;
-    talk.node.port.postMessage("over");
+    talk.sound.finish();
     state("finishing");
   };
   const over = (why = "") => {
     const gone = talk;
     talk = undefined;
-    if (gone.name) held.name = gone.name;
-    held.seconds = gone.sent / (gone.context ? gone.context.sampleRate : 1);
+    held.name = gone.sound.name;
+    held.seconds = gone.sound.seconds;
     shut(gone);
     for (const [ident, line] of held.lines) {
       if (line.state === "final") continue; // nobody makes it final any more
@@ -233,9 +197,8 @@ const millstreamSpeech = (() => {
     if (why) wrong(why);
     state(held.ended ? "done" : "");
   };
-  const shut = ({ stream, context, socket }) => {
-    if (stream) for (const track of stream.getTracks()) track.stop();
-    if (context) context.close();
+  const shut = ({ sound, socket }) => {
+    sound.close();
     if (socket) socket.close();
   };
 
@@ -259,21 +222,16 @@ const millstreamSpeech = (() => {
     } else if (held.lines.has(told.id)) show(held.lines.get(told.id));
     if (told.type === "end") over();
   };
-  // When the sound at this second of the session was taken in here, in ms.
-  const taken = (seconds) => {
-    const mark = talk.marks.find(([until]) => until >= seconds) || talk.marks[talk.marks.length - 1];
-    return mark ? mark[1] - Math.max(0, mark[0] - seconds) * 1000 : NaN;
-  };
   const time = (told) => {
     const now = performance.now();
     if (told.words.length && talk.onset !== null) {
-      first.push([talk.onset, now - taken(talk.onset)]);
+      first.push([talk.onset, now - talk.sound.taken(talk.onset)]);
       talk.onset = null;
     }
-    if (told.state === "final") final.push([told.end, now - taken(told.end)]);
+    if (told.state === "final") final.push([told.end, now - talk.sound.taken(told.end)]);
     first = first.slice(-POINTS_MAX);
     final = final.slice(-POINTS_MAX);
-    draw();
+    parts.chart.replaceChildren(...millstreamLatency(first, final, say));
   };
 
   // The transcript.
@@ -323,9 +281,9 @@ const millstreamSpeech = (() => {
     return make("time", "soft small-text", `${hours}${two((seconds / 60) % 60)}:${two(seconds % 60)}`);
   };
   const words = (line, kind) =>
-    line.words.map((word, at) => {
+    line.words.flatMap((word, at) => {
       const space = at && word.space !== false ? " " : "";
-      return make("span", kind(word, at), space + word.text);
+      return [space, make("span", kind(word, at), word.text)]; // what marks a word begins with it
     });
   const open_words = (line) => {
     const made = make("p", "speech-text");
@@ -383,7 +341,7 @@ const millstreamSpeech = (() => {
     const body = {
       lines, who: Object.fromEntries(told.map((line) => [line.id, held.who(line)])), name: held.name || "speech",
       language: lines.map((line) => line.language).find(Boolean) || "",
-      seconds: held.seconds || (talk ? talk.sent / talk.context.sampleRate : 0),
+      seconds: held.seconds || (talk ? talk.sound.seconds : 0),
     };
     const answer = await fetch(`${asked.written}?form=${form}`, { method: "POST", body: JSON.stringify(body) });
     const text = await answer.text();
@@ -391,49 +349,6 @@ const millstreamSpeech = (() => {
     const link = make("a", "", "", { href: URL.createObjectURL(new Blob([text])), download: `${body.name}.${form}` });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-  };
-
-  // Latency, drawn.
-
-  const draw = () => {
-    const [width, height, left, bottom] = [320, 130, 38, 18];
-    const drawing = (tag, attributes, text = "") => {
-      const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-      for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-      made.textContent = text;
-      return made;
-    };
-    const chart = drawing("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img" });
-    const points = [...first, ...final];
-    const most = [100, 250, 500, 1000, 2000, 4000, 8000, 16000].find((one) => points.every(([, ms]) => ms <= one)) || 32000;
-    const from = points.length ? Math.min(...points.map(([at]) => at)) : 0;
-    const until = Math.max(from + 10, ...points.map(([at]) => at));
-    const y = (ms) => height - bottom - (Math.min(ms, most) / most) * (height - bottom - 10);
-    for (const ms of [0, most / 2, most]) {
-      chart.append(drawing("line", { class: "grid", x1: left, x2: width, y1: y(ms), y2: y(ms) }));
-      chart.append(drawing("text", { x: left - 5, y: y(ms) + 4, "text-anchor": "end" }, ms < 1000 ? `${ms}` : `${ms / 1000} s`));
-    }
-    for (const [at, x, anchor] of [[from, left, "start"], [until, width, "end"]]) {
-      chart.append(drawing("text", { x, y: height - 3, "text-anchor": anchor }, `${Math.round(at)} s`));
-    }
-    const legend = make("div", "legend speech-legend");
-    for (const [name, of, colour] of [["first", first, "one"], ["final", final, "two"]]) {
-      const all = drawing("g", { class: colour });
-      for (const [at, ms] of of) {
-        const x = left + 6 + ((at - from) / (until - from)) * (width - left - 12);
-        // A ring and a square: not told apart by colour alone.
-        if (name === "first") all.append(drawing("circle", { cx: x, cy: y(ms), r: 3.5 }));
-        else all.append(drawing("rect", { class: "bar", x: x - 3, y: y(ms) - 3, width: 6, height: 6 }));
-      }
-      chart.append(all);
-      const sorted = of.map(([, ms]) => ms).sort((a, b) => a - b);
-      const middle = sorted.length ? say("median", { ms: Math.round(sorted[sorted.length >> 1]), count: sorted.length }) : "–";
-      const said = make("span", colour);
-      said.append(make("span", `swatch ${name}`), `${say(name)}: `, make("span", `speech-${name}`, middle));
-      legend.append(said);
-    }
-    chart.setAttribute("aria-label", legend.textContent);
-    parts.chart.replaceChildren(chart, legend);
   };
 
   return { begin };

@@ -42,6 +42,16 @@ def behind(stable: Sequence[Word], words: Sequence[Word]) -> list[Word]:
     return [word for word in words if word.start >= stable[-1].end - SLACK_S]
 
 
+def timed(stable: Sequence[Word], words: Sequence[Word]) -> list[Word]:
+    """Stable words with the times of a later hearing, where that begins with the same words."""
+    if [key(word) for word in words[: len(stable)]] != [key(word) for word in stable]:
+        return list(stable)
+    return [
+        replace(word, start=again.start, end=again.end, confidence=again.confidence)
+        for word, again in zip(stable, words, strict=False)
+    ]
+
+
 class Agreement:
     """Of one segment. `look_ahead` samples: a word that ends closer to what was heard last is not stable yet."""
 
@@ -66,6 +76,10 @@ class Agreement:
             *self.stable,
             *(replace(whole[n], stability=self._share(n)) for n in range(len(self.stable), len(whole))),
         ]
+
+    def retime(self, words: Sequence[Word], known: int) -> None:
+        """Give the stable words behind the first `known` the times of this hypothesis, which begins with them."""
+        self.stable[known:] = timed(self.stable[known:], words)
 
     def _share(self, n: int) -> float:
         mine = self._past[-1][n]

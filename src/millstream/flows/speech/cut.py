@@ -26,6 +26,9 @@ CLICK: Final = 3
 """Fewer frames of speech than these in a whole segment are no word."""
 CUT_S: Final = 3.0
 """Speech that is cut for its length is cut within its last seconds."""
+FIRST_MS: Final = 640
+"""A segment is recognised after so much speech for the first time, where a step is longer: a few words are there, and
+where a recogniser makes nothing of them, it is asked again before anybody has waited for long."""
 
 Why = Literal["silence", "punctuation", "length", "end", "click"]
 
@@ -33,6 +36,11 @@ Why = Literal["silence", "punctuation", "length", "end", "click"]
 def frames(ms: float) -> int:
     """So many frames are at least so long."""
     return -int(-ms * RATE // (1000 * FRAME))
+
+
+def first_step(profile: Profile) -> int:
+    """Samples of speech after which a segment is recognised for the first time."""
+    return min(frames(FIRST_MS), frames(profile.step_ms)) * FRAME
 
 
 class Began(NamedTuple):
@@ -44,9 +52,11 @@ class Began(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The open segment's audio is to be recognised, up to `at`."""
+    """The open segment's audio is to be recognised, up to `at`. `pause`: somebody speaks no more; if it stays so, what
+    is heard now is the final text, and nobody waits for it when the segment ends."""
 
     at: int
+    pause: bool = False
 
 
 class Ended(NamedTuple):
@@ -74,7 +84,7 @@ class Cutter:
     to which its words are settled (speech is cut for its length behind that). Both are forgotten at its end.
 
     `hindsight` False: speech is cut for its length at the first pause in its last seconds, never at a sample that lies
-    back, as what a streaming recogniser was given cannot be taken from it.
+    back, as what a streaming recogniser was given cannot be taken from it; and no step in a pause is a final text.
     """
 
     def __init__(self, profile: Profile, hindsight: bool = True) -> None:
@@ -83,6 +93,8 @@ class Cutter:
         self._hangover = frames(profile.hangover_ms)
         self._punctuation = min(frames(profile.punctuation_ms), self._hangover) or self._hangover
         self._step = frames(profile.step_ms) * FRAME if profile.partials else 0
+        self._first = first_step(profile)
+        self._pause = min(self._punctuation, self._hangover // 2) if hindsight else self._punctuation
         self._longest = int(profile.segment_s_max * RATE) // FRAME * FRAME
         self.at = 0
         """Samples decided on."""
@@ -108,6 +120,11 @@ class Cutter:
     def onset(self) -> int:
         """Where its speech does."""
         return self._onset
+
+    @property
+    def speech_end(self) -> int:
+        """Where speech was heard last."""
+        return self._speech_end
 
     @property
     def needed_from(self) -> int:
@@ -161,10 +178,14 @@ class Cutter:
         if self._voiced:
             self._speech, self._speech_end, self._news = self._speech + 1, self.at, True
         silent = (self.at - self._speech_end) // FRAME
-        pause = silent == self._punctuation < self._hangover
-        if self._step and self._news and (pause or (self.at - self._onset) % self._step == 0):
-            self._news = False
-            yield Step(self.at)
+        spoken = self.at - self._onset
+        pause = silent == self._pause < self._hangover
+        draft = pause and self._hindsight
+        if self._step and self._speech >= CLICK:
+            due = pause or spoken == self._first or spoken % self._step == 0
+            if draft or (due and self._news):
+                self._news = False
+                yield Step(self.at, draft)
         if silent >= self._hangover or (self.full_stop and silent >= self._punctuation):
             why: Why = "silence" if silent >= self._hangover else "punctuation"
             yield self._end(min(self._speech_end + self._trailing, self.at), why)
@@ -201,4 +222,6 @@ class Cutter:
         return ended
 
 
-_OF_PROFILE = {"_hindsight", "_pre", "_trailing", "_hangover", "_punctuation", "_step", "_longest"}
+_OF_PROFILE = {
+    "_hindsight", "_pre", "_trailing", "_hangover", "_punctuation", "_pause", "_step", "_first", "_longest"
+}  # fmt: skip

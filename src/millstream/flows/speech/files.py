@@ -31,6 +31,11 @@ SHORT_S, SHORT = 1.0, 0.02
 _FORMATS = "wav,w64,flac,mp3,mov,mp4,m4a,3gp,aac,ogg,matroska,webm,aiff,caf,au"
 _OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
 _TIMED = ("flac", "mov")  # formats whose head has the exact length
+SUFFIXES: Final = {
+    ".wav", ".w64", ".flac", ".mp3", ".m4a", ".m4b", ".mp4", ".mov", ".3gp", ".aac",
+    ".ogg", ".oga", ".opus", ".webm", ".mka", ".mkv", ".aif", ".aiff", ".aifc", ".caf", ".au",
+}  # fmt: skip
+"""Of files that are taken for recordings, where only a folder is named."""
 _KINDS = "WAV, FLAC, MP3, M4A, Ogg (Opus, Vorbis), WebM, AIFF"
 
 
@@ -68,6 +73,21 @@ def blocks(
     yield [each.flush() for each in resamplers]
 
 
+def recordings(folder: Path) -> list[Path]:
+    """The files of a folder that have a suffix of a recording, by name; none of folders in it, nor hidden ones.
+    NotFound: there are none."""
+    found = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+    if not found:
+        raise NotFound(
+            f"{folder}: no recordings in this folder (folders in it are not looked into); known: {_KINDS}"
+        )
+    return found
+
+
 @contextmanager
 def _opened(source: Path | IO[bytes], name: str) -> Iterator[InputContainer]:
     try:
@@ -75,6 +95,8 @@ def _opened(source: Path | IO[bytes], name: str) -> Iterator[InputContainer]:
     except ImportError:
         raise Missing.extra("speech", "reading files of sound") from None
     if isinstance(source, Path):
+        if source.is_dir():
+            raise NotFound(f"{name}: a folder; name a recording in it")
         if not source.is_file():
             raise NotFound(f"{name}: there is no such file")
         with source.open("rb") as file, _opened(file, name) as container:
@@ -83,7 +105,8 @@ def _opened(source: Path | IO[bytes], name: str) -> Iterator[InputContainer]:
     try:
         container = av.open(source, "r", options=_OPTIONS, metadata_errors="replace")
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise BadInput(f"{name}: no file of sound ({_why(error)}); there are: {_KINDS}") from None
+        why = _why(error) if source.seek(0, 2) else "it is empty"
+        raise BadInput(f"{name}: no file of sound ({why}); there are: {_KINDS}") from None
     with container:
         if not container.streams.audio:
             raise BadInput(f"{name}: there is no sound in it, only: {', '.join(s.type for s in container.streams)}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -19,6 +21,8 @@ from millstream.flows.speech.store import Held, State, Store, named
 from millstream.flows.speech.wiring import Wiring
 from millstream.spoken import Start
 
+AGAIN: Final = 2
+"""So many times the room of new sessions is there for those that are gone on with: another process may have died."""
 log = logging.getLogger(__name__)
 
 
@@ -35,6 +39,7 @@ class Live:
         folder: Path | None = None,
     ) -> None:
         self._settings, self._versions, self._room = settings, versions, room
+        self._share = math.ceil(room * settings.key_share_max)
         self._pressure = Pressure(settings.degrade_queue_ms / 1000, wiring.clock)
         self._wiring = replace(wiring, load=self._pressure.level, waited=self._pressure.waited)
         self._clock = wiring.clock
@@ -50,12 +55,13 @@ class Live:
         """0 at ease, 1 or 2 overloaded; see pressure.py."""
         return self._pressure.level()
 
-    async def open(self, start: Start, owner: str = "") -> Session:
-        """A session that has begun, or goes on by its token (within its `owner`); close it at last. BadInput: it asks
-        for what there is not. Overloaded: it would harm those that run. NotFound, Conflict: it cannot be gone on with.
-        Busy: another connection has it."""
+    async def open(self, start: Start, owner: str = "", key: bool = False) -> Session:
+        """A session that has begun, or goes on by its token (within its `owner`); close it at last. `key`: the owner is
+        one key of several, and leaves room to the others. BadInput: it asks for what there is not. Overloaded: it would
+        harm those that run, or the owner has its share; who goes on finds twice the room, and no share. NotFound,
+        Conflict: it cannot be gone on with. Busy: another connection has it."""
         self._forget_closed()
-        state, held = await (self._resumed(start, owner) if start.resume_token else self._begun(start, owner))
+        state, held = await (self._resumed(start, owner) if start.resume_token else self._begun(start, owner, key))
         session = None
         try:
             session = Session(state, self._settings, self._wiring, held)
@@ -80,7 +86,14 @@ class Live:
         for session in tuple(self._open.values()):
             await session.close()
 
-    def _let_in(self) -> None:
+    def _let_in(self, owner: str, key: bool) -> None:
+        its = sum(one.owner == owner and not one.ended.is_set() for one in self._open.values()) if key else 0
+        if its >= self._share and self._share < self._room:
+            raise errors.Overloaded(
+                f"{owner!r} has {its} speech sessions open here, of {self._share} that one key may have "
+                "(speech.key_share_max): end one, or come later",
+                5.0,
+            )
         if len(self) >= self._room or self._pressure.level():
             raise errors.Overloaded(
                 f"{len(self)} speech sessions are open here, of {self._room}"
@@ -88,8 +101,8 @@ class Live:
                 5.0,
             )
 
-    async def _begun(self, start: Start, owner: str) -> tuple[State, Held | None]:
-        self._let_in()
+    async def _begun(self, start: Start, owner: str, key: bool) -> tuple[State, Held | None]:
+        self._let_in(owner, key)
         checked(start.form, start.rate, start.channels)
         versions = self._versions()
         if not versions:
@@ -100,7 +113,7 @@ class Live:
                 raise errors.BadInput(f"speakers = {start.speakers!r}: nothing tells voices apart here; say 'none'")
             profile = msgspec.structs.replace(profile, speakers="none", instant=False)
         language = await self._languages.known(start.language or self._settings.language, versions[0])
-        self._let_in()  # others came meanwhile
+        self._let_in(owner, key)  # others came meanwhile
         held, ident, secret = self._store.create() if self._store is not None else (None, *named())
         self._wiring.numbers.begun.add()
         return State(
@@ -126,6 +139,10 @@ class Live:
         ours = self._open.get(start.resume_token.partition(".")[0])
         if ours is not None:
             await ours.close()
+        if len(self) >= AGAIN * self._room:
+            raise errors.Overloaded(
+                f"{len(self)} speech sessions are open here, twice as many as are begun: go on in a moment, elsewhere"
+            )
         held, state = self._store.take(start.resume_token, owner)
         state.resumed += 1
         versions = self._versions()

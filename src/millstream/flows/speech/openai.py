@@ -16,6 +16,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from millstream.errors import BadInput
+from millstream.flows.speech.languages import LANGUAGES, tag
 from millstream.flows.speech.written import Who, render, timed
 from millstream.spoken import Line
 
@@ -26,10 +27,11 @@ _MANY = {"timestamp_granularities[]": "timestamp_granularities", "timestamp_gran
 
 
 class Form(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The fields beside the file. `language`: ISO 639-1, "": found out; `timestamp_granularities`: of verbose_json."""
+    """The fields beside the file. `language`: as `languages.tag` takes it, "": found out; `timestamp_granularities`: of
+    verbose_json."""
 
     model: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
-    language: Annotated[str, msgspec.Meta(pattern="^([a-z]{2,3})?$")] = ""
+    language: str = ""
     prompt: Annotated[str, msgspec.Meta(max_length=PROMPT_MAX)] = ""
     response_format: ResponseFormat = "json"
     temperature: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
@@ -62,7 +64,7 @@ def read(fields: Iterable[tuple[str, str]]) -> Form:
         raise BadInput(
             f"timestamp_granularities with response_format {form.response_format!r}: only verbose_json has times"
         )
-    return form
+    return msgspec.structs.replace(form, language=tag(form.language))
 
 
 def answer(
@@ -114,20 +116,3 @@ def _segment(number: int, line: Line, temperature: float) -> dict[str, object]:
         "tokens": [], "temperature": temperature, "avg_logprob": round(sum(sure) / len(sure), 4) if sure else 0.0,
         "compression_ratio": round(len(told) / len(zlib.compress(told)), 4) if told else 0.0, "no_speech_prob": 0.0,
     }  # fmt: skip
-
-
-_NAMES = (
-    "en=english zh=chinese de=german es=spanish ru=russian ko=korean fr=french ja=japanese pt=portuguese "
-    "tr=turkish pl=polish ca=catalan nl=dutch ar=arabic sv=swedish it=italian id=indonesian hi=hindi fi=finnish "
-    "vi=vietnamese he=hebrew uk=ukrainian el=greek ms=malay cs=czech ro=romanian da=danish hu=hungarian ta=tamil "
-    "no=norwegian th=thai ur=urdu hr=croatian bg=bulgarian lt=lithuanian la=latin mi=maori ml=malayalam cy=welsh "
-    "sk=slovak te=telugu fa=persian lv=latvian bn=bengali sr=serbian az=azerbaijani sl=slovenian kn=kannada "
-    "et=estonian mk=macedonian br=breton eu=basque is=icelandic hy=armenian ne=nepali mn=mongolian bs=bosnian "
-    "kk=kazakh sq=albanian sw=swahili gl=galician mr=marathi pa=punjabi si=sinhala km=khmer sn=shona yo=yoruba "
-    "so=somali af=afrikaans oc=occitan ka=georgian be=belarusian tg=tajik sd=sindhi gu=gujarati am=amharic "
-    "yi=yiddish lo=lao uz=uzbek fo=faroese ps=pashto tk=turkmen nn=nynorsk mt=maltese sa=sanskrit "
-    "lb=luxembourgish my=myanmar bo=tibetan tl=tagalog mg=malagasy as=assamese tt=tatar haw=hawaiian ln=lingala "
-    "ha=hausa ba=bashkir jw=javanese su=sundanese yue=cantonese "
-)
-LANGUAGES: Final = dict(one.split("=") for one in _NAMES.split()) | {"ht": "haitian creole"}
-"""Code -> the name by which verbose_json calls a language."""

@@ -8,13 +8,14 @@ The first words of a segment are told after
     what the detector takes for the onset of speech (LAG_MS after it)  +  the first step behind the moment when
     it is sure (SURE_MS after that)  +  the recogniser's time for a step
 
-where steps lie step_ms apart from that onset on, network apart. Of the built-in profiles, 95 of 100 times:
+where the first step lies FIRST_MS (cut.py) behind that onset, or step_ms where that is less; network apart. Of the
+built-in profiles, 95 of 100 times:
 
     profile     step_ms   first step after   first_token_ms_max   left for the recogniser
     assistant      128             212 ms                  300                      88 ms
-    caption        992            1076 ms                 1500                     424 ms
-    meeting        992            1076 ms                 2000                     924 ms
-    court          992            1076 ms                 2000                     924 ms
+    caption        992             724 ms                 1300                     576 ms
+    meeting        992             724 ms                 2000                    1276 ms
+    court          992             724 ms                 2000                    1276 ms
 
 A word is stable one step after it was first said alike, and look_ahead_ms later if that is set; a final text comes
 hangover_ms (punctuation_ms behind a full stop) after the end of speech, plus one call over the segment.
@@ -28,8 +29,8 @@ from typing import Final
 import msgspec
 
 from millstream.clock import Clock
-from millstream.flows.speech.cut import frames
-from millstream.flows.speech.settings import FRAME, RATE, Profile
+from millstream.flows.speech.cut import first_step
+from millstream.flows.speech.settings import RATE, Profile
 
 LAG_MS: Final = 84
 """The cutter's onset lies at most so far behind the first sample of speech, 95 of 100 times (labelled clips)."""
@@ -98,7 +99,7 @@ class Cost(msgspec.Struct, frozen=True):
 
 def first_step_ms(profile: Profile) -> int:
     """From the first sample of speech to the first hypothesis that is asked for, 95 of 100 times."""
-    step = frames(profile.step_ms) * FRAME * 1000 / RATE
+    step = first_step(profile) * 1000 / RATE
     return LAG_MS + round(step * math.ceil(SURE_MS / step))
 
 

@@ -5,6 +5,7 @@ Rules of the room:
   are stable; `final` begins with them, whatever the recogniser says in the end.
 - A windowed one is given the whole segment, until that is long: then what is stable is cut off its window, in a pause.
   The stable words in the window are the `prefix` of its answer, so it can neither lose nor change them.
+- In a pause it is asked as for a final text, a `draft`: if nobody speaks on, that is the final text.
 - A streaming one is given what is new, in a session of the engine that lasts as long as the speech session.
 - A step that fails is a hypothesis missed. A final that fails is asked for once more; then what was stable is the text.
 """
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from millstream import errors
 from millstream.flows.predict import Submit
-from millstream.flows.speech.agree import Agreement, behind, ends_sentence, key
+from millstream.flows.speech.agree import Agreement, behind, ends_sentence, timed
 from millstream.flows.speech.cut import Ended
 from millstream.flows.speech.settings import FRAME, RATE, Profile
 from millstream.models.speech.heard import Heard, read
@@ -34,9 +35,9 @@ STEP, FINAL = 0, 1
 """Priorities: a final text waits behind hypotheses, which are of no use later."""
 BEAM: Final = 5
 """Hypotheses that a final text is the best of; one is followed in a step."""
-WINDOW_S: Final = 10.0
-"""A step's window that is longer is cut at stable words, if it can be."""
-KEPT_S: Final = 4.0
+WINDOW_S: Final = 5.0
+"""A window that is longer is cut at stable words, if it can be: each of its words costs as much as a new one."""
+KEPT_S: Final = 2.0
 """So much of it stays at least."""
 NEAR: Final = RATE // 10
 """Samples around the end of a word that are looked at for the quietest 10 ms (PIECE)."""
@@ -193,6 +194,7 @@ class Windowed:
         self._asker, self._from = asker, start
         self._agreement = Agreement(profile.look_ahead_ms * RATE // 1000)
         self._before = 0  # stable words that lie before the window
+        self._draft: tuple[int, Heard, Output] | None = None  # the sample where speech ended, and what was heard then
 
     @property
     def stable_to(self) -> int:
@@ -202,28 +204,49 @@ class Windowed:
 
     async def step(self, sound: Sound, upto: int) -> Hypothesis:
         """What it reads up to a sample. Raises what the engine does; it may be gone on with after that."""
-        stable = self._agreement.stable
-        prefix = written(stable[self._before :])
-        heard, _ = await self._asker.heard(sound(self._from, upto), prefix, priority=STEP)
-        found = [] if not stable and dreamt(heard) else heard_words(heard, self._from)
-        words = self._agreement.hear(found, upto, self._before)
-        if upto - self._from > WINDOW_S * RATE:
+        long = upto - self._from > WINDOW_S * RATE
+        heard, _ = await self._asker.heard(sound(self._from, upto), self._prefix(), stamps=long)
+        hypothesis = self._agree(heard, upto)
+        if long:
+            self._agreement.retime(heard_words(heard, self._from), self._before)
             self._trim(sound, upto)
-        return Hypothesis(words, len(stable), heard.language)
+        return hypothesis
+
+    async def draft(self, sound: Sound, upto: int, speech_end: int) -> Hypothesis:
+        """What it reads in a pause, up to a sample, where speech ended before that: its final text, if it ends so.
+        Raises what the engine does; it may be gone on with after that."""
+        heard, output = await self._finely(sound, upto, self._asker.step_timeout_s)
+        self._draft = (speech_end, heard, output)
+        return self._agree(heard, upto)
 
     async def final(self, sound: Sound, ended: Ended) -> Settled:
-        """Its final text, from all of its audio; then from what its last step heard, as so many stable words in some
-        scripts are more than a recogniser takes for a prefix; then what is stable. Never raises an Error."""
+        """Its final text, or what is stable of it. Never raises an Error."""
         stable, problem = self._agreement.stable, ""
-        for start, before in ((ended.start, 0), (self._from, self._before)):
-            audio, prefix = sound(start, ended.end), written(stable[before:])
+        if self._draft is not None and self._draft[0] == ended.speech_end and ended.why != "length":
+            return self._settle(ended, *self._draft[1:])
+        for _ in range(2):
             try:
-                heard, output = await self._asker.heard(audio, prefix, BEAM, True, FINAL, FINAL_TIMEOUT_S)
+                return self._settle(ended, *await self._finely(sound, ended.end, FINAL_TIMEOUT_S))
             except errors.Error as error:
                 problem = str(error)
-                continue
-            return _settled(stable, [*stable[:before], *heard_words(heard, start)], ended, heard, output)
         return Settled(list(stable), self._asker.language, stable=len(stable), problem=problem)
+
+    async def _finely(self, sound: Sound, upto: int, timeout_s: float) -> tuple[Heard, Output]:
+        return await self._asker.heard(sound(self._from, upto), self._prefix(), BEAM, True, FINAL, timeout_s)
+
+    def _prefix(self) -> str:
+        return written(self._agreement.stable[self._before :])
+
+    def _agree(self, heard: Heard, upto: int) -> Hypothesis:
+        stable = self._agreement.stable
+        found = [] if not stable and dreamt(heard) else heard_words(heard, self._from)
+        words = self._agreement.hear(found, upto, self._before)
+        return Hypothesis(words, len(stable), heard.language)
+
+    def _settle(self, ended: Ended, heard: Heard, output: Output) -> Settled:
+        stable = self._agreement.stable
+        words = [*stable[: self._before], *heard_words(heard, self._from)]
+        return _settled(stable, words, ended, heard, output)
 
     def _trim(self, sound: Sound, upto: int) -> None:
         """Let the window begin behind a stable word, where it is quietest around the word's end."""
@@ -255,6 +278,10 @@ class Streamed:
     def stable_to(self) -> int:
         """The sample up to which it was given audio: that cannot be taken back."""
         return self._sent
+
+    async def draft(self, sound: Sound, upto: int, speech_end: int) -> Hypothesis:
+        """As a step: its text is final when it is told that no more comes."""
+        return await self.step(sound, upto)
 
     async def step(self, sound: Sound, upto: int) -> Hypothesis:
         """What it reads up to a sample. Raises what the engine does; it may be gone on with after that."""
@@ -310,14 +337,7 @@ class Streamed:
 
 def _begun(stable: Sequence[Word], words: Sequence[Word]) -> list[Word]:
     """A final text that begins with what was stable: with the times of this hearing, where it has the same words."""
-    rest = behind(stable, words)
-    first = list(stable)
-    if [key(word) for word in words[: len(stable)]] == [key(word) for word in stable]:
-        first = [
-            replace(word, start=again.start, end=again.end, confidence=again.confidence)
-            for word, again in zip(stable, words, strict=False)
-        ]
-    return [*first, *(replace(word, stability=1.0) for word in rest)]
+    return [*timed(stable, words), *(replace(word, stability=1.0) for word in behind(stable, words))]
 
 
 def dreamt(heard: Heard) -> bool:

@@ -68,10 +68,12 @@ class Session:
         self._state, self._settings, self._wiring, self._held = state, settings, wiring, held
         start, place = state.start, state.place
         self.id, self.token = state.session, f"{state.session}.{state.secret}"
+        self.owner, self.version = state.owner, state.version
         self._intake = Intake(start.form, start.rate, start.channels)
         if place.intake:
             self._intake.restore(place.intake)
         speakers = wiring.speakers(state.profile, state.speakers or None)
+        self._enrolled = len(speakers.known)
         gate = wiring.gate()
         if state.gate:
             gate.restore(state.gate)
@@ -202,6 +204,7 @@ class Session:
             "first_token_ms_max": profile.first_token_ms_max,
             "speakers": profile.speakers,
             "corrections": profile.corrections,
+            "enrolled": self._enrolled,
         }
 
     def _pieces(self, data: bytes) -> Iterator[bytes]:

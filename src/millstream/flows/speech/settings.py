@@ -81,7 +81,7 @@ PROFILES: Final = {
         speakers="none",
         instant=False,
     ),
-    "caption": Profile(first_token_ms_max=1500, hangover_ms=512, segment_s_max=12.0),
+    "caption": Profile(first_token_ms_max=1300, hangover_ms=512, segment_s_max=12.0),
     "meeting": Profile(first_token_ms_max=2000, hangover_ms=704),
     "court": Profile(
         first_token_ms_max=2000, hangover_ms=800, speakers="delayed", corrections=False, instant=False, decide_s=2.5
@@ -125,6 +125,10 @@ class SpeechSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
     sessions_max: Annotated[
         int, msgspec.Meta(ge=0, le=100_000, description="sessions of one process; 0: as many as its cores can follow")
     ] = 0
+    key_share_max: Annotated[
+        float,
+        msgspec.Meta(gt=0, le=1, description="share of sessions_max for one key, rounded up, where several may speak"),
+    ] = 0.75
     behind_s_max: Annotated[
         float, msgspec.Meta(gt=0, le=600, description="audio of a session that waits; a client that sends more waits")
     ] = 30.0

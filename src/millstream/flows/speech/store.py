@@ -20,6 +20,7 @@ import logging
 import os
 import re
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -196,6 +197,17 @@ class Store:
                 if path.stat().st_mtime < before:
                     path.unlink()
         return count
+
+
+def forget(folder: Path, who: Callable[[str], bool]) -> int:
+    """Take away the sessions that `who` says yes to, by their ids, and that nobody has; how many."""
+    count = 0
+    for path in folder.glob("*.session") if folder.is_dir() else ():
+        if who(path.stem):
+            with contextlib.suppress(BlockingIOError):
+                Held(folder, path.stem, lock(_paths(folder, path.stem)[1], wait=False)).drop()
+                count += 1
+    return count
 
 
 def _gone() -> errors.NotFound:

@@ -163,7 +163,7 @@ class Teller:
             if edit.speaker is not None:
                 who = edit.speaker.strip()
                 if all(who != known.name for known in self._speakers.known):
-                    who = self._gate.edit(who)
+                    who = self._gate.name(who)
                 speaker, changes = self._speakers.fix(edit.segment, who)
                 told += self._changes(changes)
             line.rev += 1
@@ -183,8 +183,6 @@ class Teller:
 
     def _guessed(self, job: Guessed) -> None:
         segment, hypothesis = job.segment, job.hypothesis
-        if job.rev < segment.newest:
-            return
         words, stable = self._gate.partial(hypothesis.words, hypothesis.stable)
         if not words and segment.shown is None:
             return

@@ -94,7 +94,6 @@ class Open:
     onset: int
     heard: Windowed | Streamed
     rev: int = 0
-    newest: int = 0
     shown: list[str] | None = None
     """Texts of the words that were shown last; None: nothing was."""
     worded: bool = False
@@ -275,8 +274,8 @@ class Walker:
             case Began(start=start, onset=onset):
                 self._begin(start, onset)
                 await self.jobs.put(Noticed(True, onset))
-            case Step(at=at):
-                await self._step(at)
+            case Step():
+                await self._step(event)
             case Ended():
                 await self._end(event)
 
@@ -284,21 +283,24 @@ class Walker:
         self.segments += 1
         kind = Streamed if self._wiring.streaming else Windowed
         heard = kind(self._asker, self._profile, start)
-        self._open = Open(f"{self.segments}", start, onset, heard, self._base, self._base)
+        self._open = Open(f"{self.segments}", start, onset, heard, self._base)
 
-    async def _step(self, at: int) -> None:
+    async def _step(self, step: Step) -> None:
         """Ask for a hypothesis, unless the process is overloaded."""
-        segment = self._open
+        segment, at = self._open, step.at
         assert segment is not None
         segment.rev += 1
         load = self._wiring.load()
-        if load > 1 or (load and segment.rev % 2 == 0):
+        if load > 1 or (load and (step.pause or segment.rev % 2 == 0)):
             self._numbers.skipped.add()
             return
         self._voices(segment, self._speakers.wants(segment.onset, at, False))
         self._numbers.steps.add()
         try:
-            hypothesis = await segment.heard.step(self._ribbon.cut, at)
+            if step.pause:
+                hypothesis = await segment.heard.draft(self._ribbon.cut, at, self.cutter.speech_end)
+            else:
+                hypothesis = await segment.heard.step(self._ribbon.cut, at)
         except errors.Error:
             self._numbers.missed.add()
             return
@@ -306,7 +308,6 @@ class Walker:
             self._asker.language = hypothesis.language
         self.cutter.full_stop = hypothesis.full_stop
         self.cutter.stable_to = segment.heard.stable_to
-        segment.newest = segment.rev
         await self.jobs.put(Guessed(segment, segment.rev, hypothesis, at))
 
     async def _end(self, ended: Ended) -> None:
@@ -314,7 +315,6 @@ class Walker:
         segment, self._open = self._open, None
         assert segment is not None
         segment.rev += 1
-        segment.newest = segment.rev
         await self._finals.acquire()
         text = None
         audio = Ribbon(ended.start)

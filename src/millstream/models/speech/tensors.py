@@ -6,7 +6,7 @@ is new, keeps the rest in a slot, and says all of the utterance so far.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Final
 
 import msgspec
@@ -23,7 +23,7 @@ RATE: Final = 16_000
 _AUDIO = TensorSpec("audio", "FP32", (-1, -1))
 _SAMPLES = TensorSpec("samples", "INT32", (-1,))
 _HEARD = TensorSpec("heard", "BYTES", (-1,))
-WINDOWED: Final = (
+WINDOWED: Final[tuple[TensorSpec, ...]] = (
     _AUDIO,
     _SAMPLES,
     TensorSpec("language", "BYTES", (-1,)),
@@ -33,13 +33,19 @@ WINDOWED: Final = (
 )
 """Inputs of a windowed recogniser. `samples`: how many of a row of `audio` count; `language` "": find out; `prefix`:
 text that the answer begins with; `beam`: hypotheses that are followed; `stamps`: whether words want exact times."""
-WINDOWED_OUTPUTS: Final = (_HEARD,)
+WINDOWED_OUTPUTS: Final[tuple[TensorSpec, ...]] = (_HEARD,)
 """`heard`: a Heard as JSON, a row."""
-STREAMING: Final = (_AUDIO, _SAMPLES, TensorSpec("end", "BOOL", (-1,)))
+STREAMING: Final[tuple[TensorSpec, ...]] = (_AUDIO, _SAMPLES, TensorSpec("end", "BOOL", (-1,)))
 """Inputs of a streaming recogniser. `end`: the utterance ends with this audio, and the slot is fresh afterwards. Its
 version has no [batching.length], as padding is not for a state: steps of one size share calls."""
-STREAMING_OUTPUTS: Final = (_HEARD, TensorSpec("committed", "INT32", (-1,)))
+STREAMING_OUTPUTS: Final[tuple[TensorSpec, ...]] = (_HEARD, TensorSpec("committed", "INT32", (-1,)))
 """`heard`: all of the utterance so far, times from its first sample; `committed`: so many first words stay."""
+
+
+def hears(inputs: Container[str], outputs: Container[str]) -> bool:
+    """Whether what takes and gives tensors of these names is a recogniser, of either kind: what it says, and a prefix
+    that it is given, is what people said, numbers and addresses too."""
+    return _AUDIO.name in inputs and _HEARD.name in outputs
 
 
 class Window(msgspec.Struct, frozen=True):

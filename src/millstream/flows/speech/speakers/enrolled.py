@@ -16,12 +16,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from millstream.errors import BadInput, Corrupt, Misconfigured, NotFound, TooLarge
+from millstream.errors import BadInput, Corrupt, Later, Misconfigured, NotFound, TooLarge
 from millstream.flows.speech.settings import RATE
 from millstream.flows.speech.speakers.cluster import USUAL, Scale, share
 from millstream.flows.speech.speakers.windows import LEAST, Voiced, Windows, grouped, mean_within
+from millstream.models.speech.voice import SIZE
 from millstream.store import blob
 
+FORMAT: Final = 1
 SPEECH_S_MIN: Final = 5.0
 VOICES_MAX: Final = 500
 OTHERS: Final = 0.15
@@ -29,6 +31,10 @@ OTHERS: Final = 0.15
 
 NEAR: Final = 0.8
 """A voice that is so near to what would be another one's, as a share of it, is warned of."""
+
+_AGAIN = (
+    "the two cannot be compared. Forget and enrol them again: millstream speech unenrol NAME, then enrol NAME FILE..."
+)
 
 Embed = Callable[[Sequence[NDArray[np.float32]]], NDArray[np.float32]]
 """Windows of audio, float32 [n] each, to their voices: [windows, d], each of length one."""
@@ -66,9 +72,13 @@ class _Entry(msgspec.Struct, frozen=True):
     at: float
 
 
-class _File(msgspec.Struct, frozen=True):
+class _Form(msgspec.Struct, frozen=True):
+    format: int
+
+
+class _File(_Form, frozen=True, kw_only=True):
     voices: list[_Entry] = []
-    format: int = 1
+    format: int = FORMAT
 
 
 def nearest(
@@ -88,14 +98,18 @@ def nearest(
 
 def load(path: Path, model: str) -> list[Known]:
     """The enrolled voices, by name; no file: none. `model`: what told the voices, such as "wespeaker/1"; those of
-    another one are Misconfigured."""
+    another one are Misconfigured, and so are voices of another size; Later: a later Millstream wrote the file."""
     found = _read(path).voices
     other = sorted({entry.model for entry in found} - {model})
     if other:
         names = ", ".join(entry.name for entry in found if entry.model != model)
         raise Misconfigured(
-            f"{path}: {names}: enrolled with {', '.join(other)}, and {model} tells voices here: the two cannot be "
-            "compared. Enrol them again: millstream speech enrol NAME FILE..."
+            f"{path}: {names}: enrolled with {', '.join(other)}, and {model} tells voices here: {_AGAIN}"
+        )
+    if odd := [entry for entry in found if len(entry.voice) != SIZE * 4]:
+        raise Misconfigured(
+            f"{path}: {', '.join(entry.name for entry in odd)}: voices of {len(odd[0].voice) // 4} numbers, and a "
+            f"voice has {SIZE} here: {_AGAIN}"
         )
     return [Known(e.name, np.frombuffer(e.voice, np.float32), e.alike, e.seconds) for e in found]
 
@@ -180,7 +194,10 @@ def _lock(path: Path) -> Path:
 
 def _read(path: Path) -> _File:
     try:
-        return msgspec.msgpack.decode(path.read_bytes(), type=_File)
+        data = path.read_bytes()
+        if (said := msgspec.msgpack.decode(data, type=_Form).format) > FORMAT:
+            raise Later(path, said, FORMAT)
+        return msgspec.msgpack.decode(data, type=_File)
     except FileNotFoundError:
         return _File()
     except msgspec.MsgspecError as error:
@@ -190,4 +207,4 @@ def _read(path: Path) -> _File:
 
 
 def _write(path: Path, voices: list[_Entry]) -> None:
-    blob.write_atomic(path, msgspec.msgpack.encode(_File(voices)), mode=0o600)
+    blob.write_atomic(path, msgspec.msgpack.encode(_File(voices=voices)), mode=0o600)

@@ -67,7 +67,14 @@ class Gate:
 
     def edit(self, text: str) -> str:
         """What a person wrote in the place of a final."""
-        found = read([text], [False], "", Behind(), ended=True)
+        return self._alone(text, False)
+
+    def name(self, text: str) -> str:
+        """What a person calls a speaker. It goes on nowhere: it is whole, and may end in a number ("room 3000")."""
+        return self._alone(text, True)
+
+    def _alone(self, text: str, whole: bool) -> str:
+        found = read([text], [False], "", Behind(), ended=True, alone=whole)
         shown, _ = _shown(
             [Word(text, 0.0, 0.0)], found.tokens, [_Place(*one[:2], f"[{one.label}]") for one in found.found]
         )
