@@ -477,7 +477,8 @@ def test_a_session_is_not_let_go_of_while_it_is_being_written(tmp_path, monkeypa
         again = await other.open(Start(resume_token=session.token))
         heard = []
         reader = asyncio.create_task(read_all(again, heard))
-        await asyncio.sleep(0.05)
+        while not finals(heard):
+            await asyncio.sleep(0.005)
         await other.close()
         await reader
         return heard
@@ -537,12 +538,13 @@ def test_what_a_long_silence_needs_to_be_sent_again_is_short(tmp_path):
         await session.hear(pcm(talk("one two", gap_s=30.0)))
         while session._inbox or session._walker.jobs.qsize():
             await asyncio.sleep(0.001)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.3)
         await session.close()
         again = await hall.open(Start(resume_token=session.token))
         told = []
         reader = asyncio.create_task(read_all(again, told))
-        await asyncio.sleep(0.01)
+        while not told:
+            await asyncio.sleep(0.005)
         await again.close()
         await reader
         return told[0].audio_ms

@@ -117,16 +117,20 @@ def test_one_key_leaves_room_to_others_and_a_right_that_is_taken_ends_what_goes_
 async def said(house, audio, user, whole):
     """A session of somebody's: edited and finished, or left where it stands."""
     live = Speech(house.url, house.keys["app"], user=user)
-    await live.__aenter__()
-    await live.send(audio)
-    while not any(line.state == "final" for line in live.transcript.shown()):
-        await asyncio.sleep(0.02)
-    if whole:
-        await live.edit(live.transcript.shown()[0].id, text="nothing of the kind")
-        await live.__aexit__(None, None, None)
-        assert finals(live)
-    else:
-        await live.__aexit__(ValueError, ValueError(), None)
+    async with asyncio.timeout(40):
+        await live.__aenter__()
+        await live.send(audio)
+        final = None
+        async for told in live:
+            if getattr(told, "state", "") == "final":
+                final = told
+                break
+        if whole:
+            await live.edit(final.id, text="nothing of the kind")
+            await live.__aexit__(None, None, None)
+            assert finals(live)
+        else:
+            await live.__aexit__(ValueError, ValueError(), None)
 
 
 def test_what_is_kept_of_somebodys_session_is_forgotten_by_their_name(house, speech):

@@ -127,7 +127,7 @@ def test_real_speech_is_transcribed(weights, audio, capsys):
 
 
 @pytest.mark.slow
-def test_enrolled_voices_give_their_names_to_recordings(weights, audio, tmp_path, capsys):
+def test_enrolled_voices_give_their_names_to_recordings(weights, audio, tmp_path, capsys, caplog):
     if audio is None:
         pytest.skip("no clips: set MILLSTREAM_AUDIO to their folder")
     (tmp_path / "models").symlink_to(weights("whisper-base"))
@@ -138,12 +138,11 @@ def test_enrolled_voices_give_their_names_to_recordings(weights, audio, tmp_path
     main(["speech", "voices", "-c", str(config)])
     enrolled = capsys.readouterr().out.splitlines()
     assert enrolled[0].startswith("法官: ") and enrolled[1].startswith("法官: ") and "wespeaker/" in enrolled[1]
-    for name, said in (("2609-156975-0005", "法官: "), ("367-130732-0002", "S1: ")):
+    for name, who in (("2609-156975-0005", "法官: "), ("367-130732-0002", "S1: ")):
         main(["transcribe", str(clips / f"{name}.flac"), "-c", str(config)])
-        assert all(line.startswith(said) for line in capsys.readouterr().out.splitlines())
+        assert all(line.startswith(who) for line in capsys.readouterr().out.splitlines())
     kept = msgspec.msgpack.decode((tmp_path / "state" / "speech-voices").read_bytes())
     kept["voices"][0]["model"] = "wespeaker/none"
     (tmp_path / "state" / "speech-voices").write_bytes(msgspec.msgpack.encode(kept))
     main(["transcribe", str(clips / "2609-156975-0005.flac"), "-c", str(config)])
-    told = capsys.readouterr()
-    assert told.out.startswith("S1: ") and "nobody is called by name" in told.err
+    assert capsys.readouterr().out.startswith("S1: ") and "nobody is called by name" in caplog.text

@@ -1,4 +1,4 @@
-"""Voices: near for one speaker, far for two; a window's numbers are its own; two at once are found."""
+"""Voices: near for one speaker, far for two; a window's numbers are its own."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,6 @@ import pytest
 from millstream.errors import BadInput, Misconfigured
 from millstream.models.model import load
 from millstream.models.repository import Repository
-from millstream.models.speech.overlap import FRAMES, VOICES, WINDOW, Overlap
 from millstream.models.speech.voice import LEAST, SIZE, Voice
 
 
@@ -18,11 +17,6 @@ def loaded(folder, name):
 @pytest.fixture(scope="module")
 def voice(speech_models):
     return Voice(loaded(speech_models, "wespeaker"))
-
-
-@pytest.fixture(scope="module")
-def overlap(weights):
-    return Overlap(loaded(weights("segmentation"), "segmentation"))
 
 
 def test_a_voice_is_near_itself_and_far_from_another(voice, clip):
@@ -58,24 +52,3 @@ def test_what_cannot_be_taken_is_refused(voice, speech_models):
     assert np.isfinite(voice.embed([np.zeros(LEAST, np.float32)])).all()
     with pytest.raises(Misconfigured, match="millstream speech fetch wespeaker"):
         Voice(loaded(speech_models, "silero-vad"))
-    with pytest.raises(Misconfigured, match="millstream speech fetch segmentation"):
-        Overlap(loaded(speech_models, "silero-vad"))
-
-
-def test_two_voices_at_once_are_found(overlap, clip):
-    sounds = (clip(f"librispeech/{name}")[:96_000] for name in ("533-1066-0001", "1688-142285-0001"))
-    one, other = (sound * np.float32(0.07 / np.sqrt((sound**2).mean())) for sound in sounds)
-    after, both = np.concatenate([one[:64_000], other[:64_000]]), one + other
-    assert overlap.share(after) < 0.1 and 0.4 < overlap.share(both) <= 1
-    long = np.concatenate([both, np.zeros(WINDOW - len(both), np.float32), one])
-    assert 0.2 < overlap.share(long) < overlap.share(both) - 0.1
-    assert overlap.share(np.zeros(WINDOW, np.float32)) == 0.0
-
-
-def test_activity_has_a_row_for_each_17_ms_of_ten_seconds(overlap, speech):
-    sound = speech[:80_000]
-    found = overlap.activity(sound)
-    assert found.shape == (FRAMES, VOICES) and set(np.unique(found)) <= {0.0, 1.0}
-    assert found[: FRAMES // 2].any(axis=1).mean() > 0.5 and not found[FRAMES * 3 // 5 :].any()
-    with pytest.raises(ValueError, match="at most"):
-        overlap.activity(np.zeros(WINDOW + 1, np.float32))

@@ -99,7 +99,7 @@ def test_a_row_is_heard_the_same_alone_and_among_others(made):
 
 @pytest.mark.parametrize("settings", [INT8, FLOAT32], ids=lambda one: one.compute_type)
 def test_it_keeps_what_a_recogniser_promises(house, settings):
-    check_recogniser(lambda: whisper.load(house, whisper.manifest(settings), "cpu"), sound(6, 1))
+    check_recogniser(lambda: whisper.load(house, whisper.manifest(settings), "cpu"), sound(6, 7))
 
 
 def test_calls_at_once_do_not_know_of_each_other(made):
@@ -146,13 +146,13 @@ def test_nothing_is_said_of_no_audio(made):
 
 
 def test_text_has_an_end(house):
-    """Room for 12 tokens a second and 24 more, whatever the model goes on saying."""
+    """Room for 12 tokens a second of its sound and 8 more, whatever the model goes on saying."""
     endless = whisper.load(house, whisper.manifest(INT8), "cpu")
     said = []
     decode = endless._model.generate
     endless._model = Spy(endless._model, lambda *a, **k: said.append(k["max_length"]) or decode(*a, **k))
     hear(endless, sound(3))
-    assert said[0] == 2 * (10 * 12 + 24)
+    assert said[0] == 2 * (3 * 12 + 8)
     hear(endless, sound(29), prefix="so")
     assert said[-1] == 2 * 224
 
@@ -304,19 +304,21 @@ def test_what_this_machine_cannot_compute_is_said(house, caplog):
 
 def test_the_shortest_window_is_the_models_to_say(house):
     seconds = [samples // RATE for samples in whisper.load(house, whisper.manifest(), "cpu").windows]
-    assert seconds == [10, 15, 20, 30]
-    least = whisper.manifest(Settings(window_s=30))
+    assert seconds == [6, 8, 10, 12, 15, 20, 25, 30]
+    least = whisper.manifest(Settings(window_s=30, step_window_s=30))
     assert whisper.load(house, least, "cpu").windows == (30 * RATE,)
     bare = replace(least, batching=Batching())
     assert whisper.load(house, bare, "cpu").windows == (30 * RATE,)
 
 
 def test_a_window_has_silence_behind_the_sound(made):
-    def window(seconds):
-        (asked_for,) = windows(asked(sound(seconds)))
+    def window(seconds, beam):
+        (asked_for,) = windows(asked(sound(seconds), beam=beam))
         return made._row(asked_for).length / RATE
 
-    assert [window(seconds) for seconds in (0.1, 9.7, 9.71, 14.8, 29, 30)] == [10, 10, 15, 20, 30, 30]
+    seconds = (0.1, 5.5, 5.51, 9.5, 9.51, 29, 30)
+    assert [window(each, 1) for each in seconds] == [6, 6, 8, 10, 12, 30, 30]
+    assert [window(each, 5) for each in seconds] == [10, 10, 10, 10, 12, 30, 30], "a final text wants more"
 
 
 def test_a_folder_is_added_without_code_and_served(house, tmp_path):

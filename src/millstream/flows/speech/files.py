@@ -82,9 +82,7 @@ def recordings(folder: Path) -> list[Path]:
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
     )
     if not found:
-        raise NotFound(
-            f"{folder}: no recordings in this folder (folders in it are not looked into); known: {_KINDS}"
-        )
+        raise NotFound(f"{folder}: no recordings in this folder (folders in it are not looked into); known: {_KINDS}")
     return found
 
 

@@ -87,14 +87,16 @@ class Pressure:
 
 class Cost(msgspec.Struct, frozen=True):
     """What a recogniser takes here, in seconds, at best: `step_s` for a hypothesis of a segment that grows, `final_s`
-    for the final text of `segment_s` of speech, `first_s` for the first hypothesis (None: as step_s). `voices_s`: what
-    telling voices apart takes of a second of speech."""
+    for the final text of `segment_s` of speech, `first_s` for the first hypothesis (None: as step_s). `pause_s`: seconds
+    of speech after which there is a pause, and so a final text to be made (None: segment_s). `voices_s`: what telling
+    voices apart takes of a second of speech."""
 
     step_s: float
     final_s: float = 0.0
     segment_s: float = 10.0
     first_s: float | None = None
     voices_s: float = 0.0
+    pause_s: float | None = None
 
 
 def first_step_ms(profile: Profile) -> int:
@@ -124,7 +126,7 @@ def fits(profile: Profile, cost: Cost) -> str | None:
 
 def second_s(profile: Profile, cost: Cost) -> float:
     """Seconds of a core that a second of a session takes in which somebody speaks."""
-    second = SESSION_S + cost.final_s / max(cost.segment_s, 0.1)
+    second = SESSION_S + cost.final_s / max(cost.pause_s or cost.segment_s, 0.1)
     if profile.partials:
         second += cost.step_s * 1000 / profile.step_ms
     return second + (cost.voices_s if profile.speakers != "none" else 0.0)

@@ -16,9 +16,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from millstream.flows.speech.cut import Ended
+from millstream.flows.speech.cut import Ended, first_step
 from millstream.flows.speech.pressure import Cost
-from millstream.flows.speech.recognise import BEAM, FINAL, STEP, Asker, Streamed
+from millstream.flows.speech.recognise import BEAM, FINAL, STEP, WINDOW_S, Asker, Streamed
 from millstream.flows.speech.settings import RATE, Profile
 from millstream.flows.speech.wiring import Embed
 
@@ -27,8 +27,10 @@ SEEDS: Final = 6
 """Sounds that are made, in search of WORDED that are taken for words; the one whose tokens came fastest counts, as a
 recogniser may try again and again on another."""
 WORDED: Final = 2
-LONG_S: Final = 9.0
+LONG_S: Final = WINDOW_S
 """Seconds of the longer calls: of a long window, of a long final text."""
+PAUSE_S: Final = 3.0
+"""Seconds of speech between two pauses in which a final text is made (cut.py): LibriSpeech read aloud has 3.3."""
 TOKENS_S: Final = 4.0
 """Tokens of the text of a second of speech: what whisper-base takes for a second of English read aloud is 3.5."""
 TOKEN_SHARE: Final = 0.05
@@ -97,7 +99,8 @@ async def _windowed(asker: Asker, profile: Profile, clocks: Clocks, tries: int) 
         heard, _ = await asker.heard(sound, "", beam, final, FINAL if final else STEP, TIMEOUT_S)
         return watch.seconds(), heard.tokens
 
-    short_s = (profile.step_ms + profile.pre_roll_ms) / 1000
+    first_s = first_step(profile) / RATE
+    short_s = first_s + profile.pre_roll_ms / 1000
     sounds = {"short": hush(short_s), "long": hush(LONG_S)}
     worded: list[tuple[float, int]] = []
     for seed in range(SEEDS):
@@ -119,7 +122,8 @@ async def _windowed(asker: Asker, profile: Profile, clocks: Clocks, tries: int) 
         step_s=(short + long) / 2 + TOKENS_S * fresh_s * token,  # windows grow
         final_s=final + TOKENS_S * LONG_S * max(token, _token(best, BEAM)),
         segment_s=LONG_S,
-        first_s=short + TOKENS_S * profile.step_ms / 1000 * token,
+        pause_s=PAUSE_S,
+        first_s=short + TOKENS_S * first_s * token,
     )
 
 

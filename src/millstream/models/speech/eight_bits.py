@@ -8,7 +8,7 @@ Rules of the room:
 - Scales are fixed: the numbers of a row never depend on the rows beside it.
 - A layer that takes what no rectifier gave, as the first does, stays as it is: there small things matter most, and
   processors without VNNI add two products up in 16 bits, which numbers far from zero overflow.
-- What a tensor has beyond its magnitude is cut off, which costs more than a coarser step: be generous.
+- What a tensor has beyond its magnitude is cut off, which costs more than a coarser step.
 - The file says so in ONNX's own words (a pair of QuantizeLinear and DequantizeLinear for each tensor): what has no
   eight bits computes it all the same.
 """
@@ -62,6 +62,26 @@ def eight_bits(model: ModelProto, most: Sequence[float]) -> ModelProto:
     del made.opset_import[:]
     made.opset_import.add(domain="", version=OPSET)
     return made
+
+
+def plain(path: Path, into: Path) -> None:
+    """Write a model in ONNX Runtime's own format as ONNX, with its weights as plain numbers. What ONNX Runtime raises
+    where it cannot."""
+    import onnxruntime as ort
+
+    level, whole = ort.GraphOptimizationLevel, into.with_name(f"{into.name}.whole")
+    for taken, format, given, most in (
+        (path, "ORT", whole, level.ORT_DISABLE_ALL),
+        (whole, "ONNX", into, level.ORT_ENABLE_BASIC),
+    ):
+        options = ort.SessionOptions()
+        options.graph_optimization_level = most
+        options.add_session_config_entry("session.load_model_format", format)
+        options.add_session_config_entry("session.save_model_format", "ONNX")
+        options.optimized_model_filepath = str(given)
+        options.log_severity_level = 4
+        ort.InferenceSession(str(taken), options, providers=["CPUExecutionProvider"])
+    whole.unlink()
 
 
 def convert(path: Path, into: Path, most: Sequence[float]) -> None:
@@ -161,7 +181,8 @@ def _after(graph: GraphProto) -> dict[str, list[NodeProto]]:
 def _given(node: NodeProto, after: dict[str, list[NodeProto]]) -> str:
     """What a node gives, behind the rectifier that alone takes it."""
     takers = after.get(node.output[0], [])
-    return takers[0].output[0] if [one.op_type for one in takers] == ["Relu"] else node.output[0]
+    found: str = takers[0].output[0] if [one.op_type for one in takers] == ["Relu"] else node.output[0]
+    return found
 
 
 def _copied(one: Any) -> Any:

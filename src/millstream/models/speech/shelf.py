@@ -213,25 +213,11 @@ def _coarse(path: Path, most: Sequence[float]) -> Path:
     """The ONNX file in eight bits of a model in ONNX Runtime's own format, beside it, once it is known to load."""
     import onnxruntime as ort
 
-    def saved(taken: Path, format: str, level: ort.GraphOptimizationLevel, name: str = "") -> Path:
-        options = ort.SessionOptions()
-        options.graph_optimization_level = level
-        options.add_session_config_entry("session.load_model_format", format)
-        options.log_severity_level = 4
-        given = path.with_name(f"{path.name}.{name}")
-        if name:
-            options.add_session_config_entry("session.save_model_format", "ONNX")
-            options.optimized_model_filepath = str(given)
-        ort.InferenceSession(str(taken), options, providers=["CPUExecutionProvider"])
-        return given
-
-    level = ort.GraphOptimizationLevel
+    plain, coarse = (path.with_name(f"{path.name}.{kind}.onnx") for kind in ("plain", "coarse"))
     try:
-        whole = saved(path, "ORT", level.ORT_DISABLE_ALL, "whole.onnx")
-        plain = saved(whole, "ONNX", level.ORT_ENABLE_BASIC, "plain.onnx")  # with its weights as plain numbers
-        coarse = path.with_name(f"{path.name}.coarse.onnx")
+        eight_bits.plain(path, plain)
         eight_bits.convert(plain, coarse, most)
-        saved(coarse, "ONNX", level.ORT_ENABLE_ALL)
+        ort.InferenceSession(str(coarse), providers=["CPUExecutionProvider"])
     except errors.Error:
         raise
     except Exception as error:  # what ONNX Runtime raises shares no base class of its own

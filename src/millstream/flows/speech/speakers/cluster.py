@@ -22,7 +22,7 @@ Matrix = NDArray[np.float64]
 USUAL: Final = 0.55
 """How alike two windows of one voice are, where nothing is known yet; it counts as much as `USUAL_WEIGHT` segments."""
 USUAL_WEIGHT: Final = 2.0
-SHARE: Final = 0.7
+SHARE: Final = 0.72
 """Two voices are less alike than this share of what each is to itself, where both say much ..."""
 LITTLE: Final = 0.8
 """... and than half of that share where one says so little, in seconds."""

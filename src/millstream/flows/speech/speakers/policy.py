@@ -118,16 +118,14 @@ class Speakers:
 
     # -- what was told
 
-    def hear(
-        self, segment: str, start: int, end: int, voices: Sequence[Voiced], now: int, overlap: bool = False
-    ) -> Shown:
+    def hear(self, segment: str, start: int, end: int, voices: Sequence[Voiced], now: int) -> Shown:
         """A segment is final: who it is shown with. Of `voices` those count whose middle lies in it; without any it is
-        nobody's for ever. `overlap`: it is known that several speak. What is `due` until then is told with it."""
+        nobody's for ever. What is `due` until then is told with it."""
         told = self.due(now)
         mean, weight, alike, pairs = mean_within(voices, start, end)
         if self.policy == "none" or not weight:
-            return Shown(Speaker(overlap=overlap), told)
-        unit = Unit(segment, start, end, mean.astype(np.float16), weight, alike, pairs, overlap)
+            return Shown(Speaker(), told)
+        unit = Unit(segment, start, end, mean.astype(np.float16), weight, alike, pairs)
         self._units = condensed(self._units)
         self._units.append(unit)
         self._fresh = True
@@ -136,8 +134,7 @@ class Speakers:
         of = self._scale()
         ident, best, second = self._nearest(unit.voice, but=unit)
         bound = of.bound(weight)
-        close = best >= bound and second >= max(0.8 * best, bound)
-        unit.overlap = overlap or close
+        unit.overlap = best >= bound and second >= max(0.8 * best, bound)
         if self.policy == "delayed":
             if not (ident and unit.strong and of.score(best, second, weight) >= 0.9):
                 unit.waits = max(end + int(self.decide_s * RATE), now + 1)  # with what else became known now
