@@ -1,6 +1,7 @@
 """Live streams a core with one Whisper model: sessions of ours beside faster-whisper's own streaming loop, in one run.
 
     MILLSTREAM_AUDIO=CLIPS python bench/speech/streams.py --models DIR [--recogniser whisper-base] [--minutes 2]
+        [--at-once 4]
 
 A stream is somebody who reads without end: clips one behind the other. Ours: a session as it is served, a hypothesis
 each 992 ms, detector and final texts in it. The peer: the loop of whisper_streaming (Machacek, Dabre, Bojar, "Turning
@@ -9,6 +10,9 @@ anew in a window of 30 s, with word times, and with the text before it as a prom
 committed (LocalAgreement-2); a buffer over 15 s is cut behind the last whole segment that was committed. With a beam of
 5, as it comes, and of 1, as our hypotheses. Same weights, int8, one thread, CPU seconds; streams take turns, each with
 another system first; medians over the streams.
+
+Then the whole on one core: --at-once sessions at the pace of speech through a real engine, which makes one call of what
+waits together. First words: from the onset as the cutter has it; final: from the end of speech; wall clock, p50 / p95.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import argparse
 import asyncio
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,13 +33,17 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 from streaming import live
 
+from millstream.clock import SystemClock
+from millstream.engine import Engine
+from millstream.flows.speech.live import Live
 from millstream.flows.speech.measured import Numbers
-from millstream.flows.speech.settings import PROFILES, RATE
+from millstream.flows.speech.settings import PROFILES, RATE, ProfileSaid, SpeechSettings
+from millstream.flows.speech.wiring import Wiring
 from millstream.meter import Meter
 from millstream.models.model import load
 from millstream.models.repository import Repository
 from millstream.models.speech.vad import Vad
-from millstream.spoken import Segment
+from millstream.spoken import Segment, Start
 from models import Clip, clips, wer
 
 USED = 0.7
@@ -99,6 +108,61 @@ def streams(found: list[Clip], minutes: float, each_s: float) -> Iterator[Clip]:
                 return
 
 
+async def talks(hall: Live, stream: Clip, after_s: float, found: dict[str, list[float]]) -> str:
+    """A session at the pace of speech; its final texts."""
+    await asyncio.sleep(after_s)
+    session = await hall.open(Start(language="en"))
+    told: list[str] = []
+    begun: set[str] = set()
+    began = time.monotonic()
+
+    async def read() -> None:
+        async for one in session.messages():
+            if isinstance(one, Segment) and one.words:
+                at = time.monotonic() - began
+                if one.id not in begun:
+                    begun.add(one.id)
+                    found["first"].append(at - one.start)
+                if one.state == "final":
+                    told.append(one.text)
+                    found["final"].append(at - one.end)
+
+    reader = asyncio.create_task(read())
+    data = np.round(np.clip(stream.sound, -1, 1) * 32767).astype("<i2").tobytes()
+    for n in range(0, len(data), 3200):
+        await asyncio.sleep(max(0.0, began + n / 2 / RATE - time.monotonic()))
+        await session.hear(data[n : n + 3200])
+    session.finish()
+    await reader
+    await session.close()
+    return " ".join(told)
+
+
+async def at_once(models: Path, recogniser: str, vad: Vad, given: list[Clip], folder: Path) -> str:
+    """What sessions of these streams take of the one core that this process has."""
+    (folder / "models").mkdir()
+    (folder / "models" / recogniser).symlink_to((models / recogniser).resolve())
+    engine = Engine(Repository(folder / "models"), SystemClock(), Meter())
+    await engine.start()
+    wiring = Wiring(submit=engine.submit, model=recogniser, vad=vad, clock=SystemClock(), numbers=Numbers(Meter()))
+    alone = ProfileSaid(speakers="none", instant=False)
+    settings = SpeechSettings(recogniser=recogniser, profiles={"caption": alone})
+    hall = Live(settings, wiring, lambda: ["1"], len(given), folder / "run")
+    found: dict[str, list[float]] = {"first": [], "final": []}
+    began, cpu = time.monotonic(), time.process_time()
+    texts = await asyncio.gather(*(talks(hall, one, 0.29 * n, found) for n, one in enumerate(given)))
+    used = (time.process_time() - cpu) / (time.monotonic() - began)
+    await engine.stop()
+    wrong = wer([(one.said, text) for one, text in zip(given, texts, strict=True)])
+    first, final = (
+        " / ".join(f"{q:.2f}" for q in np.quantile(found[name], (0.5, 0.95))) for name in ("first", "final")
+    )
+    return (
+        f"{len(given)} sessions on one core: {used:.2f} of it, {len(given) * USED / used:.1f} streams a core at .7; "
+        f"first words {first} s, final texts {final} s; WER {wrong:.1f}"
+    )
+
+
 def main() -> None:
     """The table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -106,7 +170,10 @@ def main() -> None:
     parser.add_argument("--recogniser", default="whisper-base")
     parser.add_argument("--minutes", type=float, default=2.0, help="of audio, in all")
     parser.add_argument("--each", type=float, default=30.0, help="seconds of a stream, at least")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of a session, of those at once, at least")
+    parser.add_argument("--at-once", type=int, default=4, help="sessions on one core; 0: none")
     args = parser.parse_args()
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     repository = Repository(args.models)
     version = repository.policy(args.recogniser).live
     model = load(repository, args.recogniser, version)
@@ -149,6 +216,10 @@ def main() -> None:
     for name, each in rtf.items():
         middle = statistics.median(each)
         print(f"{name:34}{middle:>8.3f}{USED / middle:>22.1f}{wer(pairs[name]):>7.1f}{middle / mine:>7.2f}")
+    if args.at_once:
+        said = [one for _, one in zip(range(args.at_once), streams(read, 60.0, args.seconds), strict=False)]
+        with tempfile.TemporaryDirectory() as folder:
+            print(asyncio.run(at_once(args.models, args.recogniser, vad, said, Path(folder))))
 
 
 def _row(rtf: dict[str, list[float]]) -> dict[str, Any]:

@@ -27,8 +27,8 @@ CLICK: Final = 3
 CUT_S: Final = 3.0
 """Speech that is cut for its length is cut within its last seconds."""
 FIRST_MS: Final = 640
-"""A segment is recognised after so much speech for the first time, where a step is longer: a few words are there, and
-where a recogniser makes nothing of them, it is asked again before anybody has waited for long."""
+"""A segment is recognised after so much speech for the first time, where a step is longer: a few words are there. Where
+a recogniser makes nothing of them, it is asked again when a step is over, else a step later."""
 
 Why = Literal["silence", "punctuation", "length", "end", "click"]
 
@@ -80,8 +80,9 @@ class Cutter:
     """Cuts one session. `feed` every frame in order, once, and `finish` after the last.
 
     Between events the caller may say what it knows of the open segment, and the next frames are decided by it:
-    `full_stop`, that its words end a sentence (then punctuation_ms of silence are enough); `stable_to`, the sample up
-    to which its words are settled (speech is cut for its length behind that). Both are forgotten at its end.
+    `worded`, that it has words (then its first step is the beginning of a row of them); `full_stop`, that its words end
+    a sentence (then punctuation_ms of silence are enough); `stable_to`, the sample up to which its words are settled
+    (speech is cut for its length behind that). All are forgotten at its end.
 
     `hindsight` False: speech is cut for its length at the first pause in its last seconds, never at a sample that lies
     back, as what a streaming recogniser was given cannot be taken from it; and no step in a pause is a final text.
@@ -98,7 +99,7 @@ class Cutter:
         self._longest = int(profile.segment_s_max * RATE) // FRAME * FRAME
         self.at = 0
         """Samples decided on."""
-        self.full_stop = False
+        self.worded = self.full_stop = False
         self.stable_to = 0
         self._open = False
         self._start = self._onset = self._speech_end = self._floor = 0
@@ -171,19 +172,19 @@ class Cutter:
     def _begin(self, onset: int, start: int) -> None:
         self._open, self._onset, self._start = True, onset, start
         del self._recent[: len(self._recent) - (self.at - start) // FRAME]
-        self.full_stop, self.stable_to = False, 0
+        self.worded, self.full_stop, self.stable_to = False, False, 0
 
     def _inside(self, probability: float) -> Iterator[Event]:
         self._voiced = probability >= (OFF if self._voiced else ON)
         if self._voiced:
             self._speech, self._speech_end, self._news = self._speech + 1, self.at, True
         silent = (self.at - self._speech_end) // FRAME
-        spoken = self.at - self._onset
         pause = silent == self._pause < self._hangover
         draft = pause and self._hindsight
         if self._step and self._speech >= CLICK:
-            due = pause or spoken == self._first or spoken % self._step == 0
-            if draft or (due and self._news):
+            spoken = self.at - self._onset
+            due = (spoken - self._first) % self._step == 0 if self.worded else spoken % self._step in (0, self._first)
+            if draft or (self._news and (pause or due)):
                 self._news = False
                 yield Step(self.at, draft)
         if silent >= self._hangover or (self.full_stop and silent >= self._punctuation):
@@ -218,7 +219,7 @@ class Cutter:
         self._open = self._voiced = False
         self._floor = self._speech_end
         del self._recent[: len(self._recent) - (self.at - self._speech_end) // FRAME]
-        self._speech, self.full_stop, self.stable_to = 0, False, 0
+        self._speech, self.worded, self.full_stop, self.stable_to = 0, False, False, 0
         return ended
 
 

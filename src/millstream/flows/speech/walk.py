@@ -306,6 +306,7 @@ class Walker:
             return
         if not self._asker.language and hypothesis.words and at - segment.start >= LANGUAGE_S * RATE:
             self._asker.language = hypothesis.language
+        self.cutter.worded = self.cutter.worded or bool(hypothesis.words)
         self.cutter.full_stop = hypothesis.full_stop
         self.cutter.stable_to = segment.heard.stable_to
         await self.jobs.put(Guessed(segment, segment.rev, hypothesis, at))
