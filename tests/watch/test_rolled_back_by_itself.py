@@ -47,16 +47,13 @@ def test_a_version_that_answers_nothing_is_rolled_back_by_itself(tmp_path):
         Client(f"http://127.0.0.1:{up.http}") as client,
     ):
 
-        def answer():
-            return client.predict("m", {"x": np.random.rand(1, 2).astype(np.float32)})["y"]
-
         def ask(seconds, until=lambda: False):
             """Somebody asks all the time; the last answer."""
             end = time.monotonic() + seconds
             while time.monotonic() < end and not until():
-                last = answer()
+                answer = client.predict("m", {"x": np.random.rand(1, 2).astype(np.float32)})["y"]
                 time.sleep(0.02)
-            return last
+            return answer
 
         assert np.isfinite(ask(6)).all()
         bad = put(repository, np.inf)
@@ -64,7 +61,8 @@ def test_a_version_that_answers_nothing_is_rolled_back_by_itself(tmp_path):
         began = time.monotonic()
         ask(100, lambda: repository.policy("m").live == good)
         assert repository.policy("m").live == good and time.monotonic() - began < 100
-        assert np.isfinite(ask(60, lambda: np.isfinite(answer()).all())).all(), "processes follow it"
+        time.sleep(1.0)  # processes follow it
+        assert np.isfinite(ask(1)).all()
     policy = repository.policy("m")
     assert policy.who == "watch: empty-answers" and "empty / answers" in policy.why
     assert f"rolled m back from {bad} to {good}" in (tmp_path / "up.log").read_text()
