@@ -8,6 +8,16 @@ import pytest
 from flink_cluster import environment, flink
 from millstream.stream import Log
 
+SLOW_S_MAX = 600.0
+
+
+def pytest_collection_modifyitems(items):
+    """A slow test may take minutes, and a machine with other work several times as many: the bound of all others is for
+    what hangs among tests of seconds."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_S_MAX))
+
 
 @pytest.fixture(autouse=True)
 def logs_end_with_their_test(monkeypatch):

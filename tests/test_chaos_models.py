@@ -239,11 +239,14 @@ def test_the_books_balance_after_a_year_of_faults(tmp_path, seconds):
         asyncio.run(settled(served, repository))
         (told,) = served.metrics('millstream_http_answers_total{route="infer",status="200"}')
         assert books.ended[200] <= told, "what a process had counted went with it"
-        workers = served.workers()
-        assert len(workers) == 2 and len(children(served.pid)) == 2, "a worker too many, or too few"
+
+        def two():  # of one that is replaced, for its memory, there are two for a moment
+            return len(served.workers()) == 2 == len(children(served.pid))
+
+        asyncio.run(until(two))
 
         def live_and_kept():  # and what was live before, for a roll back; all others go when their last request has
-            return all(len(children(worker)) in (1, 2) for worker in workers.values())
+            return all(len(children(worker)) in (1, 2) for worker in served.workers().values())
 
         asyncio.run(until(live_and_kept))
         seen.update(descendants(served.pid))

@@ -29,6 +29,7 @@ from millstream.front import Http
 from millstream.meter import Meter
 from millstream.stream import Log, decode
 from millstream.types import Listing, Served, Slot
+from service import until
 
 KEYS = {
     "requests", "requests_per_s", "errors", "latency_ms_p50", "latency_ms_p99", "outcomes", "examples", "set_aside",
@@ -272,9 +273,9 @@ def test_keys_are_heard_one_by_one_without_echo_and_the_terminal_is_left_as_it_w
         with Keys(theirs, heard.append):
             assert not termios.tcgetattr(theirs)[3] & (termios.ECHO | termios.ICANON)
             os.write(ours, b"3x")
-            await asyncio.sleep(0.05)
+            await until(lambda: len(heard) == 2)
             os.write(ours, b"0")
-            await asyncio.sleep(0.05)
+            await until(lambda: len(heard) == 3)
         os.write(ours, b"7\n")
         await asyncio.sleep(0.05)
 

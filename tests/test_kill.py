@@ -17,8 +17,9 @@ from millstream.demo.data import simulated
 from millstream.demo.run import Demo, free_port
 from millstream.learn.train import gather
 from millstream.models.online import Ftrl, ServedFtrl
-from millstream.stream import decode
+from millstream.stream import Log, decode
 from millstream.types import Delta
+from service import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 MOMENTS = 8000
@@ -55,7 +56,8 @@ async def play(demo: Demo, victims: list[tuple[str, ...]], seed: int) -> None:
             os.kill(demo.supervisor.pid(role), signal.SIGKILL)
     await replaying
     await demo.settle()
-    await asyncio.sleep(1.0)  # one more push interval
+    log = Log(demo.folder / "log", SystemClock())
+    await until(lambda: log.committed("learn.ranker", "examples").get(0, 0) >= log.reader("examples").end(0))
     await demo.stop()
 
 

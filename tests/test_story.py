@@ -439,7 +439,7 @@ def test_plain_inference_and_shadows_are_told(tmp_path):
             tokens = np.zeros((2, at.at.definition.width), np.uint32)
             await at.call(Request(model="ranker", inputs={"tokens": tokens}, rows=2, id="plain", key="u7"))
             await at.call(Rank(id="ranked", user="u1", candidates=("i1", "i2", "i3")))
-            for _ in range(50):
+            for _ in range(1000):
                 at.clock.advance(0.1)
                 await asyncio.sleep(0.01)
                 at.serve.poll()

@@ -135,7 +135,7 @@ def console(file, said):
         yield f"http://localhost:{_port(process, said)}"
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0, said.read_text()
+        assert process.wait(60) == 0, said.read_text()
 
 
 SAID = r"the console is at \w+://[^:]+:(\d+)"
@@ -174,7 +174,7 @@ class Tab:
         assert self.page.evaluate("window.hacked") is None, "text was run as a script"
 
 
-def until(true, seconds=20.0):
+def until(true, seconds=60.0):
     """Wait until this is so."""
     end = time.monotonic() + seconds
     while not true():

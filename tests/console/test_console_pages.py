@@ -197,7 +197,7 @@ def test_the_story_of_a_request_is_one_page(running, open_tab, shots):
     request = link.inner_text()
     page.goto(f"{running.url}/log?id={request}&trace=1")
     page.locator("h2", has_text=f"Request {request}").wait_for(timeout=60_000)
-    assert page.locator("table").first.locator("tbody tr").count() >= 5
+    until(lambda: page.locator("table").first.locator("tbody tr").count() >= 5)
     page.screenshot(path=shots / "story.png", full_page=True)
     page.goto(f"{running.url}/log?id=nobody-asked-this&trace=1")
     page.locator("[role=alert]").wait_for(timeout=60_000)

@@ -235,14 +235,18 @@ def test_cases_are_chosen_labelled_by_keys_and_exported(running, visit):
     page.wait_for_selector(".case-title", timeout=90_000)
     title = page.locator(".case-title").inner_text()
     assert title.startswith(HOSTILE)
-    for key in "123":
+
+    def press(key):
+        """And wait for what it shows."""
         before = page.locator(".desk").inner_text()
         page.keyboard.press(key)
         page.wait_for_function("before => document.querySelector('.desk').innerText !== before", arg=before)
+
+    for key in "123":
+        press(key)
     said = [one for one in running.events("reviews") if isinstance(one, ReviewLabel)]
     assert [one.label for one in said] == ["positive", "negative", "skip"] and {one.who for one in said} == {"console"}
-    page.keyboard.press("b")
-    page.wait_for_timeout(500)
+    press("b")
     page.keyboard.press("1")
     page.wait_for_function("() => document.querySelector('.story').innerText.includes('4 said')")
     assert [one.id for one in running.events("reviews") if isinstance(one, ReviewLabel)][-1] == said[-1].id

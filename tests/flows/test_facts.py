@@ -57,7 +57,7 @@ def test_nothing_is_accepted_before_it_is_durable(desk, monkeypatch):
 
     def slow(fd):
         syncing.set()
-        assert disk.wait(10)
+        assert disk.wait(60)
         real(fd)
 
     async def run():

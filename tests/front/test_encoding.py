@@ -25,7 +25,7 @@ UNPACK = {"gzip": gzip.decompress, "deflate": zlib.decompress}
 
 def serve(test: Callable[[Served], Awaitable[None]], limits: HttpLimits | None = None) -> None:
     async def run() -> None:
-        async with asyncio.timeout(20), Served(limits) as served:
+        async with asyncio.timeout(100), Served(limits) as served:
             await test(served)
 
     asyncio.run(run())

@@ -24,7 +24,7 @@ def with_server(
     test: Callable[[Served], Awaitable[None]], limits: HttpLimits | None = None, clock: FakeClock | None = None
 ) -> None:
     async def run() -> None:
-        async with asyncio.timeout(20), Served(limits, clock) as served:
+        async with asyncio.timeout(100), Served(limits, clock) as served:
             await test(served)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -2,7 +2,7 @@
 
 import itertools
 import socket
-import time
+import threading
 
 import boto3
 import numpy as np
@@ -205,17 +205,15 @@ def test_what_was_read_lately_is_served_while_the_service_is_gone(filled, monkey
 
 
 def test_requests_go_side_by_side(filled, monkeypatch):
-    """Each takes its time: three of them take as long as one."""
-    real = filled._dynamo.batch_get_item
+    """Each of three waits until all are there."""
+    real, all_there = filled._dynamo.batch_get_item, threading.Barrier(3)
 
-    def slow(**given):
-        time.sleep(0.3)  # what is measured, no proof by itself
+    def waits(**given):
+        all_there.wait(20)
         return real(**given)
 
-    monkeypatch.setattr(filled._dynamo, "batch_get_item", slow)
-    began = time.perf_counter()
+    monkeypatch.setattr(filled._dynamo, "batch_get_item", waits)
     assert filled.get(ALL).written.all()
-    assert time.perf_counter() - began < 0.75
 
 
 def test_a_region_that_is_not_known_is_said(monkeypatch, service):

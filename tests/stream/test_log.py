@@ -326,7 +326,7 @@ def test_a_durable_record_is_not_published_or_acknowledged_before_its_sync_and_t
 
     def slow(fd: int) -> None:
         syncing.set()
-        assert disk.wait(10)
+        assert disk.wait(60)
         real(fd)
 
     with Log(tmp_path, FakeClock(), LogLimits(frame_bytes_max=100)) as log:

@@ -117,7 +117,7 @@ class Desk:
 
 def with_desk(test: Callable[[Desk], Awaitable[None]]) -> None:
     async def run() -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(100):
             await test(Desk())
 
     asyncio.run(run())
