@@ -217,7 +217,8 @@ def main() -> None:
         middle = statistics.median(each)
         print(f"{name:34}{middle:>8.3f}{USED / middle:>22.1f}{wer(pairs[name]):>7.1f}{middle / mine:>7.2f}")
     if args.at_once:
-        said = [one for _, one in zip(range(args.at_once), streams(read, 60.0, args.seconds), strict=False)]
+        turned = (read[n % len(read) :] + read[: n % len(read)] for n in range(0, 3 * args.at_once, 3))
+        said = [next(streams(each, args.seconds / 60, args.seconds)) for each in turned]
         with tempfile.TemporaryDirectory() as folder:
             print(asyncio.run(at_once(args.models, args.recogniser, vad, said, Path(folder))))
 

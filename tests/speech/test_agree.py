@@ -88,7 +88,17 @@ def test_what_was_stable_begins_all_that_comes(hypotheses):
         before = list(agreement.stable)
 
 
-def test_words_before_the_last_stable_one_are_not_said_twice():
+def test_a_text_that_begins_otherwise_goes_on_where_it_is_most_like_the_stable_words():
     stable = words("one two")
-    assert texts(behind(stable, words("zero one two three"))) == "two three"  # times say where it goes on
     assert texts(behind(stable, words("One, two three"))) == "three"
+    assert texts(behind(stable, words("zero one two three"))) == "three", "a word more"
+    assert texts(behind(stable, words("two three"))) == "three", "a word less"
+    assert texts(behind(stable, words("won two three"))) == "three", "another word"
+    assert texts(behind(stable, words("two"))) == "" == texts(behind(stable, []))
+    fence = words("some sung out tear down the fence tear down the fence")
+    assert texts(behind(words("some sung out pair"), fence)) == "down the fence tear down the fence"
+
+
+@given(st.lists(st.sampled_from("abcd"), max_size=6), st.lists(st.sampled_from("abcd"), max_size=4))
+def test_a_text_that_begins_with_the_stable_words_loses_nothing(stable, rest):
+    assert [word.text for word in behind(words(" ".join(stable)), words(" ".join([*stable, *rest])))] == rest

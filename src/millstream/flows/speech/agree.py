@@ -20,8 +20,8 @@ REMEMBERED: Final = 3
 UNSURE_MAX: Final = 0.99
 """The stability of a word that is not stable stays below."""
 STOPS: Final = (".", "?", "!", "。", "？", "！")
-SLACK_S: Final = 0.05
-"""A word may begin so much before the end of the one before it: times of words are guesses."""
+APART_S: Final = 0.5
+"""Two hypotheses that agree have heard so much more from one to the other: what was heard twice says the same twice."""
 
 
 def key(word: Word) -> str:
@@ -35,11 +35,19 @@ def ends_sentence(words: Sequence[Word]) -> bool:
 
 
 def behind(stable: Sequence[Word], words: Sequence[Word]) -> list[Word]:
-    """The words of a hypothesis that come after the stable ones, which it should begin with: if it does not, those that
-    are spoken after them."""
-    if not stable or [key(word) for word in words[: len(stable)]] == [key(word) for word in stable]:
-        return list(words[len(stable) :])
-    return [word for word in words if word.start >= stable[-1].end - SLACK_S]
+    """The words of a hypothesis that come after the stable ones, which it should begin with. If it does not, as many of
+    its first words are taken for the stable ones as are most like them (Levenshtein distance over words; among equals
+    the number that is nearest to theirs)."""
+    mine, theirs = [key(word) for word in stable], [key(word) for word in words]
+    if mine == theirs[: len(mine)]:
+        return list(words[len(mine) :])
+    cost = list(range(len(theirs) + 1))
+    for n, one in enumerate(mine, 1):
+        diagonal, cost[0] = cost[0], n
+        for k, other in enumerate(theirs, 1):
+            diagonal, cost[k] = cost[k], min(diagonal + (one != other), cost[k] + 1, cost[k - 1] + 1)
+    first = min(range(len(cost)), key=lambda k: (cost[k], abs(k - len(mine))))
+    return list(words[first:])
 
 
 def timed(stable: Sequence[Word], words: Sequence[Word]) -> list[Word]:
@@ -59,17 +67,19 @@ class Agreement:
         self._look_ahead_s = look_ahead / RATE
         self.stable: list[Word] = []
         """Words that will not change."""
-        self._past: deque[list[str]] = deque(maxlen=REMEMBERED)  # the words of whole hypotheses
+        self._past: deque[tuple[int, list[str]]] = deque(maxlen=REMEMBERED)  # what was heard to, and the words as keys
 
     def hear(self, words: Sequence[Word], upto: int, known: int = 0) -> list[Word]:
         """A hypothesis of the segment up to the sample `upto`, without the first `known` stable words: how the whole
         segment reads now, the stable words first, each word with its stability."""
         rest = behind(self.stable[known:], words)
         whole = [*self.stable, *rest]
-        self._past.append([key(word) for word in whole])
-        before = self._past[-2] if len(self._past) > 1 else []
+        now = [key(word) for word in whole]
+        apart = [words for heard, words in self._past if heard <= upto - APART_S * RATE]
+        self._past.append((upto, now))
+        before = apart[-1] if apart else []
         for n in range(len(self.stable), min(len(whole), len(before))):
-            if before[n] != self._past[-1][n] or whole[n].end > upto / RATE - self._look_ahead_s:
+            if before[n] != now[n] or whole[n].end > upto / RATE - self._look_ahead_s:
                 break
             self.stable.append(replace(whole[n], stability=1.0))
         return [
@@ -82,6 +92,6 @@ class Agreement:
         self.stable[known:] = timed(self.stable[known:], words)
 
     def _share(self, n: int) -> float:
-        mine = self._past[-1][n]
-        had = sum(len(past) > n and past[n] == mine for past in self._past)
+        mine = self._past[-1][1][n]
+        had = sum(len(past) > n and past[n] == mine for _, past in self._past)
         return min(had / REMEMBERED, UNSURE_MAX)

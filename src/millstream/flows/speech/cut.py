@@ -104,6 +104,7 @@ class Cutter:
         self._open = False
         self._start = self._onset = self._speech_end = self._floor = 0
         self._voiced = self._news = False  # whether the last frame was speech; whether any was since the last step
+        self._due = False  # whether a step is: a row of them goes on when speech does, as a pause has its own
         self._speech = 0  # frames of speech in the segment
         self._recent: list[float] = []  # of the segment and its pre-roll; while there is none, of what could be that
 
@@ -183,9 +184,11 @@ class Cutter:
         draft = pause and self._hindsight
         if self._step and self._speech >= CLICK:
             spoken = self.at - self._onset
-            due = (spoken - self._first) % self._step == 0 if self.worded else spoken % self._step in (0, self._first)
-            if draft or (self._news and (pause or due)):
-                self._news = False
+            first = spoken == self._first
+            due = first or (spoken - (self._first if self.worded else 0)) % self._step == 0
+            self._due = self._news and (self._due or due)
+            if draft or (self._due and not (self.worded and silent)) or (self._news and pause):
+                self._news = self._due = False
                 yield Step(self.at, draft)
         if silent >= self._hangover or (self.full_stop and silent >= self._punctuation):
             why: Why = "silence" if silent >= self._hangover else "punctuation"

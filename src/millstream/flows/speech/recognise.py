@@ -4,7 +4,9 @@ Rules of the room:
 - Both kinds of recogniser look the same from above: `step` up to a sample, `final` once. A step says which first words
   are stable; `final` begins with them, whatever the recogniser says in the end.
 - A windowed one is given the whole segment, until that is long: then what is stable is cut off its window, in a pause.
-  The stable words in the window are the `prefix` of its answer, so it can neither lose nor change them.
+  The stable words in the window are the `prefix` of a hypothesis, so that it can neither lose nor change them.
+- A final text is heard anew, without a prefix: a wrong stable word would mislead what follows it. It is written behind
+  the stable words, from where it goes on after what is most like them.
 - In a pause it is asked as for a final text, a `draft`: if nobody speaks on, that is the final text.
 - A streaming one is given what is new, in a session of the engine that lasts as long as the speech session.
 - A step that fails is a hypothesis missed. A final that fails is asked for once more; then what was stable is the text.
@@ -25,7 +27,7 @@ from numpy.typing import NDArray
 from millstream import errors
 from millstream.flows.predict import Submit
 from millstream.flows.speech.agree import Agreement, behind, ends_sentence, timed
-from millstream.flows.speech.cut import Ended
+from millstream.flows.speech.cut import CUT_S, Ended
 from millstream.flows.speech.settings import FRAME, RATE, Profile
 from millstream.models.speech.heard import Heard, read
 from millstream.spoken import Word, written
@@ -192,6 +194,7 @@ class Windowed:
 
     def __init__(self, asker: Asker, profile: Profile, start: int) -> None:
         self._asker, self._from = asker, start
+        self._late = start + (profile.segment_s_max - CUT_S) * RATE  # it may be cut behind its stable words soon
         self._agreement = Agreement(profile.look_ahead_ms * RATE // 1000)
         self._before = 0  # stable words that lie before the window
         self._draft: tuple[int, Heard, Output] | None = None  # the sample where speech ended, and what was heard then
@@ -204,11 +207,12 @@ class Windowed:
 
     async def step(self, sound: Sound, upto: int) -> Hypothesis:
         """What it reads up to a sample. Raises what the engine does; it may be gone on with after that."""
-        long = upto - self._from > WINDOW_S * RATE
-        heard, _ = await self._asker.heard(sound(self._from, upto), self._prefix(), stamps=long)
+        timed = upto - self._from > WINDOW_S * RATE or upto > self._late
+        heard, _ = await self._asker.heard(sound(self._from, upto), self._prefix(), stamps=timed)
         hypothesis = self._agree(heard, upto)
-        if long:
+        if timed:
             self._agreement.retime(heard_words(heard, self._from), self._before)
+        if upto - self._from > WINDOW_S * RATE:
             self._trim(sound, upto)
         return hypothesis
 
@@ -232,7 +236,7 @@ class Windowed:
         return Settled(list(stable), self._asker.language, stable=len(stable), problem=problem)
 
     async def _finely(self, sound: Sound, upto: int, timeout_s: float) -> tuple[Heard, Output]:
-        return await self._asker.heard(sound(self._from, upto), self._prefix(), BEAM, True, FINAL, timeout_s)
+        return await self._asker.heard(sound(self._from, upto), "", BEAM, True, FINAL, timeout_s)
 
     def _prefix(self) -> str:
         return written(self._agreement.stable[self._before :])
