@@ -87,9 +87,9 @@ class Pressure:
 
 class Cost(msgspec.Struct, frozen=True):
     """What a recogniser takes here, in seconds, at best: `step_s` for a hypothesis of a segment that grows, `final_s`
-    for the final text of `segment_s` of speech, `first_s` for the first hypothesis (None: as step_s). `pause_s`: seconds
-    of speech after which there is a pause, and so a final text to be made (None: segment_s). `voices_s`: what telling
-    voices apart takes of a second of speech."""
+    for the final text of `segment_s` of speech, `first_s` for the first hypothesis (None: as step_s). `pause_s`:
+    seconds of speech after which there is a pause, and so a final text to be made (None: segment_s). `voices_s`: what
+    telling voices apart takes of a second of speech."""
 
     step_s: float
     final_s: float = 0.0
