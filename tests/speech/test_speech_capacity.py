@@ -80,12 +80,12 @@ def test_a_configuration_that_says_too_little_is_refused(tmp_path, said, words):
 
 
 def test_a_device_that_follows_a_hundred_streams_may_take_so_long_for_a_call():
-    """110 calls a second of single rows: a hypothesis a second each, a final text each ten."""
+    """133 calls a second of single rows: a hypothesis a second each, a final text each three."""
     one = gpu(Profile(step_ms=1000), 1)
-    assert one.calls_s == pytest.approx(110) and one.call_ms_max == pytest.approx(700 / 110)
+    assert one.calls_s == pytest.approx(400 / 3) and one.call_ms_max == pytest.approx(700 / (400 / 3))
     many = gpu(Profile(step_ms=1000), 32)
     assert many.call_ms_max == pytest.approx(32 * one.call_ms_max)
-    assert gpu(Profile(partials=False), 1).calls_s == pytest.approx(10)
+    assert gpu(Profile(partials=False), 1).calls_s == pytest.approx(100 / 3)
 
 
 def test_a_second_of_a_session_costs_what_its_parts_do():

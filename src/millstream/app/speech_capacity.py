@@ -28,7 +28,7 @@ from millstream.flows.speech.pressure import SESSION_S, USED_MAX, fits, follows,
 from millstream.flows.speech.recognise import Asker
 from millstream.flows.speech.settings import RATE, Profile, SpeechSettings
 from millstream.flows.speech.speakers.windows import HOP, WINDOW
-from millstream.flows.speech.trial import ELSEWHERE, HERE, syllables, trial, voiced
+from millstream.flows.speech.trial import ELSEWHERE, HERE, PAUSE_S, syllables, trial, voiced
 from millstream.flows.speech.wiring import Wiring
 from millstream.machine import cores
 from millstream.models.speech import heard
@@ -40,8 +40,6 @@ SESSIONS: Final = 6
 HEARD_S: Final = 8.0
 """What each of them hears."""
 GPU_STREAMS: Final = 100
-SEGMENT_S: Final = 10.0
-"""Seconds between two final texts of somebody who speaks without end."""
 RECORDING_S_MAX: Final = 600.0
 
 
@@ -127,7 +125,7 @@ async def speech_capacity(
 
 def gpu(profile: Profile, rows: int, streams: int = GPU_STREAMS) -> Gpu:
     """What a device must do for so many streams, `rows` of which share a call: arithmetic, nothing is measured."""
-    calls = streams / SEGMENT_S + (streams * 1000 / profile.step_ms if profile.partials else 0.0)
+    calls = streams / PAUSE_S + (streams * 1000 / profile.step_ms if profile.partials else 0.0)
     return Gpu(streams=streams, rows=rows, calls_s=calls / rows, call_ms_max=USED_MAX * 1000 * rows / calls)
 
 
