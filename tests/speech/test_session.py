@@ -340,6 +340,23 @@ def test_words_on_silence_are_not_told():
     assert finals(run(whole())) == []
 
 
+def test_an_answer_that_is_none_is_told_and_the_session_goes_on():
+    class Babbling(Desk):
+        async def answer(self, request):
+            output = await super().answer(request)
+            if len(self.asked) < 8:
+                output.outputs["heard"][0] = b'{"words": 7}'
+            return output
+
+    async def whole():
+        return await said(live(Babbling()), DATA)
+
+    heard = run(whole())
+    assert [one.text for one in finals(heard)][-1] == TALK[-1]
+    told = [one for one in heard if isinstance(one, Trouble)]
+    assert told and all(one.code == "final" and "docs/models.md" in one.error and not one.fatal for one in told)
+
+
 def test_under_load_hypotheses_come_half_as_often_then_not_at_all_and_finals_always():
     def steps(load):
         async def whole():

@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 from speech_house import SCRIPT, STREAM, Desk, ticking
 
+from millstream import errors
 from millstream.clock import FakeClock
 from millstream.flows.speech.pressure import fits, follows
 from millstream.flows.speech.recognise import Asker, windowed
@@ -53,6 +54,14 @@ def test_a_call_and_what_its_length_adds_are_found():
     assert {priority for _, priority in desk.asked} == {0, 1}
     assert {one["beam"][0] for one, _ in desk.asked} == {1, 5}
     assert {one["language"][0] for one, _ in desk.asked} == {"en"}
+
+
+def test_a_recogniser_whose_final_text_fails_is_refused_in_words():
+    def fails(inputs, priority):
+        return errors.Failed("it is gone") if inputs["end"][0] else None
+
+    with pytest.raises(errors.Misconfigured, match="fake: it cannot be measured: it is gone"):
+        tried(Desk(STREAM, FakeClock(), 0.01, fails))
 
 
 def test_words_have_their_price():

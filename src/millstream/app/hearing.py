@@ -175,7 +175,8 @@ class Hearing:
             )  # fmt: skip
         finally:
             self._recordings -= 1
-        kind, content = openai.answer(form, made.lines, made.language, made.seconds, made.who)
+        answer = openai.answer, form, made.lines, made.language, made.seconds, made.who
+        kind, content = await asyncio.to_thread(*answer)  # a long one takes seconds
         return Transcribed(content, kind)
 
     async def close(self) -> None:

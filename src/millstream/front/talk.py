@@ -83,8 +83,11 @@ class Talk:
             self._task = asyncio.get_running_loop().create_task(self._run(said))
             return
         self._must_go_on(said.__struct_config__.tag)
-        if isinstance(said, Edit) and len(said.text or "") > EDIT_CHARS_MAX:
-            self._wire.tell(trouble(errors.TooLarge(f"edit: a text of over {EDIT_CHARS_MAX} characters"), fatal=False))
+        if (
+            isinstance(said, Edit)
+            and sum(map(len, (said.segment, said.speaker or "", said.text or ""))) > EDIT_CHARS_MAX
+        ):
+            self._wire.tell(trouble(errors.TooLarge(f"edit: it has over {EDIT_CHARS_MAX} characters"), fatal=False))
             return
         self._finished = self._finished or isinstance(said, Finish)
         self._put(said)

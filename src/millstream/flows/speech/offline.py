@@ -27,12 +27,11 @@ from millstream.flows.speech import files
 from millstream.flows.speech.cut import Cutter, Ended, Event
 from millstream.flows.speech.languages import Languages
 from millstream.flows.speech.level import Level
-from millstream.flows.speech.recognise import FINAL, FINAL_TIMEOUT_S, Asker, Settled, Windowed, heard_words
+from millstream.flows.speech.recognise import FINAL, FINAL_TIMEOUT_S, Asker, Settled, Windowed, heard_of, heard_words
 from millstream.flows.speech.resample import Sound
 from millstream.flows.speech.settings import FRAME, RATE, Policy, Profile
 from millstream.flows.speech.speakers import Change, Known, Named, Speakers, Voiced
 from millstream.flows.speech.wiring import Wiring
-from millstream.models.speech.heard import read
 from millstream.models.speech.vad import Vad
 from millstream.spoken import Correction, Line, Segment, Speaker, SpeakerTold, Transcript, Word
 from millstream.types import Array
@@ -177,7 +176,8 @@ class _Job:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         self._check([settled for settled, _ in heard])
-        self._tell(sorted(zip(pieces, heard, strict=True), key=lambda each: (each[0].ended.at, each[0].channel)))
+        found = sorted(zip(pieces, heard, strict=True), key=lambda each: (each[0].ended.at, each[0].channel))
+        await asyncio.to_thread(self._tell, found)  # hours of text take seconds, and live sessions are heard beside it
         recording = self._recording
         recording.language = self._asker.language or next((s.language for s, _ in heard if s.words), "")
         recording.compute_s, recording.segments = self._asker.compute_s, len(pieces)
@@ -216,9 +216,9 @@ class _Job:
         inputs: dict[str, Array] = {"audio": sound[np.newaxis], "samples": samples, "end": np.array([True])}
         try:  # a session of length one: no slot is kept for it
             output = await self._asker.ask(inputs, FINAL, FINAL_TIMEOUT_S)
+            heard = heard_of(output)
         except Error as error:
             return Settled([], problem=str(error))
-        heard = read(output.outputs["heard"][0])
         return Settled(heard_words(heard, piece.ended.start), heard.language)
 
     def _decide(self, settled: Settled, voices: list[Voiced]) -> None:

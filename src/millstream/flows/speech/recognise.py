@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
@@ -186,7 +187,7 @@ class Asker:
         if not self.fills:
             inputs["samples"] = np.array([len(sound)], np.int32)
         output = await self.ask(inputs, priority, timeout_s or self.step_timeout_s)
-        return read(_bytes(output.outputs["heard"][0])), output
+        return heard_of(output), output
 
 
 class Windowed:
@@ -325,7 +326,7 @@ class Streamed:
         self._sent = upto
         asker.turn = output.turn
         committed = int(output.outputs["committed"][0])
-        return read(_bytes(output.outputs["heard"][0])), committed, output
+        return heard_of(output), committed, output
 
     async def _step(self, sound: NDArray[np.float32], turn: Turn | None, end: bool) -> Output:
         if not len(sound):
@@ -376,5 +377,12 @@ def _text(text: str) -> Array:
     return cell
 
 
-def _bytes(cell: object) -> bytes:
-    return cell if isinstance(cell, bytes) else str(cell).encode()
+def heard_of(output: Output) -> Heard:
+    """What a recogniser's answer of one row says. Failed: it is none."""
+    cell = output.outputs["heard"][0]
+    try:
+        return read(cell if isinstance(cell, bytes) else str(cell).encode())
+    except msgspec.MsgspecError as error:
+        raise errors.Failed(
+            f"{output.model} {output.version}: its `heard` is not as in docs/models.md: {error}"
+        ) from None

@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from millstream import errors
 from millstream.flows.speech.cut import Ended, first_step
 from millstream.flows.speech.pressure import Cost
 from millstream.flows.speech.recognise import BEAM, FINAL, STEP, WINDOW_S, Asker, Streamed
@@ -155,7 +156,8 @@ async def _streamed(asker: Asker, profile: Profile, clocks: Clocks) -> Cost:
     final_s = watch.seconds()
     if asker.turn is not None:
         await asker.leave()
-    assert not settled.problem, settled.problem
+    if settled.problem:
+        raise errors.Misconfigured(f"{asker.model}: it cannot be measured: {settled.problem}")
     return Cost(step_s=float(np.median(took)), final_s=final_s, segment_s=LONG_S, first_s=took[0])
 
 
