@@ -63,8 +63,9 @@ Said = Start | Ack | Edit | Finish
 
 
 class Word(msgspec.Struct, omit_defaults=True):
-    """`text` as it is written, with its punctuation and without spaces around it; `confidence` 0 .. 1; `stability` 0 ..
-    1: how likely it stays as it is, 1 of a stable word. `space`: whether one goes before it."""
+    """`text` as it is written, with its punctuation and without spaces around it; `confidence` 0 .. 1, 0 where the
+    recogniser tells none; `stability` 0 .. 1: how likely it stays as it is, 1 of a stable word. `space`: whether one
+    goes before it."""
 
     text: str
     start: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
@@ -59,6 +60,15 @@ def test_phone_numbers_as_they_are_written(written: str) -> None:
     assert redact(written) == "[PHONE]"
     assert redact(f"请拨打{written}，谢谢") == "请拨打[PHONE]，谢谢"
     assert redact(f"ring {written}, please") == "ring [PHONE], please"
+
+
+def test_digits_of_every_script_are_digits() -> None:
+    """Each script has its ten in a row, from its zero on."""
+    zeros = [code for code in range(0x11_0000) if unicodedata.decimal(chr(code), -1) == 0]
+    assert {ord("0"), ord("٠"), ord("०"), ord("０")} <= set(zeros)
+    for zero in zeros:
+        written = "".join(chr(zero + int(digit)) for digit in "13800138000")
+        assert redact(f"ring {written}, please") == "ring [PHONE], please"
 
 
 @pytest.mark.parametrize("written", ["2125551234", "450 0840", "99 668472", "71-33-52-22", "01088886666"])

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from millstream import errors
 from millstream.clock import FakeClock
 from millstream.flows.speech.live import Live
 from millstream.flows.speech.measured import Numbers
@@ -64,13 +65,16 @@ class Desk:
         if self.model is not None:
             return Output(self.model.predict(inputs), request.model, "1", ran=ran)
         turn = request.turn
+        if turn.end and turn.id not in self.turns:
+            raise errors.NotFound("no such session")
         if turn.start:
             number = len(self.turns)
             known = self.turns[turn.id] = [number, 0, f"t{number}"]
             self.slots.reset(np.array([number]))
         else:
             known = self.turns[turn.id]
-            assert (turn.token, turn.step) == (known[2], known[1] + 1), "a step was lost or doubled"
+            by_name = turn.end and (turn.token, turn.step) == ("", 0)
+            assert by_name or (turn.token, turn.step) == (known[2], known[1] + 1), "a step was lost or doubled"
         known[1] += 1
         found = self.slots.step(inputs, np.array([known[0]]))
         if turn.end:
@@ -80,7 +84,7 @@ class Desk:
         return Output(found, request.model, "1", ran=ran, turn=Turn(id=turn.id, step=known[1], token=known[2]))
 
 
-def live(desk, folder=None, clock=None, profile="caption", room=100, vad=None, **more):
+def live(desk, folder=None, clock=None, profile="caption", room=100, vad=None, slots=0, **more):
     """A Live over a desk, with a detector. `more`: fields of SpeechSettings and of Wiring."""
     clock = clock or FakeClock()
     fields = set(SpeechSettings.__struct_fields__)
@@ -100,6 +104,7 @@ def live(desk, folder=None, clock=None, profile="caption", room=100, vad=None, *
         lambda: ["1"],
         room,
         folder,
+        slots,
     )
 
 

@@ -62,14 +62,14 @@ def test_characters_with_stamps_are_words_with_times():
     assert [(word.text, word.start, word.end, word.space) for word in heard.words] == [
         ("欢", 0.0, 0.24, False), ("迎", 0.24, 0.48, False), ("大", 0.6, 0.8, False), ("家", 0.8, 1.0, False),
     ]  # fmt: skip
-    assert said.asked[0]["language"] == "auto" and said.asked[0]["fs"] == RATE
+    assert said.asked[0]["language"] == "auto" and said.asked[0]["fs"] == RATE and heard.timed
 
 
 def test_tags_are_no_words_and_punctuation_goes_with_the_word_before():
     heard, _ = hear({"text": "<|zh|><|NEUTRAL|><|Speech|><|withitn|>你好，hello world。"})
     assert [word.text for word in heard.words] == ["你", "好，", "hello", "world。"] and heard.language == "zh"
     assert [word.space for word in heard.words] == [False, False, True, True]
-    assert heard.words[0].start == 0.0 and heard.words[-1].end == 2.0
+    assert heard.words[0].start == 0.0 and heard.words[-1].end == 2.0 and not heard.timed, "there are no stamps"
     assert hear({"text": ""})[0].no_speech == 1.0
 
 
@@ -79,7 +79,8 @@ def test_a_prefix_takes_the_places_of_the_first_words():
     assert [(word.text, word.start) for word in heard.words] == [("one", 0.0), ("two", 0.1), ("three", 0.3)]
     longer, _ = hear({"text": "one", "timestamp": stamps[:1]}, prefix="one two three")
     assert [word.text for word in longer.words] == ["one", "two", "three"] and longer.words[-1].end == 2.0
-    assert heard.language == "en"
+    assert heard.language == "en" and not heard.timed, "nothing says that it was heard there"
+    assert hear({"text": "one two three", "timestamp": stamps}, prefix="one two")[0].timed
 
 
 def test_times_stay_in_order_and_within_the_audio_whatever_it_says():

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from pathlib import Path
+from typing import cast
 
+import msgspec
 import pytest
 from msgspec.structs import replace
-from recordings import models
+from recordings import TONES, models, said
+from sound_files import wav
 from speech_house import Desk, live
 from test_speakers_enrolled import Recorder
 
@@ -19,15 +23,18 @@ from millstream.app.installation import Installation
 from millstream.app.looking import folder_of
 from millstream.app.steering import Steering
 from millstream.cli import main
-from millstream.engine import Engine
-from millstream.errors import BadInput, Busy, Misconfigured
+from millstream.engine import Engine, EngineLimits
+from millstream.errors import BadInput, Busy, Misconfigured, Overloaded
 from millstream.flows.predict import Predict
 from millstream.flows.recommend.upsert import UpsertLimits, Upserts
+from millstream.flows.served import ServedLog
 from millstream.flows.speech.settings import PROFILES
 from millstream.flows.speech.speakers import Speakers
 from millstream.guard.auth import ANYBODY_HERE
 from millstream.meter import Meter
+from millstream.models.manifest import Manifest, Sessions
 from millstream.spoken import Ready, Start
+from millstream.types import Output, Request
 from millstream.watch.shadow import Comparisons
 
 TOML = """
@@ -125,6 +132,97 @@ def test_where_there_are_tenants_nobody_says_whose_speech_it_is(tmp_path: Path) 
         with pytest.raises(BadInput, match="tenants"):
             asyncio.run(house.speech(Start(user="ann"), ANYBODY_HERE))
         asyncio.run(hearing.close())
+
+
+def test_a_session_that_cannot_be_said_whose_it_is_takes_no_room(tmp_path: Path) -> None:
+    (tmp_path / "millstream.toml").write_text(TOML)
+
+    class Full(Exception):
+        pass
+
+    class Log:
+        async def append(self, served: object) -> None:
+            raise Full
+
+    async def run(at: Installation) -> None:
+        meter, hall = Meter(), live(Desk(), tmp_path / "sessions", clock=at.clock)
+        hearing = Hearing(at, Engine(at.repository, at.clock, meter), meter, cast(ServedLog, Log()))
+        hearing._live = hall
+        with pytest.raises(Full):
+            await hearing.open(Start(user="ann"), "")
+        assert len(hall) == 0
+        await hearing.open(Start(), "")
+        assert len(hall) == 1
+        await hearing.close()
+
+    with Installation.open(tmp_path / "millstream.toml") as at:
+        asyncio.run(run(at))
+
+
+@pytest.mark.parametrize(("workers", "instances", "together"), [(1, 1, 1), (1, 3, 2), (4, 8, 1), (1, 16, 7)])
+def test_a_process_that_serves_keeps_an_instance_from_recordings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, instances: int, together: int
+) -> None:
+    (tmp_path / "millstream.toml").write_text(f'workers = {workers}\n[speech]\nrecogniser = "tones"\n')
+    models(tmp_path / "models")
+    monkeypatch.setattr("millstream.app.hearing.cores", lambda: 8)
+
+    async def run(at: Installation) -> None:
+        meter = Meter()
+        engine = Engine(at.repository, at.clock, meter, EngineLimits(instances=instances))
+        await engine.start()
+        hearing = Hearing(at, engine, meter)
+        await hearing.start()
+        try:
+            most, running, path = 0, 0, wav(tmp_path / "a.wav", said(*["delta echo"] * 9, pause_s=0.8))
+
+            async def submit(request: Request) -> Output:
+                nonlocal most, running
+                running += 1
+                most = max(most, running)
+                output = await engine.submit(request)
+                await asyncio.sleep(0.05)
+                running -= 1
+                return output
+
+            offline = hearing._offline
+            assert offline is not None
+            offline.wiring = dataclasses.replace(offline.wiring, submit=submit)
+            made = await asyncio.gather(*(offline.transcribe(path, "a", "en") for _ in range(2)))
+            assert [len(one.lines) for one in made] == [9, 9] and most == together
+        finally:
+            await hearing.close()
+            await engine.stop()
+
+    with Installation.open(tmp_path / "millstream.toml") as at:
+        asyncio.run(run(at))
+
+
+def test_a_streaming_recogniser_has_no_more_sessions_than_slots(tmp_path: Path) -> None:
+    (tmp_path / "millstream.toml").write_text('[speech]\nrecogniser = "tones"\nsessions_max = 50\n')
+    models(tmp_path / "models")
+    manifest = Manifest(format="scripted", file="script.json", sessions=Sessions(slots=5))
+    script = msgspec.json.encode(replace(TONES, kind="streaming"))
+
+    async def run(at: Installation) -> None:
+        meter = Meter()
+        version = at.repository.put("tones", manifest, {"script.json": script})
+        at.repository.change_policy("tones", lambda old: replace(old, live=version), "a test", "why not")
+        engine = Engine(at.repository, at.clock, meter)
+        await engine.start()
+        hearing = Hearing(at, engine, meter)
+        try:
+            await hearing.start()
+            held = [await hearing.open(Start(), "") for _ in range(5)]
+            with pytest.raises(Overloaded, match="of 5;"):
+                await hearing.open(Start(), "")
+            assert len(held) == 5
+        finally:
+            await hearing.close()
+            await engine.stop()
+
+    with Installation.open(tmp_path / "millstream.toml") as at:
+        asyncio.run(run(at))
 
 
 async def _caps(speakers: Speakers) -> dict[str, str | float | bool]:

@@ -32,8 +32,12 @@ def settling(text: str, speech_s: float = 3.0, confidence: float = 0.9, tokens: 
         Segment(seq=1, id="a", rev=1, state="final", start=0, end=speech_s, words=words, speaker=speaker,
                 language="zh" if zh else "en")
     ]  # fmt: skip
-    heard = Settled(words, tokens=tokens, problem=str(more.pop("problem", "")))
-    return Settling("s1", told if words else [], heard, [], speech_s, 0.0, lambda: np.zeros(100, np.float32))
+    heard = Settled(words, tokens=tokens, problem=str(more.pop("problem", "")), timed=bool(more.pop("timed", True)))
+    spans = [(words[0].start, words[0].end)] if more.pop("masked", False) else []
+    return Settling("s1", told if words else [], heard, spans, speech_s, 0.0, lambda: np.zeros(100, np.float32))
+
+
+RAIN = "we were walking along the river when it began to rain"
 
 
 def look(meter: Meter | None = None, kept: Kept | None = None) -> tuple[Look, list[Review], Meter]:
@@ -46,7 +50,7 @@ def look(meter: Meter | None = None, kept: Kept | None = None) -> tuple[Look, li
 @pytest.mark.parametrize(
     ("seen", "reason"),
     [
-        (settling("we were walking along the river when it began to rain"), ""),
+        (settling(RAIN), ""),
         (settling("我们今天下午开会讨论这个问题"), ""),
         (settling("yes"), "speech-thin"),
         (settling("好", 2.5), "speech-thin"),
@@ -56,6 +60,7 @@ def look(meter: Meter | None = None, kept: Kept | None = None) -> tuple[Look, li
         (settling("the rain the rain the rain the rain came down"), "speech-loop"),
         (settling("thank you for watching " * 12, tokens=60), "speech-loop"),
         (settling("we were walking along the river when it began", confidence=0.3), "speech-unsure"),
+        (settling("we were walking along the river when it began", confidence=0.0), ""),  # it tells none
         (settling("we were walking along the river when it began", overlap=True), "speech-voices"),
         (settling("we were walking along the river when it began", score=0.5), "speech-voices"),
         (settling("we were walking along the river", problem="no answer"), "speech-failed"),
@@ -105,12 +110,24 @@ def test_an_hour_has_room_for_so_many_and_the_rest_is_counted() -> None:
 def test_audio_is_kept_for_what_is_put_up_and_for_nothing_else(tmp_path: Path) -> None:
     kept = Kept(tmp_path, 1, Meter())
     watch, found, _ = look(kept=kept)
-    watch(settling("we were walking along the river when it began to rain"))
+    watch(settling(RAIN))
+    watch(settling(RAIN, confidence=0.3))
+    watch(settling(RAIN, problem="no answer"))
     watch(settling("yes"))
-    watch(settling("yes", problem="no answer"))
+    watch(settling("the rain the rain the rain the rain came down"))
     kept.close()
     assert [path.name for path in tmp_path.iterdir()] == [found[0].shown["audio"]]
-    assert found[1].shown["audio"] == "", "nobody knows what was said in it"
+    for one, why in zip(found[1:], ["speech-failed", "speech-thin", "speech-loop"], strict=True):
+        assert (one.reasons, one.shown["audio"]) == ([why], ""), "nobody knows what else was said in it"
+
+
+def test_audio_in_which_something_is_masked_is_kept_if_the_times_of_its_words_were_measured(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, 1, Meter())
+    watch, found, _ = look(kept=kept)
+    for masked, timed in [(True, True), (True, False), (False, False)]:
+        watch(settling(RAIN, confidence=0.3, masked=masked, timed=timed))
+    kept.close()
+    assert [bool(one.shown["audio"]) for one in found] == [True, False, True]
 
 
 def test_an_edit_is_put_up_without_who_made_it() -> None:

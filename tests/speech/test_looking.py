@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from test_look import settling
+from test_look import RAIN, settling
 
 from millstream.app import curation, reviews
 from millstream.app import looking as looking_room
@@ -32,17 +32,17 @@ def test_final_texts_reach_the_queue_and_are_forgotten_with_their_session(tmp_pa
     with Installation.open(tmp_path / "millstream.toml") as at:
         meter = Meter()
         looking = Looking(at, meter, lambda: "3")
-        looking(settling("yes"))
-        looking(settling("we were walking along the river when it began to rain"))
+        looking(settling(RAIN, confidence=0.3))
+        looking(settling(RAIN))
         looking.edited("s1", Edited(seq=4, id="a", rev=3, by="ann", text="no"))
         looking.close()
         assert meter.sum("millstream_speech_reviews_lost_total") == 0
         waiting = curation.queue(at)
         assert [(one.reasons, one.request, one.shown["text"]) for one in waiting] == [
-            (["speech-thin"], "s1", "yes"),
+            (["speech-unsure"], "s1", RAIN),
             (["speech-edited"], "s1", "no"),
         ]
-        assert curation.waiting(at) == {"speech-thin": 1, "speech-edited": 1}
+        assert curation.waiting(at) == {"speech-unsure": 1, "speech-edited": 1}
         assert [one.id for one in curation.queue(at, reason="speech-edited")] == [waiting[1].id]
         assert [path.name for path in folder_of(at).iterdir()] == [waiting[0].shown["audio"]]
         report = asyncio.run(forget(at, ["s1"], wait_s=1.0))
@@ -54,7 +54,7 @@ def test_what_is_kept_of_a_session_goes_with_whose_it_was(tmp_path: Path) -> Non
     (tmp_path / "millstream.toml").write_text(TOML)
     with Installation.open(tmp_path / "millstream.toml") as at:
         looking = Looking(at, Meter(), lambda: "3")
-        looking(settling("yes"))
+        looking(settling(RAIN, confidence=0.3))
         looking.close()
         told = Served(
             request="s1", model="fake", version="3", policy=0, arm="live", user="u7", candidates=[], event_time=1.0

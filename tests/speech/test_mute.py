@@ -55,7 +55,8 @@ def test_words_beside_a_span_bound_how_far_it_is_widened() -> None:
     ],
 )
 def test_audio_without_times_that_can_be_trusted_is_not_kept(words, spans, drop) -> None:
-    assert droppable(words, spans) is drop
+    assert droppable(words, spans, True) is drop
+    assert droppable(words, spans, False) is bool(spans), "times that are guesses mute something else"
 
 
 def _read(path: Path) -> np.ndarray:
@@ -67,10 +68,10 @@ def _read(path: Path) -> np.ndarray:
 def test_a_number_that_was_said_is_not_in_the_file(tmp_path: Path) -> None:
     """From words as they were heard to the file: what lies under the number is silence, the rest is there."""
     heard = [Word(text, i / 2, i / 2 + 0.4) for i, text in enumerate(["call", "415", "555", "0123", "please", "now"])]
-    words, spans = Gate().final(heard)
+    words, spans = Gate().final(heard, 0.0, 2.9)
     sound = np.random.default_rng(3).normal(0, 0.1, 3 * RATE).astype(np.float32)
     kept = Kept(tmp_path / "audio", 30, Meter())
-    name = kept.put("s/1", "a", lambda: sound, 0.0, words, spans, 1000.0)
+    name = kept.put("s/1", "a", lambda: sound, 0.0, words, spans, True, 1000.0)
     kept.close()
     path = tmp_path / "audio" / name
     assert path.stat().st_mode & 0o777 == 0o600 and name == "0000001000000-s_1-a.wav"
@@ -85,14 +86,14 @@ def test_audio_goes_with_its_days_with_what_is_too_much_and_when_a_session_is_fo
     kept = Kept(tmp_path, 2, meter, bytes_max=150_000)
     words = [Word("hello", 0.0, 1.0)]
     for n in range(3):
-        kept.put(f"s{n % 2}", f"g{n}", lambda: sound, 0.0, words, [], 100 * DAY + n)
+        kept.put(f"s{n % 2}", f"g{n}", lambda: sound, 0.0, words, [], True, 100 * DAY + n)
     kept.close()
     assert forget(tmp_path, "s0".__eq__) == 2
     assert [name.split("-")[1] for name in os.listdir(tmp_path)] == ["s1"]
     kept = Kept(tmp_path, 2, meter, bytes_max=150_000)
     (tmp_path / "note.txt").write_text("not ours")
     for n in range(9):
-        kept.put("s2", f"g{n}", lambda: sound, 0.0, words, [], 101 * DAY + n)
+        kept.put("s2", f"g{n}", lambda: sound, 0.0, words, [], True, 101 * DAY + n)
     kept.close()
     assert forget(tmp_path, "nobody".__eq__) == 0
     assert sorted(name.split("-")[2] for name in os.listdir(tmp_path) if name != "note.txt") == [
@@ -106,8 +107,8 @@ def test_a_disk_that_takes_nothing_costs_the_audio_and_is_counted(tmp_path: Path
     (tmp_path / "file").write_text("")
     meter = Meter()
     kept = Kept(tmp_path / "file" / "below", 1, meter)
-    kept.put("s", "g", lambda: np.zeros(9, np.float32), 0.0, [Word("a", 0, 1)], [], 0.0)
-    assert kept.put("s", "h", lambda: np.zeros(9, np.float32), 0.0, [], [], 0.0) == "", (
+    kept.put("s", "g", lambda: np.zeros(9, np.float32), 0.0, [Word("a", 0, 1)], [], True, 0.0)
+    assert kept.put("s", "h", lambda: np.zeros(9, np.float32), 0.0, [], [], True, 0.0) == "", (
         "no words: nobody knows what is in it"
     )
     kept.close()

@@ -10,8 +10,9 @@ from millstream.flows.speech.cut import Ended
 from millstream.flows.speech.recognise import BEAM, FINAL, WINDOW_S, Asker, Windowed, dreamt, heard_words
 from millstream.flows.speech.settings import Profile
 from millstream.flows.speech.walk import Ribbon
-from millstream.models.speech.heard import Heard, HeardWord
+from millstream.models.speech.heard import Heard, HeardWord, told
 from millstream.spoken import written
+from millstream.types import Output
 
 SENTENCE = " ".join(DIGITS * 5)
 
@@ -68,6 +69,47 @@ def test_what_was_heard_in_a_pause_is_the_final_text_if_nobody_speaks_on():
     assert asyncio.run(run(0)) == [(BEAM, FINAL)]
     assert asyncio.run(run(RATE * 3)) == [(BEAM, FINAL)] * 2, "somebody spoke on"
     assert asyncio.run(run(0, "length")) == [(BEAM, FINAL)] * 2, "its audio ends elsewhere"
+
+
+def said(text, each, timed):
+    """What is heard of a text with words of so many seconds each."""
+    words = [HeardWord(word, n * each, (n + 1) * each, 0.9) for n, word in enumerate(text.split())]
+    return Heard(words, "en", timed=timed)
+
+
+def ended(answers, seconds=4, step=1):
+    """The final text where a recogniser answers so, one step after the other and then for good."""
+
+    async def run():
+        waiting = list(answers)
+
+        async def submit(request):
+            return Output({"heard": np.array([told(waiting.pop(0))], object)}, "fake", "1")
+
+        segment, ribbon, end = Windowed(Asker(submit, "fake"), Profile(look_ahead_ms=0), 0), Ribbon(), seconds * RATE
+        ribbon.append(np.zeros(end, "f4"))
+        for n in range(1, len(answers)):
+            await segment.step(ribbon.cut, n * step * RATE)
+        return await segment.final(ribbon.cut, Ended(end, 0, 0, end, end, end, "silence"))
+
+    return asyncio.run(run())
+
+
+def test_times_are_measured_where_the_final_hearing_begins_with_the_stable_words():
+    guesses = [said("my pin is four eight", 0.1, False)] * 2
+    same = ended([*guesses, said("My pin is four eight two", 0.5, True)])
+    assert (written(same.words), same.words[3].start, same.timed) == ("my pin is four eight two", 1.5, True)
+    other = ended([*guesses, said("my bin is four eight two", 0.5, True)])
+    assert (written(other.words), other.words[3].start, other.timed) == ("my pin is four eight two", 0.3, False)
+    assert not ended([*guesses, said("my pin is four eight two", 0.5, False)]).timed, "by its own word"
+
+
+def test_times_of_words_before_the_window_are_measured_where_their_step_was():
+    text = "my pin is four eight two"
+    for timed in (True, False):
+        steps = [said(text, 0.5, False), said(text, 0.5, timed)]  # the second one's window is cut
+        final = ended([*steps, said("one now", 0.5, True)], seconds=9, step=3)
+        assert (written(final.words), final.timed) == ("my pin is four eight two one now", timed)
 
 
 def test_words_have_times_of_the_session():

@@ -25,6 +25,7 @@ from speech_house import (
 
 from millstream import errors
 from millstream.clock import FakeClock
+from millstream.flows.speech.wiring import OpenGate
 from millstream.flows.speech.words import Gate
 from millstream.spoken import Ack, Edit, Edited, End, Ready, Segment, Start, Trouble, Vad, Word, written
 
@@ -527,11 +528,11 @@ def test_an_edit_is_a_message_of_its_own_and_the_text_that_was_heard_stays():
 class Masking:
     """A gate that lets no "seven" through and holds back the last word of a partial."""
 
-    def partial(self, words, stable):
+    def partial(self, words, stable, onset):
         kept = words[:-1]
         return self.masked(kept), min(stable, len(kept))
 
-    def final(self, words):
+    def final(self, words, onset, end):
         return self.masked(words), [(word.start, word.end) for word in words if word.text == "seven"]
 
     def masked(self, words):
@@ -564,6 +565,28 @@ def test_all_words_pass_the_gate_and_who_looks_on_is_told_what_must_not_be_kept(
     at = [int((second - looks[1].first_s) * RATE) for second in (begin, end)]
     loud = np.abs(looks[1].audio()) > 0.01
     assert loud[at[0] + 200 : at[1] - 200].mean() > 0.9 and loud[: at[0] - 200].mean() < 0.1
+
+
+@pytest.mark.parametrize("script", [SCRIPT, STREAM])
+def test_the_gate_is_told_where_the_speech_of_a_segment_is_and_not_where_its_words_are(script):
+    onsets, ends = {}, []
+
+    class Asked(OpenGate):
+        def partial(self, words, stable, onset):
+            onsets.setdefault(len(ends), set()).add(onset)
+            return super().partial(words, stable, onset)
+
+        def final(self, words, onset, end):
+            onsets.setdefault(len(ends), set()).add(onset)
+            ends.append(end)
+            return super().final(words, onset, end)
+
+    async def whole():
+        return await said(live(Desk(script), gate=Asked), DATA)
+
+    segments = finals(run(whole()))
+    assert [onsets[n] for n in range(3)] == [{one.start} for one in segments], "one for all of its partials"
+    assert ends == [one.end for one in segments]
 
 
 def test_a_name_that_a_person_gives_passes_the_gate_too():
@@ -615,7 +638,7 @@ def test_who_looks_on_and_fails_ends_nothing():
 
 def test_a_part_that_fails_ends_its_session_in_words():
     class Broken(Masking):
-        def final(self, words):
+        def final(self, words, onset, end):
             raise RuntimeError("boom")
 
     async def whole():

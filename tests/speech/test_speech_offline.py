@@ -13,8 +13,10 @@ from sound_files import encoded, wav
 from millstream.app.transcribing import Source, offline
 from millstream.errors import BadInput, Failed, Misconfigured, NotFound
 from millstream.flows.speech.offline import Offline, Walk
+from millstream.flows.speech.recognise import FINAL, FINAL_TIMEOUT_S, STEP
 from millstream.flows.speech.settings import Profile
 from millstream.flows.speech.wiring import OpenGate
+from millstream.flows.speech.words.gate import Gate
 
 ONE, TWO = "alpha bravo charlie", "delta echo"
 
@@ -169,6 +171,25 @@ def test_each_channel_is_a_speaker_by_itself(folder, tmp_path):
     ]  # fmt: skip
 
 
+def test_a_number_goes_on_in_its_own_channel_whatever_is_said_on_another(folder, tmp_path):
+    means = {"alpha": "pin", "bravo": "four", "charlie": "two", "golf": "nine", "delta": "four", "echo": "thanks"}
+
+    class Dictated(Gate):
+        def final(self, words, onset, end):
+            return super().final([msgspec.structs.replace(one, text=means[one.text]) for one in words], onset, end)
+
+    one, other = said(ONE, "golf echo"), said(TWO, pause_s=2.5)
+    both = np.zeros((max(len(one), len(other)), 2))
+    both[: len(one), 0], both[: len(other), 1] = one, other
+    path = wav(tmp_path / "a.wav", both)
+
+    async def work(through):
+        of = Offline(replace(through.wiring, gate=Dictated), through.profile)
+        return await of.transcribe(path, "a", split=True)
+
+    assert texts(run(folder, work)) == ["pin [ID]", "four thanks", "[ID] thanks"]
+
+
 def test_voices_are_told_apart_and_the_last_word_counts(folder, tmp_path):
     """An embedding that tells low from high tones: two speakers in turn."""
     low, high = "alpha bravo alpha bravo alpha bravo alpha bravo", "golf hotel golf hotel golf hotel golf hotel"
@@ -204,13 +225,13 @@ def test_a_recording_that_ends_in_a_word_has_it(folder, tmp_path):
 def test_what_is_personal_goes_no_further(folder, tmp_path):
     path, seen = wav(tmp_path / "a.wav", said(ONE, TWO)), []
 
-    class Gate(OpenGate):
-        def final(self, words):
+    class Masking(OpenGate):
+        def final(self, words, onset, end):
             seen.extend(words)
             return [msgspec.structs.replace(word, text="[X]") if word.text == "echo" else word for word in words], []
 
     async def work(through):
-        return await Offline(replace(through.wiring, gate=Gate), through.profile).transcribe(path, "a")
+        return await Offline(replace(through.wiring, gate=Masking), through.profile).transcribe(path, "a")
 
     assert texts(run(folder, work)) == [ONE, "delta [X]"]
     assert [word.text for word in seen] == [*ONE.split(), *TWO.split()]  # in the order of the audio
@@ -255,6 +276,26 @@ def test_a_streaming_recogniser_is_asked_in_sessions_of_length_one(tmp_path):
     folder = models(tmp_path / "models", msgspec.structs.replace(TONES, kind="streaming"))
     path = wav(tmp_path / "a.wav", said(ONE, TWO))
     assert texts(run(folder, lambda through: through.transcribe(path, "a"))) == [ONE, TWO]
+
+
+@pytest.mark.parametrize("kind", ["windowed", "streaming"])
+def test_live_speech_goes_before_recordings_which_wait_for_long(tmp_path, kind):
+    folder = models(tmp_path / "models", msgspec.structs.replace(TONES, kind=kind))
+    path = wav(tmp_path / "a.wav", said(ONE, TWO))
+
+    async def work(through):
+        asked = []
+
+        def submit(request):
+            asked.append((request.priority, request.timeout_s))
+            return through.wiring.submit(request)
+
+        await Offline(replace(through.wiring, submit=submit), through.profile).transcribe(path, "a")
+        return asked
+
+    asked = run(folder, work)
+    assert len(asked) == 2
+    assert all(priority > max(STEP, FINAL) and timeout_s > FINAL_TIMEOUT_S for priority, timeout_s in asked)
 
 
 def test_long_speech_is_cut_and_no_word_is_lost(folder, tmp_path):

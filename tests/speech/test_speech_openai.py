@@ -78,6 +78,7 @@ def test_verbose_json_has_what_was_asked_for():
     first, second = told["segments"]
     assert first["text"] == " Hello world." and (first["start"], first["end"]) == (0.5, 1.5)
     assert first["avg_logprob"] == pytest.approx(-0.6931, abs=1e-3) and second["avg_logprob"] == 0
+    assert json.loads(answer(form, HAN, "zh", 2.0)[1])["segments"][0]["avg_logprob"] == 0, "no confidence was told"
     words = Form(model="x", response_format="verbose_json", timestamp_granularities=["word"])
     only = json.loads(answer(words, [HELLO], "xx", 5.2)[1])
     assert "segments" not in only and only["language"] == "xx"

@@ -133,6 +133,7 @@ def test_times_are_in_order_and_within_the_audio(made, stamps):
         assert times == sorted(times)
         assert all(0 <= time <= 1.7 * (seed + 1) + 1e-3 for time in times)
         assert all(0 <= word.confidence <= 1 for word in heard.words)
+        assert heard.timed is stamps, "else they are guesses"
 
 
 def test_nothing_is_said_of_no_audio(made):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millstream.flows.speech.words.gate import PAUSE_S, Gate
+from millstream.flows.speech.words.gate import PAUSE_S, Gate, Span
 from millstream.guard import spoken_numbers
 from millstream.guard.pii import redact
 from millstream.spoken import Word, written
@@ -32,8 +32,18 @@ def heard(text: str, start: float = 0.0, zh: bool = False) -> list[Word]:
     return [Word(one, start + i / 3, start + i / 3 + 0.3, 0.9, space=not zh) for i, one in enumerate(parts)]
 
 
+def _final(gate: Gate, words: list[Word]) -> tuple[list[Word], list[Span]]:
+    """Of a segment whose speech is where its words are."""
+    return gate.final(words, words[0].start if words else 0.0, words[-1].end if words else 0.0)
+
+
+def _partial(gate: Gate, words: list[Word], stable: int) -> tuple[list[Word], int]:
+    """As `_final`."""
+    return gate.partial(words, stable, words[0].start if words else 0.0)
+
+
 def said(text: str, zh: bool = False) -> str:
-    return written(Gate().final(heard(text, zh=zh))[0])
+    return written(_final(Gate(), heard(text, zh=zh))[0])
 
 
 def digits_of(words: list[Word]) -> list[str]:
@@ -62,6 +72,8 @@ def digits_of(words: list[Word]) -> list[str]:
         ("it's j o h n at q q dot com then", "it's [EMAIL] then"),
         ("mail john.smith@gmail.com.", "mail [EMAIL]."),
         ("contact anna at acme.com now", "contact [EMAIL] now"),
+        ("call me at ٤١٥ ٥٥٥ ٠١٢٣ please", "call me at [PHONE] please"),
+        ("it is ४१५-५५५-०१२३, thanks", "it is [PHONE], thanks"),
     ],
 )  # fmt: skip
 def test_what_is_personal_in_english(text: str, shown: str) -> None:
@@ -83,7 +95,7 @@ def test_what_is_personal_in_english(text: str, shown: str) -> None:
 )
 def test_what_is_personal_in_chinese(text: str, shown: str) -> None:
     assert said(text, zh=True) == shown
-    whole = Gate().final([Word(text, 0.0, 5.0, space=False)])
+    whole = _final(Gate(), [Word(text, 0.0, 5.0, space=False)])
     assert written(whole[0]) == shown, "all as one word"
 
 
@@ -102,9 +114,9 @@ def test_what_is_personal_in_chinese(text: str, shown: str) -> None:
 )  # fmt: skip
 def test_everything_else_comes_out_as_it_was(text: str) -> None:
     words = heard(text, zh=ord(text[0]) > 0x3000)
-    shown, spans = Gate().final(words)
+    shown, spans = _final(Gate(), words)
     assert shown == words and spans == []
-    assert Gate().partial(words, len(words))[0] == words or "…" in written(Gate().partial(words, len(words))[0])
+    assert _partial(Gate(), words, len(words))[0] == words or "…" in written(_partial(Gate(), words, len(words))[0])
 
 
 def test_transcripts_of_real_clips_come_out_as_they_were(audio: Path | None) -> None:
@@ -119,7 +131,7 @@ def test_transcripts_of_real_clips_come_out_as_they_were(audio: Path | None) -> 
 
 def test_a_masked_run_is_one_word_with_its_times_and_a_span() -> None:
     words = heard("so 415 555 0123 okay")
-    shown, spans = Gate().final(words)
+    shown, spans = _final(Gate(), words)
     assert [one.text for one in shown] == ["so", "[PHONE]", "okay"]
     assert (shown[1].start, shown[1].end) == spans[0] == (words[1].start, words[3].end)
 
@@ -158,19 +170,19 @@ def test_no_partial_ever_shows_a_digit_of_a_number_that_the_final_masks(spoken, 
     text = [*before, *number, *behind]
     words = heard(" ".join(text))
     gate, stable, shown_stable = Gate(), 0, []
-    allowed = digits_of(Gate().final(words)[0])
+    allowed = digits_of(_final(Gate(), words)[0])
     for upto in range(1, len(words) + 1):
         stable = data.draw(st.integers(stable, upto))
         wrong = data.draw(st.lists(st.sampled_from([*ONES, *PLAIN, "415", "0123"]), max_size=4))
         tail = heard(" ".join(wrong), words[stable].start if stable < len(words) else 0.0) if wrong else []
         for guess in (words[:upto], [*words[:stable], *tail]):
-            shown, firm = gate.partial(guess, stable)
+            shown, firm = _partial(gate, guess, stable)
             assert [one.text for one in shown[: len(shown_stable)]] == [one.text for one in shown_stable]
             assert firm >= len(shown_stable), "stable words do not become fewer"
             shown_stable = shown[:firm]
             assert len(digits_of(shown)) <= len(allowed)
             assert digits_of(shown[firm:]) == [], "of what is not decided no digit is shown"
-    final, _ = gate.final(words)
+    final, _ = _final(gate, words)
     assert [one.text for one in final[: len(shown_stable)]] == [one.text for one in shown_stable]
     if not _counting(number):
         assert digits_of(final) == digits_of(heard(" ".join([*before, *behind])))
@@ -180,10 +192,10 @@ def test_no_partial_ever_shows_a_digit_of_a_number_that_the_final_masks(spoken, 
 @given(st.lists(st.sampled_from(ANY), max_size=25))
 def test_stable_words_never_change_and_the_final_begins_with_them(text) -> None:
     words = heard(" ".join(text))
-    final = [one.text for one in Gate().final(words)[0]]
+    final = [one.text for one in _final(Gate(), words)[0]]
     gate, before = Gate(), []
     for stable in range(len(words) + 1):
-        shown, firm = gate.partial(words, stable)
+        shown, firm = _partial(gate, words, stable)
         now = [one.text for one in shown[:firm]]
         assert now[: len(before)] == before and final[: len(now)] == now, (text, stable, now, final)
         assert all("…" not in one for one in now)
@@ -194,10 +206,10 @@ def test_stable_words_never_change_and_the_final_begins_with_them(text) -> None:
 @given(st.text("一二三四五六七八九零幺两十百千万电话卡号是的我们个点a@.com ，0123456789第起", max_size=40), st.data())
 def test_stable_characters_never_change_in_chinese(text, data) -> None:
     words = [Word(part, i / 3, i / 3 + 0.3, space=False) for i, part in enumerate(re.findall(r"\S{1,2}", text))]
-    final = [one.text for one in Gate().final(words)[0]]
+    final = [one.text for one in _final(Gate(), words)[0]]
     gate, before = Gate(), []
     for stable in range(len(words) + 1):
-        shown, firm = gate.partial(words, stable)
+        shown, firm = _partial(gate, words, stable)
         now = [one.text for one in shown[:firm]]
         assert now[: len(before)] == before and final[: len(now)] == now, (words, stable, now, final)
         before = now
@@ -219,8 +231,8 @@ def test_a_number_over_several_segments_is_masked_in_each(spoken, cuts) -> None:
         segment = words[start:stop]
         mine = [word.text for word in segment[max(0, first - start) : max(0, last - start)] if word.text not in FILL]
         for upto in range(1, len(segment) + 1):
-            gate.partial(segment[:upto], upto)
-        shown, _ = gate.final(segment)
+            _partial(gate, segment[:upto], upto)
+        shown, _ = _final(gate, segment)
         others = digits_of([word for i, word in enumerate(segment, start) if not first <= i < last])
         more = len(digits_of(shown)) - len(others)
         leaked += max(0, more)
@@ -231,18 +243,44 @@ def test_a_number_over_several_segments_is_masked_in_each(spoken, cuts) -> None:
 
 def test_a_number_that_was_announced_shows_no_digit_before_the_pause_either() -> None:
     gate = Gate()
-    assert written(gate.final(heard("my phone number is four"))[0]) == "my phone number is [PHONE]"
-    assert written(gate.final(heard("one five five five five oh one two three thanks", 3.0))[0]) == "[PHONE] thanks"
-    assert written(gate.final(heard("two of us", 3.0 + 4 + 2 * PAUSE_S))[0]) == "two of us"
+    assert written(_final(gate, heard("my phone number is four"))[0]) == "my phone number is [PHONE]"
+    assert written(_final(gate, heard("one five five five five oh one two three thanks", 3.0))[0]) == "[PHONE] thanks"
+    assert written(_final(gate, heard("two of us", 3.0 + 4 + 2 * PAUSE_S))[0]) == "two of us"
     gate = Gate()
-    assert written(gate.final(heard("the pin is four eight"))[0]) == "the pin is [ID]"
-    assert written(gate.final(heard("two one thanks", 3.0))[0]) == "[ID] thanks"
+    assert written(_final(gate, heard("the pin is four eight"))[0]) == "the pin is [ID]"
+    assert written(_final(gate, heard("two one thanks", 3.0))[0]) == "[ID] thanks"
+
+
+@pytest.mark.parametrize("between", ["um", "okay", "嗯", "um okay yes"])
+def test_who_says_okay_between_two_parts_of_a_number_ends_it_not(between: str) -> None:
+    gate = Gate()
+    assert written(_final(gate, heard("the pin is four eight"))[0]) == "the pin is [ID]"
+    assert written(_final(gate, heard(between, 2.0))[0]) == between
+    assert written(_final(gate, heard("two one thanks", 4.0))[0]) == "[ID] thanks"
+    gate = Gate()
+    _final(gate, heard("so zero zero"))
+    _final(gate, heard(between, 2.0))
+    assert written(_final(gate, heard("zero zero one zero zero so", 4.0))[0]) == "[PHONE] so"
+
+
+@pytest.mark.parametrize(("onset", "shown"), [(6.5, "[ID] thanks"), (6.8, "two one thanks")])
+def test_how_long_the_pause_was_is_the_same_for_partials_and_the_final_whatever_times_words_have(
+    onset: float, shown: str
+) -> None:
+    """Words of a hypothesis have times that are guesses."""
+    gate = Gate()
+    gate.final(heard("the pin is four eight"), 0.0, 1.65)
+    for guess in (onset - 1.0, onset + 1.0):
+        words = heard("two one thanks", guess)
+        told, stable = gate.partial(words, 3, onset)
+        assert (written(told), stable) == (shown, len(told) - 1), "an address may begin with the last word"
+    assert written(gate.final(heard("two one thanks", onset + 0.1), onset, onset + 1)[0]) == shown
 
 
 def test_an_address_over_two_segments() -> None:
     gate = Gate()
-    gate.final(heard("write to me it's john"))
-    assert written(gate.final(heard("at gmail dot com okay", 3.0))[0]) == "[EMAIL] okay"
+    _final(gate, heard("write to me it's john"))
+    assert written(_final(gate, heard("at gmail dot com okay", 3.0))[0]) == "[EMAIL] okay"
 
 
 @given(st.text("four 415-5550123@.comat dot一三八零号 电话x", max_size=60))
@@ -251,18 +289,18 @@ def test_nothing_is_left_that_the_log_would_mask_and_twice_is_as_once(text) -> N
     once = gate.edit(text)
     assert redact(once) == once
     words = heard(text)
-    shown = Gate().final(words)[0]
+    shown = _final(Gate(), words)[0]
     assert redact(written(shown)) == written(shown)
 
 
 def test_a_session_that_is_gone_on_with_masks_as_if_it_had_not_been_interrupted_and_keeps_no_digit() -> None:
     gate, again = Gate(), Gate()
-    gate.final(heard("my card number is four one one one"))
+    _final(gate, heard("my card number is four one one one"))
     saved = gate.save()
     assert not re.search("four|one|4|1{2}", str(saved["before"]))
     again.restore(saved)
     more = heard("one one one one thank you", 2.0)
-    assert again.final(more) == gate.final(more)
+    assert _final(again, more) == _final(gate, more)
 
 
 def test_what_a_person_writes_passes_the_same_gate() -> None:

@@ -103,7 +103,8 @@ class Hearing:
             raise Misconfigured(f"[speech] with recogniser {self.model!r}: {error}") from None
         if embed is not None:
             cost = replace(cost, voices_s=await voiced(embed, HERE, WINDOW / RATE, HOP / RATE))
-        room = settings.sessions_max or follows(settings.profile_of(""), cost, cores() / self._at.settings.workers)
+        config, cpus = engine.config(self.model), cores() / self._at.settings.workers
+        room = settings.sessions_max or follows(settings.profile_of(""), cost, cpus)
         self._refuse(cost)
         wiring = Wiring(
             submit=engine.submit,
@@ -114,17 +115,20 @@ class Hearing:
             streaming=streaming,
             fills=fills,
             embed=embed,
+            voice_model=self._voice,
             gate=Gate,
             speakers=self._speakers,
             look=self._looking,
             edited=self._looking.edited,
         )
-        self._live = Live(settings, wiring, self._versions, room, self._at.folder / "state" / "speech")
-        self._offline = Offline(wiring)
+        folder = self._at.folder / "state" / "speech"
+        self._live = Live(settings, wiring, self._versions, room, folder, config.sessions)
+        # One instance stays with live speech, where there are several: a segment of a recording takes one for long.
+        self._offline = Offline(wiring, at_once=max(1, min(config.instances, int(cpus)) - 1))
         self._tidying = asyncio.create_task(self._tidy(self._live))
         logger.info(
             "speech: %s takes %.0f ms for a hypothesis and %.0f ms for %g s of final text; %d sessions at once here",
-            self.model, cost.step_s * 1000, cost.final_s * 1000, cost.segment_s, room,
+            self.model, cost.step_s * 1000, cost.final_s * 1000, cost.segment_s, self._live.room,
         )  # fmt: skip
 
     def hides(self, model: str) -> bool:
@@ -139,8 +143,12 @@ class Hearing:
             raise BadInput(f"profile {start.profile!r} is not offered here: {why}")
         start = replace(start, user=pseudonym(start.user))
         session = await live.open(start, owner, key)
-        if start.user and not start.resume_token and self._served is not None:
-            await self._served.append(self._whose(session, start.user))
+        try:
+            if start.user and not start.resume_token and self._served is not None:
+                await self._served.append(self._whose(session, start.user))
+        except BaseException:
+            await session.close()
+            raise
         return Hearer(self, session, owner)
 
     def _whose(self, session: Session, user: str) -> Served:
@@ -175,8 +183,8 @@ class Hearing:
             )  # fmt: skip
         finally:
             self._recordings -= 1
-        answer = openai.answer, form, made.lines, made.language, made.seconds, made.who
-        kind, content = await asyncio.to_thread(*answer)  # a long one takes seconds
+        # Beside the event loop: a long one takes seconds.
+        kind, content = await asyncio.to_thread(openai.answer, form, made.lines, made.language, made.seconds, made.who)
         return Transcribed(content, kind)
 
     async def close(self) -> None:

@@ -4,6 +4,7 @@ Rules of the room:
 - The file is written aside and renamed, read once and deleted. One that cannot be read is said and left aside.
 - A session goes on only on the very version that it began with; any other would misread its state.
 - What a session was last answered goes with it, so that a client may retry the step that the end fell into.
+- Of recognisers nothing is written: their answers and their state are what people said, numbers and addresses too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from millstream import errors
 from millstream.engine.lane import Lane
 from millstream.engine.route import Arm
 from millstream.engine.session import Session, Sessions
+from millstream.models.speech.tensors import hears
 from millstream.types import Array, Output, Turn
 
 log = logging.getLogger(__name__)
@@ -61,8 +63,11 @@ class _AnyHandOver(msgspec.Struct):
 
 
 def write(path: Path, sessions: Sessions) -> None:
-    """Write every open session; none: no file. A disk that cannot take it loses the sessions, which is said."""
-    handed = [_handed(session) for session in sessions]
+    """Write every open session but those of recognisers; none: no file. A disk that cannot take it loses the sessions,
+    which is said."""
+    handed = [_handed(session) for session in sessions if not _hears(session.lane)]
+    if ended := len(sessions) - len(handed):
+        log.info("%d sessions of recognisers end with this process: what people said is not written", ended)
     if not handed:
         return
     aside = path.with_suffix(".aside")
@@ -130,6 +135,10 @@ def _handed(session: Session) -> _Handed:
         answer=_packed(last.outputs) if last else None,
         state=_packed(slots.save(session.slot)) if slots is not None else {},
     )
+
+
+def _hears(lane: Lane) -> bool:
+    return hears({spec.name for spec in lane.inputs}, lane.names)
 
 
 def _take(handed: _Handed, sessions: Sessions, lane: Lane, now: float) -> None:

@@ -3,7 +3,8 @@
 Rules of the room:
 - What has a checksum must pass it (card, resident ID, IBAN); what has none must be *written* like what it is, or follow
   a word that says so ("call", "电话"). A bare run of digits is an order, a time or a price, and stays.
-- Matching sees full-width forms and odd dashes as their ASCII twins; the text around a match is kept as it was.
+- Matching sees full-width forms, odd dashes and the digits of every script as their ASCII twins; the text around a
+  match is kept as it was.
 - Time is linear in the text. A pattern is tried only on at most seven neighbouring runs of digits, or around one `@`.
 - `redact(redact(x)) == redact(x)`: a label is a wall that no match and no word of context crosses.
 - Not found: names, places, addresses, passports, quoted local parts, spelled-out forms ("a at b dot c").
@@ -14,6 +15,7 @@ Sources: ISO/IEC 7812 (cards, Luhn), GB 11643-1999 (resident ID), ISO 13616 (IBA
 from __future__ import annotations
 
 import re
+import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from datetime import date
@@ -29,7 +31,8 @@ Span = tuple[int, int, str]
 """Start, end (exclusive) and label of something personal."""
 
 _LABEL = re.compile(r"\[(?:PHONE|EMAIL|ID|CARD|IBAN)(?:#[0-9a-f]{12})?\]")
-_WORTH_A_LOOK = re.compile(r"[0-9０-９](?:[^0-9０-９]{0,3}[0-9０-９]){6}")
+_WORTH_A_LOOK = re.compile(r"\d(?:\D{0,3}\d){6}")
+_OTHER_DIGIT = re.compile(r"[^\D0-9]")  # of other scripts: Arabic, Devanagari ...
 _PLAIN = {0xFEE0 + code: code for code in range(0x21, 0x7F)}  # full-width forms, U+FF01 to U+FF5E
 _PLAIN |= dict.fromkeys((0x00A0, 0x2007, 0x2009, 0x202F, 0x3000), 0x20)
 _PLAIN |= dict.fromkeys((0x2010, 0x2011, 0x2012, 0x2013, 0x2014, 0x2212), 0x2D)
@@ -79,8 +82,10 @@ _remembered = lru_cache(maxsize=65_536)(_pseudonym)
 
 
 def plain(text: str) -> str:
-    """As long as `text`, with full-width forms and odd dashes and spaces as their ASCII twins."""
-    return text if text.isascii() else text.translate(_PLAIN)
+    """As long as `text`, with full-width forms, odd dashes and spaces and all decimal digits as their ASCII twins."""
+    if text.isascii():
+        return text
+    return _OTHER_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text.translate(_PLAIN))
 
 
 def personal(text: str) -> Iterator[Span]:

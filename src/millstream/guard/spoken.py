@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 
 from millstream.guard.pii import personal, plain
 from millstream.guard.spoken_mail import begins, mails, undecided, unsaid
-from millstream.guard.spoken_numbers import Run, Token, gap, runs, tokens, words
+from millstream.guard.spoken_numbers import GAPS_MAX, Run, Token, gap, runs, tokens, words
 
 CONTEXT: Final = 48
 """Characters before a number in which something may announce it."""
@@ -106,6 +106,8 @@ def read(
     limit = len(of) if ended else undecided(of, behind.word)
     last = Behind(0, False, begins(of, len(of)) < len(of))
     said = next((number for number, token in enumerate(of) if not gap(token)), len(of))
+    if said == len(of) <= GAPS_MAX:  # an "okay" by itself, and the number goes on behind it
+        last = Behind(behind.digits, behind.masked, last.word)
     for run in numbers:
         if run.open and not ended:
             limit = min(limit, run.first)

@@ -50,10 +50,10 @@ def behind(stable: Sequence[Word], words: Sequence[Word]) -> list[Word]:
     return list(words[first:])
 
 
-def timed(stable: Sequence[Word], words: Sequence[Word]) -> list[Word]:
-    """Stable words with the times of a later hearing, where that begins with the same words."""
+def timed(stable: Sequence[Word], words: Sequence[Word]) -> list[Word] | None:
+    """Stable words with the times of a later hearing; None: that does not begin with the same words."""
     if [key(word) for word in words[: len(stable)]] != [key(word) for word in stable]:
-        return list(stable)
+        return None
     return [
         replace(word, start=again.start, end=again.end, confidence=again.confidence)
         for word, again in zip(stable, words, strict=False)
@@ -87,9 +87,13 @@ class Agreement:
             *(replace(whole[n], stability=self._share(n)) for n in range(len(self.stable), len(whole))),
         ]
 
-    def retime(self, words: Sequence[Word], known: int) -> None:
-        """Give the stable words behind the first `known` the times of this hypothesis, which begins with them."""
-        self.stable[known:] = timed(self.stable[known:], words)
+    def retime(self, words: Sequence[Word], known: int) -> bool:
+        """Give the stable words behind the first `known` the times of this hypothesis; False: it does not begin with
+        them, and they keep theirs."""
+        again = timed(self.stable[known:], words)
+        if again is not None:
+            self.stable[known:] = again
+        return again is not None
 
     def _share(self, n: int) -> float:
         mine = self._past[-1][1][n]

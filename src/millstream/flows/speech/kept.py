@@ -1,8 +1,8 @@
 """Audio of segments that a person should look at, without what is personal: FOLDER/MILLISECONDS-SESSION-SEGMENT.wav.
 
 Rules of the room:
-- Audio is kept only where it is known what was said in it: not of a segment whose words could not be had, and not where
-  the times of what was masked cannot be trusted (words/mute.py).
+- Audio is kept only where it is known what was said in it: not of a segment whose words could not be had or are missing
+  (look.py), and not where the times of what was masked cannot be trusted (words/mute.py).
 - A file is never there with what is muted in it: it is muted in memory, written aside and renamed.
 - Nothing stays longer than its days, nor more than BYTES_MAX in all; the oldest go first. A session's go with `forget`.
 - Who looks on holds nobody up: files are written by a thread, and of more than WAITING_MAX that wait none is kept.
@@ -61,11 +61,13 @@ class Kept:
         begin: float,
         words: Sequence[Word],
         spans: Sequence[Span],
+        timed: bool,
         now: float,
     ) -> str:
         """Keep a segment's audio: float32 mono at RATE that begins at `begin` seconds of the session, whose final
-        `words` were masked at `spans`. The file's name, "" where none is kept. It is there a little later."""
-        if not words or droppable(words, spans) or not self._room.acquire(blocking=False):
+        `words` were masked at `spans`; `timed`: whether the times of all of them were measured. The file's name, ""
+        where none is kept. It is there a little later."""
+        if not words or droppable(words, spans, timed) or not self._room.acquire(blocking=False):
             self._dropped.add()
             return ""
         name = f"{round(now * 1000):013d}-{_plain(session)}-{_plain(segment)}.wav"

@@ -36,6 +36,8 @@ THIN_ELSE: Final = 4.0
 SPEECH_S_MIN: Final = 2.0
 """Less speech says nothing about its pace."""
 AN_HOUR: Final = 60
+GAPS: Final = frozenset(("speech-failed", "speech-loop", "speech-thin"))
+"""Reasons by which something was said that stands in no text: so nobody knows what would have to be muted."""
 VOICE: Final = 0.55
 """Score of a speaker under which the voice might as well be another one's."""
 LANGUAGES_MAX: Final = 32
@@ -49,7 +51,8 @@ log = logging.getLogger(__name__)
 
 class Signs(msgspec.Struct, frozen=True):
     """What can be seen of a final text. `pace`: characters a second of speech; `repeated`: share of words that repeat
-    what stands right before; `confidence`: mean over words; `loop`: the recogniser lost its place."""
+    what stands right before; `confidence`: mean over words, 0 where the recogniser tells none; `loop`: the recogniser
+    lost its place."""
 
     characters: int = 0
     words: int = 0
@@ -134,7 +137,7 @@ class Look:
         self._count(found, settling, language)
         why = reason(found, settling, language)
         if why is not None and settling.told and self._put is not None and self._room():
-            self._put(self._review(settling, found, why, self._keep(settling, words)))
+            self._put(self._review(settling, found, why, self._keep(settling, words, why)))
 
     def edited(self, session: str, told: Edited) -> None:
         """Put up what a person made of a final text: where the recogniser was wrong, as people say."""
@@ -162,13 +165,13 @@ class Look:
         self._reviews.add()
         return True
 
-    def _keep(self, settling: Settling, words: Sequence[Word]) -> str:
+    def _keep(self, settling: Settling, words: Sequence[Word], why: Why) -> str:
         """Keep its audio, where it is known what was said in it; the name of the file, or ""."""
-        if self._kept is None or settling.heard.problem:
+        if self._kept is None or why.reason in GAPS:
             return ""
         return self._kept.put(
             settling.session, settling.told[0].id, settling.audio, settling.first_s, words, settling.spans,
-            self._clock.now(),
+            settling.heard.timed, self._clock.now(),
         )  # fmt: skip
 
     def _count(self, found: Signs, settling: Settling, language: str) -> None:
@@ -222,7 +225,7 @@ def reason(found: Signs, settling: Settling, language: str) -> Why | None:
     if found.words and settling.speech_s >= SPEECH_S_MIN and found.pace < least:
         said = f"{found.pace:.1f} characters a second of speech, where {least:g} is little"
         return Why("speech-thin", min(1.0, 1.0 - found.pace / (2 * least)), said)
-    if found.words and found.confidence < UNSURE:
+    if 0 < found.confidence < UNSURE:
         said = f"the mean confidence of its words is {found.confidence:.2f}"
         return Why("speech-unsure", 1.0 - found.confidence, said)
     if any(one.speaker.overlap for one in settling.told):

@@ -5,6 +5,7 @@ Rules of the room:
   text is made. There are no steps, so nothing is said twice.
 - Segments of all recordings are asked for side by side, AT_ONCE of them; the engine makes batches of what is alike in
   length. A recording waits for room before it is read on, so that memory does not grow with its length.
+- They wait behind all live speech, also for long.
 - The language is that of the first segment with LANGUAGE_WORDS words; until it is known, segments are asked for one by
   one.
 - What could not be recognised is an error of the whole recording: a transcript with a silent hole is worse than none.
@@ -14,6 +15,7 @@ Rules of the room:
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,16 +29,18 @@ from millstream.flows.speech import files
 from millstream.flows.speech.cut import Cutter, Ended, Event
 from millstream.flows.speech.languages import Languages
 from millstream.flows.speech.level import Level
-from millstream.flows.speech.recognise import FINAL, FINAL_TIMEOUT_S, Asker, Settled, Windowed, heard_of, heard_words
+from millstream.flows.speech.recognise import RECORDING, Asker, Settled, Windowed, heard_of, heard_words
 from millstream.flows.speech.resample import Sound
 from millstream.flows.speech.settings import FRAME, RATE, Policy, Profile
 from millstream.flows.speech.speakers import Change, Known, Named, Speakers, Voiced
-from millstream.flows.speech.wiring import Wiring
+from millstream.flows.speech.wiring import Gate, Wiring
 from millstream.models.speech.vad import Vad
 from millstream.spoken import Correction, Line, Segment, Speaker, SpeakerTold, Transcript, Word
 from millstream.types import Array
 
 AT_ONCE: Final = 8
+TIMEOUT_S: Final = 600.0
+"""Of a segment: where people talk without a pause, it may have to wait."""
 LANGUAGE_WORDS: Final = 3
 PROFILE: Final = Profile(partials=False, speakers="none", instant=False)
 """How recordings are cut: as captions are, in segments as long as a recogniser takes."""
@@ -149,6 +153,7 @@ class _Job:
     def __init__(self, offline: Offline, name: str, language: str, version: str, speakers: Speakers) -> None:
         self._wiring, self._profile, self._room = offline.wiring, offline.profile, offline.room
         self._asker = Asker(self._wiring.submit, self._wiring.model, version, language, fills=self._wiring.fills)
+        self._asker.final, self._asker.final_timeout_s = RECORDING, TIMEOUT_S
         self._speakers = speakers
         self._recording = Recording(name, Transcript(), language)
         self._failed = False
@@ -176,8 +181,8 @@ class _Job:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         self._check([settled for settled, _ in heard])
-        found = sorted(zip(pieces, heard, strict=True), key=lambda each: (each[0].ended.at, each[0].channel))
-        await asyncio.to_thread(self._tell, found)  # hours of text take seconds, and live sessions are heard beside it
+        in_order = sorted(zip(pieces, heard, strict=True), key=lambda each: (each[0].ended.at, each[0].channel))
+        await asyncio.to_thread(self._tell, in_order)  # hours take seconds, and live sessions are heard beside it
         recording = self._recording
         recording.language = self._asker.language or next((s.language for s, _ in heard if s.words), "")
         recording.compute_s, recording.segments = self._asker.compute_s, len(pieces)
@@ -215,7 +220,7 @@ class _Job:
         samples = np.array([len(sound)], np.int32)
         inputs: dict[str, Array] = {"audio": sound[np.newaxis], "samples": samples, "end": np.array([True])}
         try:  # a session of length one: no slot is kept for it
-            output = await self._asker.ask(inputs, FINAL, FINAL_TIMEOUT_S)
+            output = await self._asker.ask(inputs, RECORDING, TIMEOUT_S)
             heard = heard_of(output)
         except Error as error:
             return Settled([], problem=str(error))
@@ -237,9 +242,10 @@ class _Job:
 
     def _tell(self, heard: Sequence[tuple[Piece, tuple[Settled, list[Voiced]]]]) -> None:
         """Everything as a session would have told it, into the transcript that a client would hold."""
-        gate = self._wiring.gate()
+        gates: defaultdict[int, Gate] = defaultdict(self._wiring.gate)  # by channel: a number goes on in its own
         for number, (piece, (settled, voices)) in enumerate(heard, 1):
-            ended, (words, _) = piece.ended, gate.final(settled.words)
+            ended, gate = piece.ended, gates[piece.channel]
+            words, _ = gate.final(settled.words, ended.onset / RATE, ended.speech_end / RATE)
             if not words:
                 continue
             self._changed(self._speakers.due(ended.at))

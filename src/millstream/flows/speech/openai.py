@@ -110,7 +110,8 @@ def _text(lines: Sequence[Line]) -> str:
 
 def _segment(number: int, line: Line, temperature: float) -> dict[str, object]:
     told = line.text.encode()
-    sure = [math.log(max(word.confidence, 1e-4)) for word in line.words]
+    told_any = any(word.confidence for word in line.words)  # some recognisers tell none, which is no doubt
+    sure = [math.log(max(word.confidence, 1e-4)) for word in line.words if told_any]
     return {
         "id": number, "seek": 0, "start": round(line.start, 3), "end": round(line.end, 3), "text": f" {line.text}",
         "tokens": [], "temperature": temperature, "avg_logprob": round(sum(sure) / len(sure), 4) if sure else 0.0,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,8 +34,9 @@ from millstream.models.speech.heard import Heard, read
 from millstream.spoken import Word, written
 from millstream.types import Array, Output, Request, Turn
 
-STEP, FINAL = 0, 1
-"""Priorities: a final text waits behind hypotheses, which are of no use later."""
+STEP, FINAL, RECORDING = 0, 1, 2
+"""Priorities: a final text waits behind hypotheses, which are of no use later; recordings wait behind all live speech,
+and share no call with it."""
 BEAM: Final = 5
 """Hypotheses that a final text is the best of; one is followed in a step."""
 WINDOW_S: Final = 5.0
@@ -46,6 +47,8 @@ NEAR: Final = RATE // 10
 """Samples around the end of a word that are looked at for the quietest 10 ms (PIECE)."""
 PIECE: Final = RATE // 100
 FINAL_TIMEOUT_S: Final = 60.0
+LEAVE_S: Final = 2.0
+"""So long an engine's session is asked to end; then it goes by itself, when it was idle for long enough."""
 SILENT: Final = 0.6
 """A text of which the recogniser thinks so likely that nothing was said ..."""
 UNSURE: Final = 0.5
@@ -75,7 +78,8 @@ class Hypothesis:
 class Settled:
     """What a segment reads for good. `no_speech`, `compression`, `tokens` as in Heard; `stable`: so many of its words
     were stable before; `problem`: why it is no more than those, "" where it was recognised; `queue_s`, `compute_s`:
-    how long it waited and took; `suppressed`: words left out for being said on silence."""
+    how long it waited and took; `suppressed`: words left out for being said on silence; `timed`: whether the times of
+    all words were measured, none is a hypothesis's guess."""
 
     words: list[Word]
     language: str = ""
@@ -87,6 +91,7 @@ class Settled:
     queue_s: float = 0.0
     compute_s: float = 0.0
     suppressed: int = 0
+    timed: bool = False
 
 
 def heard_words(heard: Heard, first: int) -> list[Word]:
@@ -121,7 +126,8 @@ def windowed(sound: NDArray[np.float32], language: str, prefix: str, beam: int, 
 class Asker:
     """What a session asks of one version of a recogniser, through the engine, and what that cost. `language` "" is
     found out by the model. `fills`: the engine fills `samples` of a windowed one. `waited(seconds, final)`: how long
-    a hypothesis or a final text waited. `name`: of the session in the engine that a streaming one is heard in."""
+    a hypothesis or a final text waited. `name`: of the session in the engine that a streaming one is heard in. `final`,
+    `final_timeout_s`: the priority of a final text, and how long it may take."""
 
     submit: Submit
     model: str
@@ -129,12 +135,15 @@ class Asker:
     language: str = ""
     fills: bool = True
     step_timeout_s: float = 10.0
+    final: int = FINAL
+    final_timeout_s: float = FINAL_TIMEOUT_S
     waited: Callable[[float, bool], None] | None = None
     name: str = ""
     queue_s: float = 0.0
     compute_s: float = 0.0
     asked: int = 0
     turn: Turn | None = None
+    began: bool = False
 
     async def ask(self, inputs: dict[str, Array], priority: int, timeout_s: float, turn: Turn | None = None) -> Output:
         """One answer of the engine; raises what that says. Where the version answers no more, as another one was
@@ -154,24 +163,26 @@ class Asker:
         self.asked += 1
         self.queue_s += output.queue_s
         if self.waited is not None:
-            self.waited(output.queue_s, priority == FINAL)
+            self.waited(output.queue_s, priority > STEP)
         if output.ran is not None:
             self.compute_s += output.ran.compute_s / max(output.ran.rows, 1)
         return output
 
     async def leave(self) -> None:
-        """Give the engine's session back, if there is one."""
-        turn, self.turn = self.turn, None
-        if turn is None:
+        """Give the engine's session back, if there may be one, within LEAVE_S. Again is harmless."""
+        if not self.began:
             return
         nothing: dict[str, Array] = {
             "audio": np.zeros((1, FRAME), np.float32),
             "samples": np.array([FRAME], np.int32),
             "end": np.array([True]),
         }
-        last = Turn(id=turn.id, token=turn.token, step=turn.step + 1, end=True)
+        turn, last = self.turn, Turn(id=self.name, end=True)  # of a step whose answer is lost its name alone is known
+        if turn is not None:
+            last = Turn(id=turn.id, token=turn.token, step=turn.step + 1, end=True)
         with contextlib.suppress(errors.Error):  # it goes by itself, later
-            await self.ask(nothing, FINAL, self.step_timeout_s, last)
+            await self.ask(nothing, STEP, LEAVE_S, last)
+        self.turn, self.began = None, False
 
     async def heard(
         self,
@@ -198,6 +209,7 @@ class Windowed:
         self._late = start + (profile.segment_s_max - CUT_S) * RATE  # it may be cut behind its stable words soon
         self._agreement = Agreement(profile.look_ahead_ms * RATE // 1000)
         self._before = 0  # stable words that lie before the window
+        self._exact = True  # whether stable words that the window was cut behind have measured times
         self._draft: tuple[int, Heard, Output] | None = None  # the sample where speech ended, and what was heard then
 
     @property
@@ -212,7 +224,8 @@ class Windowed:
         heard, _ = await self._asker.heard(sound(self._from, upto), self._prefix(), stamps=timed)
         hypothesis = self._agree(heard, upto)
         if timed:
-            self._agreement.retime(heard_words(heard, self._from), self._before)
+            again = self._agreement.retime(heard_words(heard, self._from), self._before)
+            self._exact = self._exact and again and heard.timed
         if upto - self._from > WINDOW_S * RATE:
             self._trim(sound, upto)
         return hypothesis
@@ -231,13 +244,13 @@ class Windowed:
             return self._settle(ended, *self._draft[1:])
         for _ in range(2):
             try:
-                return self._settle(ended, *await self._finely(sound, ended.end, FINAL_TIMEOUT_S))
+                return self._settle(ended, *await self._finely(sound, ended.end, self._asker.final_timeout_s))
             except errors.Error as error:
                 problem = str(error)
         return Settled(list(stable), self._asker.language, stable=len(stable), problem=problem)
 
     async def _finely(self, sound: Sound, upto: int, timeout_s: float) -> tuple[Heard, Output]:
-        return await self._asker.heard(sound(self._from, upto), "", BEAM, True, FINAL, timeout_s)
+        return await self._asker.heard(sound(self._from, upto), "", BEAM, True, self._asker.final, timeout_s)
 
     def _prefix(self) -> str:
         return written(self._agreement.stable[self._before :])
@@ -251,7 +264,7 @@ class Windowed:
     def _settle(self, ended: Ended, heard: Heard, output: Output) -> Settled:
         stable = self._agreement.stable
         words = [*stable[: self._before], *heard_words(heard, self._from)]
-        return _settled(stable, words, ended, heard, output)
+        return _settled(stable, words, ended, heard, output, heard.timed and self._exact)
 
     def _trim(self, sound: Sound, upto: int) -> None:
         """Let the window begin behind a stable word, where it is quietest around the word's end."""
@@ -310,7 +323,7 @@ class Streamed:
             except errors.Error as error:
                 problem = str(error)
                 continue
-            return _settled(self._stable, heard_words(heard, self._start), ended, heard, output)
+            return _settled(self._stable, heard_words(heard, self._start), ended, heard, output, heard.timed)
         return Settled(list(self._stable), self._language, stable=len(self._stable), problem=problem)
 
     async def _send(self, sound: Sound, upto: int, end: bool) -> tuple[Heard, int, Output]:
@@ -334,15 +347,10 @@ class Streamed:
         samples = np.array([len(sound)], np.int32)
         inputs: dict[str, Array] = {"audio": sound[np.newaxis], "samples": samples, "end": np.array([end])}
         asker = self._asker
-        asked = Turn(id=asker.name, start=True)
+        asked, asker.began = Turn(id=asker.name, start=True), True
         if turn is not None:
             asked = Turn(id=turn.id, token=turn.token, step=turn.step + 1)
         return await asker.ask(inputs, STEP, FINAL_TIMEOUT_S if end else asker.step_timeout_s, asked)
-
-
-def _begun(stable: Sequence[Word], words: Sequence[Word]) -> list[Word]:
-    """A final text that begins with what was stable: with the times of this hearing, where it has the same words."""
-    return [*timed(stable, words), *(replace(word, stability=1.0) for word in behind(stable, words))]
 
 
 def dreamt(heard: Heard) -> bool:
@@ -351,10 +359,12 @@ def dreamt(heard: Heard) -> bool:
     return heard.no_speech > SILENT and sure < UNSURE
 
 
-def _settled(stable: list[Word], words: list[Word], ended: Ended, heard: Heard, output: Output) -> Settled:
-    """The final text of what was heard: the stable words, and what was said behind them while somebody spoke."""
-    found = _begun(stable, words)
-    first, rest = found[: len(stable)], found[len(stable) :]
+def _settled(stable: list[Word], words: list[Word], ended: Ended, heard: Heard, output: Output, exact: bool) -> Settled:
+    """The final text of what was heard: the stable words, with the times of this hearing where it begins with the same
+    ones, and what was said behind them while somebody spoke. `exact`: these times were measured."""
+    again = timed(stable, words)
+    first = stable if again is None else again
+    rest = [replace(word, stability=1.0) for word in behind(stable, words)]
     said = [word for word in rest if word.start < ended.speech_end / RATE + LAG_S]
     if not first and dreamt(heard):
         said = []
@@ -368,6 +378,7 @@ def _settled(stable: list[Word], words: list[Word], ended: Ended, heard: Heard, 
         queue_s=output.queue_s,
         compute_s=output.ran.compute_s if output.ran is not None else 0.0,
         suppressed=len(rest) - len(said),
+        timed=exact and again is not None,
     )
 
 

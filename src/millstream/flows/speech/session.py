@@ -297,8 +297,9 @@ class Session:
         self._leaving = asyncio.create_task(self._leave())
 
     async def _leave(self) -> None:
-        """Let go of the file, once nobody writes it."""
+        """Give back what the engine keeps, and let go of the file, once nobody writes it: who goes on has both."""
         await asyncio.wait(self._tasks)
+        await self._walker.leave()
         await self._teller.written()
         if self._held is not None:
             self._held.release(self._wiring.clock.now())

@@ -62,7 +62,8 @@ class Place(msgspec.Struct, kw_only=True):
 
 class State(msgspec.Struct, kw_only=True):
     """A session between two final texts. `seq`: up to which numbers may have been given; `ring`, `lost`: see outbox;
-    `resumed`: how often it was gone on with; `ended`: all is told."""
+    `voice`: what told the voices in `speakers`, "" where nothing did; `resumed`: how often it was gone on with;
+    `ended`: all is told."""
 
     format: int = FORMAT
     session: str
@@ -79,6 +80,7 @@ class State(msgspec.Struct, kw_only=True):
     lines: dict[str, Line] = {}
     place: Place = msgspec.field(default_factory=Place)
     speakers: dict[str, Any] = {}
+    voice: str = ""
     gate: dict[str, Any] = {}
     resumed: int = 0
     ended: bool = False

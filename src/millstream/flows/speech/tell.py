@@ -183,7 +183,7 @@ class Teller:
 
     def _guessed(self, job: Guessed) -> None:
         segment, hypothesis = job.segment, job.hypothesis
-        words, stable = self._gate.partial(hypothesis.words, hypothesis.stable)
+        words, stable = self._gate.partial(hypothesis.words, hypothesis.stable, segment.onset / RATE)
         if not words and segment.shown is None:
             return
         self._revised(segment, words)
@@ -240,7 +240,7 @@ class Teller:
         segment, ended, numbers = job.segment, job.ended, self._numbers
         told = self._changes(self._speakers.due(ended.at))
         numbers.suppressed.add(settled.suppressed)
-        words, spans = self._gate.final(settled.words)
+        words, spans = self._gate.final(settled.words, ended.onset / RATE, ended.speech_end / RATE)
         finals: list[Segment] = []
         if words or segment.shown is not None:
             self._revised(segment, words)

@@ -236,6 +236,10 @@ class Walker:
         self._count()
         await self.jobs.put(Over(end, self._place()))
 
+    async def leave(self) -> None:
+        """Give back what the engine keeps for this walk, which has ended; see Asker."""
+        await self._asker.leave()
+
     def stop(self) -> None:
         """Give up what is under way."""
         for future in self._wait:

@@ -26,13 +26,14 @@ class Gate(Protocol):
     """What words pass before they leave or are kept. Calls come in the order of the audio: all of a segment before
     those of the next. What a partial was given as stable stays in what later calls give for that segment."""
 
-    def partial(self, words: list[Word], stable: int) -> tuple[list[Word], int]:
-        """What may be shown of an open segment, and how many words of that are stable."""
+    def partial(self, words: list[Word], stable: int, onset: float) -> tuple[list[Word], int]:
+        """What may be shown of an open segment whose speech begins at `onset`, in seconds of the session, and how many
+        words of that are stable."""
         ...
 
-    def final(self, words: list[Word]) -> tuple[list[Word], list[tuple[float, float]]]:
-        """What may be shown of a segment for good, and the seconds of audio (start, end) in which something is said
-        that may not."""
+    def final(self, words: list[Word], onset: float, end: float) -> tuple[list[Word], list[tuple[float, float]]]:
+        """What may be shown of a segment for good, whose speech lies from `onset` to `end`, and the seconds of audio
+        (start, end) in which something is said that may not."""
         ...
 
     def edit(self, text: str) -> str:
@@ -51,11 +52,11 @@ class Gate(Protocol):
 class OpenGate:
     """Lets everything through."""
 
-    def partial(self, words: list[Word], stable: int) -> tuple[list[Word], int]:
+    def partial(self, words: list[Word], stable: int, onset: float) -> tuple[list[Word], int]:
         """See Gate."""
         return words, stable
 
-    def final(self, words: list[Word]) -> tuple[list[Word], list[tuple[float, float]]]:
+    def final(self, words: list[Word], onset: float, end: float) -> tuple[list[Word], list[tuple[float, float]]]:
         """See Gate."""
         return words, []
 
@@ -102,10 +103,11 @@ def _speakers(profile: Profile, saved: dict[str, Any] | None) -> Speakers:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wiring:
     """`model`, `version`: of the recogniser; `streaming`: its kind; `fills`: the engine fills `samples` of a windowed
-    one. `embed` None: nobody tells voices apart. `load()`: 0 at ease, 1 hypotheses come half as often, 2 there are
-    none; `waited(seconds, final)`: how long a hypothesis or a final text waited in the engine. `speakers(profile,
-    saved)`: those of a new session, or of one that goes on. `look`: gets every segment that becomes final; `edited`:
-    what a person changed, and in which session. What they raise is logged."""
+    one. `embed` None: nobody tells voices apart; `voice_model`: what does, and which version, as voices of two cannot
+    be compared. `load()`: 0 at ease, 1 hypotheses come half as often, 2 there are none; `waited(seconds, final)`: how
+    long a hypothesis or a final text waited in the engine. `speakers(profile, saved)`: those of a new session, or of
+    one that goes on. `look`: gets every segment that becomes final; `edited`: what a person changed, and in which
+    session. What they raise is logged."""
 
     submit: Submit
     model: str
@@ -116,6 +118,7 @@ class Wiring:
     streaming: bool = False
     fills: bool = True
     embed: Embed | None = None
+    voice_model: str = ""
     load: Callable[[], int] = _at_ease
     waited: Callable[[float, bool], None] | None = None
     gate: Callable[[], Gate] = OpenGate

@@ -81,11 +81,18 @@ def inspect(folder: Path, manifest: Manifest, example: dict[str, Array]) -> Foun
 def _told(text: str, stamps: Sequence[Sequence[float]], row: Window) -> Heard:
     """FunASR's answer as everybody's: `stamps` are [start, end] in ms of each word or character, or none."""
     tags = [tag for tag in _TAG.findall(text) if tag in _LANGUAGES]
-    found = _words(_units(_TAG.sub(" ", text)), stamps, len(row.audio) / RATE)
-    if row.prefix:
-        found = _begun(_units(row.prefix), found, len(row.audio) / RATE)
+    units = _units(_TAG.sub(" ", text))
+    found, prefix = _words(units, stamps, len(row.audio) / RATE), _units(row.prefix)
+    if prefix:
+        found = _begun(prefix, found, len(row.audio) / RATE)
     language = row.language or (tags[0] if tags else "")
-    return Heard(words=found, language=language, no_speech=0.0 if found else 1.0, tokens=len(found))
+    return Heard(
+        words=found,
+        language=language,
+        no_speech=0.0 if found else 1.0,
+        tokens=len(found),
+        timed=len(stamps) == len(units) and units[: len(prefix)] == prefix,
+    )
 
 
 def _units(text: str) -> list[str]:

@@ -233,6 +233,7 @@ class Whisper:
             no_speech=round(said.no_speech, 4),
             compression=round(compression(text_of(spelling)), 2),
             tokens=len(said.tokens),
+            timed=row.asked.stamps,
         )
 
     def _aligned(

@@ -380,6 +380,11 @@ class Speakers:
         made._again, made._fresh = saved["again"]
         return made
 
+    @staticmethod
+    def unheard(saved: dict[str, Any]) -> dict[str, Any]:
+        """What was saved, without voices that another model made and what waits for them; no id is given again."""
+        return saved | {"units": []} if saved else saved
+
 
 def _grouped(units: Sequence[Unit], of: Scale, fixed: Sequence[str]) -> list[int]:
     """Which of the units are one voice's: a label of each; what has the same name in `fixed` stays together."""

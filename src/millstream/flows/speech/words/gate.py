@@ -7,7 +7,8 @@ Rules of the room:
 - So stable words come at least one word later than the recogniser has them.
 - A number that goes on in the next segment stays masked there. Of its beginning a final may have shown at most three
   digits that nothing announced, or two said one by one, or a year: the text behind them was not yet spoken. What stands
-  at the beginning of a segment goes on with a number that the one before ended in, if it comes within PAUSE_S.
+  at the beginning of a segment goes on with a number that the one before ended in, if it comes within PAUSE_S: from the
+  end of speech to where it begins again, which is the same for all partials and the final; times of words are not.
 - What is kept of a session (`save`) is masked text and counts.
 """
 
@@ -41,20 +42,23 @@ class Gate:
     def __init__(self) -> None:
         self._before, self._behind, self._end = "", Behind(), 0.0
 
-    def partial(self, words: Sequence[Word], stable: int) -> tuple[list[Word], int]:
-        """The words as they may be shown, and how many of those will not change."""
-        sure = self._read(words[:stable], ended=False)
+    def partial(self, words: Sequence[Word], stable: int, onset: float) -> tuple[list[Word], int]:
+        """The words as they may be shown, and how many of those will not change. The speech of their segment begins at
+        `onset`, in seconds of the session."""
+        carried = self._carried(onset)
+        sure = self._read(words[:stable], carried, ended=False)
         whole = tokens([one.text for one in words], [one.space for one in words])
         places = [_Place(*one[:2], f"[{one.label}]") for one in sure.found if one.stop <= sure.undecided]
-        hidden = unsure(whole, self._carried(words))
+        hidden = unsure(whole, carried)
         places += _withheld(whole, sorted(token for token in hidden if token >= sure.undecided))
         shown, ends = _shown(words, whole, places)
         firm = sure.tokens[sure.undecided].word if sure.undecided < len(sure.tokens) else stable
         return shown, sum(end < firm for end in ends)
 
-    def final(self, words: Sequence[Word]) -> tuple[list[Word], list[Span]]:
-        """The words of a segment that has ended, and where its audio must not be heard."""
-        found = self._read(words, ended=True)
+    def final(self, words: Sequence[Word], onset: float, end: float) -> tuple[list[Word], list[Span]]:
+        """The words of a segment that has ended, and where its audio must not be heard. Its speech lies from `onset` to
+        `end`, in seconds of the session."""
+        found = self._read(words, self._carried(onset), ended=True)
         shown, _ = _shown(words, found.tokens, [_Place(*one[:2], f"[{one.label}]") for one in found.found])
         spans = []
         for one in found.found:
@@ -62,7 +66,7 @@ class Gate:
             spans.append((first.start, max(first.end, last.end)))
         if words:
             self._before, self._behind = f"{self._before} {written(shown)}"[-CONTEXT:], found.behind
-            self._end = words[-1].end
+            self._end = end
         return shown, spans
 
     def edit(self, text: str) -> str:
@@ -90,13 +94,12 @@ class Gate:
         digits, masked, word = saved["behind"]
         self._behind = Behind(int(digits), bool(masked), bool(word))
 
-    def _read(self, words: Sequence[Word], ended: bool) -> Reading:
-        spaces = [one.space for one in words]
-        return read([one.text for one in words], spaces, self._before, self._carried(words), ended)
+    def _read(self, words: Sequence[Word], carried: Behind, ended: bool) -> Reading:
+        return read([one.text for one in words], [one.space for one in words], self._before, carried, ended)
 
-    def _carried(self, words: Sequence[Word]) -> Behind:
+    def _carried(self, onset: float) -> Behind:
         """What may go on from the segment before."""
-        return self._behind if words and words[0].start - self._end <= PAUSE_S else Behind()
+        return self._behind if onset - self._end <= PAUSE_S else Behind()
 
 
 def _withheld(of: Sequence[Token], hidden: Sequence[int]) -> list[_Place]:

@@ -2,7 +2,7 @@
 
 A recogniser's word times are off by tens of milliseconds (whisper's by up to 100 or so), so a span is widened by
 MARGIN_S on both sides, and further to where the words beside it say that they end and begin, at most REACH_S. Where no
-time can be trusted, none of the audio is kept (`droppable`).
+time can be trusted, none of the audio is kept (`droppable`): hypotheses only guess them.
 """
 
 from __future__ import annotations
@@ -40,11 +40,14 @@ def _more(gap: float) -> float:
     return min(max(gap - MARGIN_S, 0.0), REACH_S - MARGIN_S)
 
 
-def droppable(words: Sequence[Word], spans: Sequence[Span]) -> bool:
-    """Whether the times of a final's spans cannot be trusted, so that its audio is not to be kept: a span too short for
-    what was said in it, or words without an order in time. `words`: as they are shown, each masked one in its place."""
+def droppable(words: Sequence[Word], spans: Sequence[Span], timed: bool) -> bool:
+    """Whether the times of a final's spans cannot be trusted, so that its audio is not to be kept: some of its words
+    have none that were measured (not `timed`), a span too short for what was said in it, or words without an order in
+    time. `words`: as they are shown, each masked one in its place."""
     if not spans:
         return False
+    if not timed:
+        return True
     if any(not (np.isfinite(start) and np.isfinite(end)) or end - start < WORD_S_MIN for start, end in spans):
         return True
     ordered = all(a.start <= b.start + 1e-6 for a, b in pairwise(words))
