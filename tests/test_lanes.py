@@ -53,7 +53,8 @@ def test_both_lanes_are_run_and_either_fails_the_whole(tmp_path, first, work, li
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -q -p pytest_timeout\npython_files = *.py\n")
     (tmp_path / "of_waiting.py").write_text(f"def test_one():\n    {first}\n")
     (tmp_path / "of_work.py").write_text(f"def test_two():\n    {work}\n")
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "PYTEST_ADDOPTS": ""}
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     done = subprocess.run(
         [sys.executable, "-c", RUN.format(repr(lint))], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
