@@ -1,0 +1,299 @@
+"""Whisper as two ONNX graphs with weights of eight bits: one that hears a window, one that says what comes next.
+
+Rules of the room:
+- A weight has a scale for each channel that it gives; what is multiplied with it is turned into eight bits where it is
+  used. Sums, norms, attention and probabilities are in float32.
+- What comes of a norm has channels that are far larger than others, always the same ones: they are divided by what
+  their weights are multiplied with (Xiao et al., SmoothQuant, 2023), as the norm's own numbers tell. What comes of
+  anything else has positions that are far larger than others: each position has a scale of its own.
+- Nothing is computed twice for the same audio: keys and values of the window are the first graph's to give.
+- The second graph takes any number of tokens at once: a prompt with a prefix is one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from millstream.models.speech.ct2_file import Weights
+
+if TYPE_CHECKING:
+    from onnx import NodeProto, TensorProto
+
+OPSET: Final = 20
+_IR: Final = 9
+_MICROSOFT = "com.microsoft"
+_STEPS = 127
+_EPSILON = 1e-5
+_TINY = 1e-9
+_EVENED = 0.75  # of how much larger a channel is, its weights take over
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """Of a Whisper: what its `bands` of the spectrum, its numbers a position (`size`), `vocabulary` and `room` of a
+    text in tokens are, and the layers and heads of its two parts."""
+
+    bands: int
+    size: int
+    vocabulary: int
+    room: int
+    encoder_layers: int
+    encoder_heads: int
+    layers: int
+    heads: int
+
+
+def sizes(weights: Weights) -> Sizes:
+    """Read off a file. KeyError: a variable is missing."""
+    vocabulary, size = weights["decoder/embeddings/weight"].shape
+    return Sizes(
+        bands=weights["encoder/conv1/weight"].shape[1],
+        size=size,
+        vocabulary=vocabulary,
+        room=len(weights["decoder/position_encodings/encodings"]),
+        encoder_layers=_layers(weights, "encoder"),
+        encoder_heads=int(weights["encoder/num_heads"]),
+        layers=_layers(weights, "decoder"),
+        heads=int(weights["decoder/num_heads"]),
+    )
+
+
+def cross(layers: int) -> list[str]:
+    """What the first graph gives and the second takes."""
+    return [f"{what}_{layer}" for layer in range(layers) for what in ("heard_keys", "heard_values")]
+
+
+def own(layers: int, kind: str) -> list[str]:
+    """Keys and values of the text: "past", which the second graph takes, and "new", which it gives."""
+    return [f"{kind}_{what}_{layer}" for layer in range(layers) for what in ("keys", "values")]
+
+
+def encoder(weights: Weights) -> bytes:
+    """mel [1, bands, columns] -> of each layer of the decoder heard_keys [heads, size / heads, positions] and
+    heard_values [heads, positions, size / heads]; a position is two columns."""
+    has, graph = sizes(weights), _Graph(weights)
+    x = graph.spectrum("mel")
+    for layer in range(has.encoder_layers):
+        at = f"encoder/layer_{layer}"
+        x = graph.add(x, graph.hearing(x, f"{at}/self_attention", has.encoder_heads, has.size))
+        x = graph.add(x, graph.forward(x, f"{at}/ffn"))
+    takers = [f"decoder/layer_{layer}/attention/linear_1" for layer in range(has.layers)]
+    x = graph.norm(x, "encoder/layer_norm", takers)
+    for layer, taker in enumerate(takers):
+        keys, values = graph.linear(x, taker, parts=2)
+        for found, name, order in ((keys, "heard_keys", (0, 2, 3, 1)), (values, "heard_values", (0, 2, 1, 3))):
+            parted = graph.heads(found, has.heads, has.size, order)
+            graph.node("Squeeze", [parted, graph.numbers(0)], into=f"{name}_{layer}")
+    return graph.bytes({"mel": [1, has.bands, "columns"]}, cross(has.layers))
+
+
+def decoder(weights: Weights, clocks: Sequence[tuple[int, int]]) -> bytes:
+    """The next tokens of `rows` texts of one window. `clocks`: the heads that tell when a token was said, each with its
+    layer before it.
+
+    x [rows, tokens, size]: their embeddings with their places; mask [tokens, before + tokens]: 0, and -inf for what is
+    behind a token; at [asked]: whose next tokens are asked for; off [rows or 1, asked, vocabulary]: 0, and -inf for
+    what may not come; most [1]: how many of the likeliest to give; past_* [rows, heads, before, size / heads]; heard_*
+    of `encoder`
+    -> best, which [rows, asked, most]: logarithms of the probabilities of the likeliest tokens, and these; logs [rows,
+    asked, vocabulary]: all logarithms; new_*: past_* with these tokens; seen [clocks, rows * tokens, positions]: where
+    `clocks` looked.
+    """
+    has, graph = sizes(weights), _Graph(weights)
+    x, seen = "x", []
+    for layer in range(has.layers):
+        at = f"decoder/layer_{layer}"
+        x = graph.add(x, graph.remembering(x, f"{at}/self_attention", layer, has))
+        told, looks = graph.looking(x, f"{at}/attention", layer, has)
+        if heads := [head for where, head in clocks if where == layer]:
+            seen.append(graph.node("Gather", [looks, graph.numbers(*heads)], axis=0))
+        x = graph.add(x, told)
+        x = graph.add(x, graph.forward(x, f"{at}/ffn"))
+    graph.node("Concat", seen, into="seen", axis=0)
+    x = graph.norm(graph.node("Gather", [x, "at"], axis=1), "decoder/layer_norm", ["decoder/projection"])
+    (x,) = graph.linear(x, "decoder/projection")
+    graph.node("LogSoftmax", [graph.add(x, "off")], into="logs", axis=-1)
+    graph.node("TopK", ["logs", "most"], into="best", also="which", axis=-1)
+    depth = has.size // has.heads
+    given = {"x": ["rows", "tokens", has.size], "mask": ["tokens", "whole"], "off": ["texts", "asked", has.vocabulary]}
+    given |= {name: ["rows", has.heads, "before", depth] for name in own(has.layers, "past")}
+    for keys, values in zip(*[iter(cross(has.layers))] * 2, strict=True):
+        given |= {keys: [has.heads, depth, "positions"], values: [has.heads, "positions", depth]}
+    told = ["best", "logs", "seen", *own(has.layers, "new")]
+    return graph.bytes(given, told, whole={"at": ["asked"], "most": [1]}, which=["which"])
+
+
+class _Graph:
+    """A graph on its way: nodes and their constants. Names of tensors are strings; a method gives that of its result."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+        self._evened: dict[str, NDArray[np.float32]] = {}  # by weight: what its channels are multiplied with
+        self._nodes: list[NodeProto] = []
+        self._values: dict[str, TensorProto] = {}
+
+    def bytes(
+        self,
+        given: dict[str, list[Any]],
+        told: Sequence[str],
+        whole: Mapping[str, list[Any]] = {},
+        which: Sequence[str] = (),
+    ) -> bytes:
+        """The file. `given`: its inputs with their shapes, `whole` those of whole numbers; `told`: its outputs, `which`
+        those of whole numbers."""
+        from onnx import TensorProto, helper
+
+        def value(kind: int, name: str, shape: list[Any] | None = None) -> Any:
+            return helper.make_tensor_value_info(name, kind, shape)
+
+        real, number = TensorProto.FLOAT, TensorProto.INT64
+        taken = [value(real, name, shape) for name, shape in given.items()]
+        taken += [value(number, name, shape) for name, shape in whole.items()]
+        outputs = [*(value(real, name) for name in told), *(value(number, name) for name in which)]
+        graph = helper.make_graph(self._nodes, "whisper", taken, outputs, list(self._values.values()))
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(_MICROSOFT, 1)]
+        found: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=_IR).SerializeToString()
+        return found
+
+    def node(self, what: str, taken: list[str], into: str = "", also: str = "", **more: Any) -> str:
+        from onnx import helper
+
+        into = into or f"{what}_{len(self._nodes)}"
+        domain = _MICROSOFT if what == "DynamicQuantizeMatMul" else ""
+        self._nodes.append(helper.make_node(what, taken, [into, also] if also else [into], domain=domain, **more))
+        return into
+
+    def constant(self, name: str, value: NDArray[Any]) -> str:
+        from onnx import numpy_helper
+
+        if name not in self._values:
+            self._values[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        return name
+
+    def numbers(self, *values: int) -> str:
+        return self.constant("_".join(map(str, ("numbers", *values))), np.array(values, np.int64))
+
+    def floats(self, name: str) -> str:
+        return self.constant(name, self._weights.floats(name))
+
+    def add(self, one: str, other: str) -> str:
+        return self.node("Add", [one, other])
+
+    def norm(self, x: str, name: str, takers: Sequence[str]) -> str:
+        """x around zero, for the weights `takers` alone."""
+        gamma, beta = (self._weights.floats(f"{name}/{what}") for what in ("gamma", "beta"))
+        weights = np.max([np.abs(self._weights.floats(f"{taker}/weight")).max(axis=0) for taker in takers], axis=0)
+        large = (3 * np.abs(gamma) + np.abs(beta)) ** _EVENED / np.maximum(weights, _TINY) ** (1 - _EVENED)
+        evened = np.maximum(large / max(_TINY, float(np.median(large))), 1e-3).astype(np.float32)
+        self._evened |= dict.fromkeys(takers, evened)
+        taken = [self.constant(f"{name}.{what}", one / evened) for what, one in (("gamma", gamma), ("beta", beta))]
+        return self.node("LayerNormalization", [x, *taken], epsilon=_EPSILON)
+
+    def linear(self, x: str, name: str, parts: int = 1, scale: float = 1.0) -> list[str]:
+        """x by a weight of eight bits, in `parts` of one size; `scale`: of the first of them."""
+        weight = self._weights.floats(f"{name}/weight")
+        bias = self._weights.floats(f"{name}/bias") if f"{name}/bias" in self._weights else np.zeros(len(weight), "f4")
+        if name in self._evened:
+            weight *= self._evened[name]
+            product = self.product
+        else:
+            product = self.product_by_position
+        found = []
+        for number, (rows, added) in enumerate(zip(np.split(weight, parts), np.split(bias, parts), strict=True)):
+            by = np.float32(scale if number == 0 else 1.0)
+            found.append(product(x, f"{name}.{number}", by * rows, by * added))
+        return found
+
+    def product(self, x: str, name: str, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> str:
+        """x [..., into] by weight [out, into], and bias [out]."""
+        scales = np.maximum(np.abs(weight).max(axis=1), _TINY) / np.float32(_STEPS)
+        steps = np.rint(weight / scales[:, None]).astype(np.int8)
+        taken = [
+            x,
+            self.constant(f"{name}.steps", steps.T),
+            self.constant(f"{name}.scales", scales),
+            self.constant(f"{name}.zeros", np.zeros(len(steps), np.int8)),
+            self.constant(f"{name}.bias", bias),
+        ]
+        return self.node("DynamicQuantizeMatMul", taken)
+
+    def product_by_position(self, x: str, name: str, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> str:
+        """The same, where each position of x has a scale of its own."""
+        large = self.node("ReduceMax", [self.node("Abs", [x]), self.numbers(-1)], keepdims=1)
+        large = self.node("Max", [large, self.constant("tiny", np.array(_TINY, np.float32))])
+        found = self.product(self.node("Div", [x, large]), name, weight, np.zeros_like(bias))
+        return self.add(self.node("Mul", [found, large]), self.constant(f"{name}.added", bias))
+
+    def forward(self, x: str, name: str) -> str:
+        (wide,) = self.linear(self.norm(x, f"{name}/layer_norm", [f"{name}/linear_0"]), f"{name}/linear_0")
+        return self.linear(self.node("Gelu", [wide]), f"{name}/linear_1")[0]
+
+    def heads(self, x: str, heads: int, size: int, order: tuple[int, ...]) -> str:
+        """x [rows, tokens, size] as [rows, tokens, heads, size / heads], its axes in another order."""
+        parted = self.node("Reshape", [x, self.numbers(0, 0, heads, size // heads)])
+        return self.node("Transpose", [parted], perm=order)
+
+    def spectrum(self, mel: str) -> str:
+        """The two convolutions, and the places added: [1, positions, size]."""
+        x = mel
+        for name, stride in (("conv1", 1), ("conv2", 2)):
+            taken = [x, self.floats(f"encoder/{name}/weight"), self.floats(f"encoder/{name}/bias")]
+            x = self.node("Gelu", [self.node("Conv", taken, kernel_shape=[3], pads=[1, 1], strides=[stride])])
+        x = self.node("Transpose", [x], perm=[0, 2, 1])
+        count = self.node("Shape", [x], start=1, end=2)
+        places = self.floats("encoder/position_encodings/encodings")
+        return self.add(x, self.node("Slice", [places, self.numbers(0), count]))
+
+    def hearing(self, x: str, name: str, heads: int, size: int) -> str:
+        """Attention of a window to itself."""
+        scale = (size // heads) ** -0.5
+        x = self.norm(x, f"{name}/layer_norm", [f"{name}/linear_0"])
+        queries, keys, values = self.linear(x, f"{name}/linear_0", parts=3, scale=scale)
+        queries, values = (self.heads(one, heads, size, (0, 2, 1, 3)) for one in (queries, values))
+        x, _ = self.attention(queries, self.heads(keys, heads, size, (0, 2, 3, 1)), values)
+        return self.linear(self.joined(x, size), f"{name}/linear_1")[0]
+
+    def attention(self, queries: str, keys: str, values: str, mask: str = "") -> tuple[str, str]:
+        """What is found, and where it was looked for."""
+        looks = self.node("MatMul", [queries, keys])
+        looks = self.node("Softmax", [self.add(looks, mask) if mask else looks], axis=-1)
+        return self.node("MatMul", [looks, values]), looks
+
+    def joined(self, x: str, size: int) -> str:
+        """x [rows, heads, tokens, size / heads] as [rows, tokens, size]."""
+        x = self.node("Transpose", [x], perm=[0, 2, 1, 3])
+        return self.node("Reshape", [x, self.numbers(0, 0, size)])
+
+    def remembering(self, x: str, name: str, layer: int, has: Sizes) -> str:
+        """Attention of a text to itself."""
+        x = self.norm(x, f"{name}/layer_norm", [f"{name}/linear_0"])
+        scale = (has.size // has.heads) ** -0.5
+        parts = self.linear(x, f"{name}/linear_0", parts=3, scale=scale)
+        queries, keys, values = (self.heads(one, has.heads, has.size, (0, 2, 1, 3)) for one in parts)
+        for what, one in (("keys", keys), ("values", values)):
+            self.node("Concat", [f"past_{what}_{layer}", one], into=f"new_{what}_{layer}", axis=2)
+        turned = self.node("Transpose", [f"new_keys_{layer}"], perm=[0, 1, 3, 2])
+        x, _ = self.attention(queries, turned, f"new_values_{layer}", "mask")
+        return self.linear(self.joined(x, has.size), f"{name}/linear_1")[0]
+
+    def looking(self, x: str, name: str, layer: int, has: Sizes) -> tuple[str, str]:
+        """Attention of a text to the window, and where it looked there: [heads, rows * tokens, positions]. All rows and
+        tokens are one matrix: a head's keys are read once."""
+        depth = has.size // has.heads
+        x = self.norm(x, f"{name}/layer_norm", [f"{name}/linear_0"])
+        (queries,) = self.linear(x, f"{name}/linear_0", scale=depth**-0.5)
+        flat = self.node("Reshape", [queries, self.numbers(-1, has.heads, depth)])
+        flat = self.node("Transpose", [flat], perm=[1, 0, 2])
+        found, looks = self.attention(flat, f"heard_keys_{layer}", f"heard_values_{layer}")
+        found = self.node("Transpose", [found], perm=[1, 0, 2])
+        found = self.node("Reshape", [found, self.node("Shape", [queries])])
+        return self.linear(found, f"{name}/linear_2")[0], looks
+
+
+def _layers(weights: Weights, part: str) -> int:
+    found = (name.split("/")[1] for name in weights if name.startswith(f"{part}/layer_") and name.count("/") > 1)
+    return 1 + max(int(name.removeprefix("layer_")) for name in found if name != "layer_norm")
