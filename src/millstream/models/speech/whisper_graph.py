@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 OPSET: Final = 20
 _IR: Final = 9
 _MICROSOFT = "com.microsoft"
+_OWN = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat")  # ONNX Runtime's
 _STEPS = 127
 _EPSILON = 1e-5
 _TINY = 1e-9
@@ -76,7 +77,7 @@ def encoder(weights: Weights) -> bytes:
     """mel [1, bands, columns] -> of each layer of the decoder heard_keys [heads, size / heads, positions] and
     heard_values [heads, positions, size / heads]; a position is two columns."""
     has, graph = sizes(weights), _Graph(weights)
-    x = graph.spectrum("mel")
+    x = graph.spectrum("mel", has.size)
     for layer in range(has.encoder_layers):
         at = f"encoder/layer_{layer}"
         x = graph.add(x, graph.hearing(x, f"{at}/self_attention", has.encoder_heads, has.size))
@@ -163,7 +164,7 @@ class _Graph:
         from onnx import helper
 
         into = into or f"{what}_{len(self._nodes)}"
-        domain = _MICROSOFT if what == "DynamicQuantizeMatMul" else ""
+        domain = _MICROSOFT if what in _OWN else ""
         self._nodes.append(helper.make_node(what, taken, [into, also] if also else [into], domain=domain, **more))
         return into
 
@@ -224,7 +225,7 @@ class _Graph:
     def product_by_position(self, x: str, name: str, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> str:
         """The same, where each position of x has a scale of its own."""
         large = self.node("ReduceMax", [self.node("Abs", [x]), self.numbers(-1)], keepdims=1)
-        large = self.node("Max", [large, self.constant("tiny", np.array(_TINY, np.float32))])
+        large = self.node("Max", [large, self.tiny()])
         found = self.product(self.node("Div", [x, large]), name, weight, np.zeros_like(bias))
         return self.add(self.node("Mul", [found, large]), self.constant(f"{name}.added", bias))
 
@@ -237,25 +238,55 @@ class _Graph:
         parted = self.node("Reshape", [x, self.numbers(0, 0, heads, size // heads)])
         return self.node("Transpose", [parted], perm=order)
 
-    def spectrum(self, mel: str) -> str:
-        """The two convolutions, and the places added: [1, positions, size]."""
-        x = mel
-        for name, stride in (("conv1", 1), ("conv2", 2)):
-            taken = [x, self.floats(f"encoder/{name}/weight"), self.floats(f"encoder/{name}/bias")]
-            x = self.node("Gelu", [self.node("Conv", taken, kernel_shape=[3], pads=[1, 1], strides=[stride])])
-        x = self.node("Transpose", [x], perm=[0, 2, 1])
+    def spectrum(self, mel: str, size: int) -> str:
+        """The two convolutions, and the places added: [1, positions, size]. The second is a product with each pair of
+        columns and the last one of the pair before."""
+        taken = [mel, *(self.floats(f"encoder/conv1/{what}") for what in ("weight", "bias"))]
+        x = self.node("Transpose", [self.node("Conv", taken, kernel_shape=[3], pads=[1, 1])], perm=[0, 2, 1])
+        pairs = self.node("Reshape", [self.node("Gelu", [x]), self.numbers(0, -1, 2 * size)])
+        last = self.node("Slice", [pairs, self.numbers(size), self.numbers(2 * size), self.numbers(2)])
+        before = self.node("Pad", [last, self.numbers(0, 1, 0, 0, -1, 0)])
+        weight = self._weights.floats("encoder/conv2/weight").transpose(0, 2, 1).reshape(size, 3 * size)
+        x = self.node("Concat", [before, pairs], axis=2)
+        x = self.node("Gelu", [self.product(x, "conv2", weight, self._weights.floats("encoder/conv2/bias"))])
         count = self.node("Shape", [x], start=1, end=2)
         places = self.floats("encoder/position_encodings/encodings")
         return self.add(x, self.node("Slice", [places, self.numbers(0), count]))
 
     def hearing(self, x: str, name: str, heads: int, size: int) -> str:
-        """Attention of a window to itself."""
-        scale = (size // heads) ** -0.5
+        """Attention of a window to itself, in eight bits, too: what is looked at is so for each position by itself, as
+        a part of what it looks at most."""
         x = self.norm(x, f"{name}/layer_norm", [f"{name}/linear_0"])
-        queries, keys, values = self.linear(x, f"{name}/linear_0", parts=3, scale=scale)
-        queries, values = (self.heads(one, heads, size, (0, 2, 1, 3)) for one in (queries, values))
-        x, _ = self.attention(queries, self.heads(keys, heads, size, (0, 2, 3, 1)), values)
+        queries, keys, values = self.linear(x, f"{name}/linear_0", parts=3, scale=(size // heads) ** -0.5)
+        queries, *how = self.unsigned(queries)
+        (keys, by), (values, times) = self.signed(keys), self.signed(values)
+        looks = [self.heads(queries, heads, size, (0, 2, 1, 3)), self.heads(keys, heads, size, (0, 2, 3, 1))]
+        found = self.node("Softmax", [self.node("MatMulIntegerToFloat", [*looks, how[0], by, how[1]])], axis=-1)
+        most = self.node("ReduceMax", [found, self.numbers(-1)], keepdims=1)
+        step = self.constant("step", np.array(1 / 255, np.float32))
+        zero = self.constant("zero", np.array(0, np.uint8))
+        parts = self.node("QuantizeLinear", [self.node("Div", [found, most]), step, zero])
+        values = self.heads(values, heads, size, (0, 2, 1, 3))
+        x = self.node("Mul", [self.node("MatMulIntegerToFloat", [parts, values, step, times]), most])
         return self.linear(self.joined(x, size), f"{name}/linear_1")[0]
+
+    def unsigned(self, x: str) -> tuple[str, str, str]:
+        """x in eight bits without a sign, its scale, and what zero is there."""
+        from onnx import helper
+
+        names = (f"unsigned_{len(self._nodes)}", f"scale_{len(self._nodes)}", f"zero_{len(self._nodes)}")
+        self._nodes.append(helper.make_node("DynamicQuantizeLinear", [x], names))
+        return names
+
+    def signed(self, x: str) -> tuple[str, str]:
+        """x in eight bits with a sign, and its scale."""
+        most = self.node("Max", [self.node("ReduceMax", [self.node("Abs", [x])], keepdims=0), self.tiny()])
+        scale = self.node("Mul", [most, self.constant("part", np.array(1 / _STEPS, np.float32))])
+        zero = self.constant("signed zero", np.array(0, np.int8))
+        return self.node("QuantizeLinear", [x, scale, zero]), scale
+
+    def tiny(self) -> str:
+        return self.constant("tiny", np.array(_TINY, np.float32))
 
     def attention(self, queries: str, keys: str, values: str, mask: str = "") -> tuple[str, str]:
         """What is found, and where it was looked for."""
