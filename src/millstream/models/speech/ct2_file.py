@@ -47,9 +47,8 @@ class Weights(Mapping[str, NDArray[Any]]):
     def floats(self, name: str) -> NDArray[np.float32]:
         """A variable in 32 bits, with its scales multiplied in."""
         found = self[name].astype(np.float32)
-        if scale := f"{name}_scale":
-            if scale in self._found:
-                found /= self.floats(scale).reshape(-1, *[1] * (found.ndim - 1))
+        if (scale := f"{name}_scale") in self._found:
+            found /= self.floats(scale).reshape(-1, *[1] * (found.ndim - 1))
         return found
 
     def _variables(self, spec: str) -> dict[str, NDArray[Any]]:
@@ -66,6 +65,8 @@ class Weights(Mapping[str, NDArray[Any]]):
         for _ in range(file.number("I")):
             alias, name = file.text(), file.text()
             found[alias] = found[name]
+            if f"{name}_scale" in found:  # which the file leaves to be understood
+                found[f"{alias}_scale"] = found[f"{name}_scale"]
         return found
 
 

@@ -4,8 +4,8 @@ Rules of the room:
 - A weight has a scale for each channel that it gives; what is multiplied with it is turned into eight bits where it is
   used. Sums, norms, attention and probabilities are in float32.
 - What comes of a norm has channels that are far larger than others, always the same ones: they are divided by what
-  their weights are multiplied with (Xiao et al., SmoothQuant, 2023), as the norm's own numbers tell. What comes of
-  anything else has positions that are far larger than others: each position has a scale of its own.
+  their weights are multiplied with (Xiao et al., SmoothQuant, 2023), as the norm's own numbers tell. What comes of a
+  Gelu has positions that are far larger than others: there each position has a scale of its own.
 - Nothing is computed twice for the same audio: keys and values of the window are the first graph's to give.
 - The second graph takes any number of tokens at once: a prompt with a prefix is one step.
 """
@@ -129,7 +129,7 @@ def decoder(weights: Weights, clocks: Sequence[tuple[int, int]]) -> bytes:
 
 
 class _Graph:
-    """A graph on its way: nodes and their constants. Names of tensors are strings; a method gives that of its result."""
+    """A graph on its way: nodes and their constants. A tensor is its name; a method gives that of its result."""
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
@@ -198,15 +198,11 @@ class _Graph:
         """x by a weight of eight bits, in `parts` of one size; `scale`: of the first of them."""
         weight = self._weights.floats(f"{name}/weight")
         bias = self._weights.floats(f"{name}/bias") if f"{name}/bias" in self._weights else np.zeros(len(weight), "f4")
-        if name in self._evened:
-            weight *= self._evened[name]
-            product = self.product
-        else:
-            product = self.product_by_position
+        weight *= self._evened.get(name, np.float32(1))
         found = []
         for number, (rows, added) in enumerate(zip(np.split(weight, parts), np.split(bias, parts), strict=True)):
             by = np.float32(scale if number == 0 else 1.0)
-            found.append(product(x, f"{name}.{number}", by * rows, by * added))
+            found.append(self.product(x, f"{name}.{number}", by * rows, by * added))
         return found
 
     def product(self, x: str, name: str, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> str:
@@ -222,16 +218,14 @@ class _Graph:
         ]
         return self.node("DynamicQuantizeMatMul", taken)
 
-    def product_by_position(self, x: str, name: str, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> str:
-        """The same, where each position of x has a scale of its own."""
-        large = self.node("ReduceMax", [self.node("Abs", [x]), self.numbers(-1)], keepdims=1)
-        large = self.node("Max", [large, self.tiny()])
-        found = self.product(self.node("Div", [x, large]), name, weight, np.zeros_like(bias))
-        return self.add(self.node("Mul", [found, large]), self.constant(f"{name}.added", bias))
-
     def forward(self, x: str, name: str) -> str:
         (wide,) = self.linear(self.norm(x, f"{name}/layer_norm", [f"{name}/linear_0"]), f"{name}/linear_0")
-        return self.linear(self.node("Gelu", [wide]), f"{name}/linear_1")[0]
+        x = self.node("Gelu", [wide])
+        large = self.node("ReduceMax", [self.node("Abs", [x]), self.numbers(-1)], keepdims=1)
+        large = self.node("Max", [large, self.tiny()])
+        weight, bias = (self._weights.floats(f"{name}/linear_1/{what}") for what in ("weight", "bias"))
+        found = self.product(self.node("Div", [x, large]), f"{name}/linear_1", weight, np.zeros_like(bias))
+        return self.add(self.node("Mul", [found, large]), self.constant(f"{name}/linear_1/bias", bias))
 
     def heads(self, x: str, heads: int, size: int, order: tuple[int, ...]) -> str:
         """x [rows, tokens, size] as [rows, tokens, heads, size / heads], its axes in another order."""

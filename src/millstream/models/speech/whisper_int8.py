@@ -1,5 +1,5 @@
-"""Whisper in eight bits on a CPU, computed by ONNX Runtime: a version's folder as CTranslate2's converter wrote it, with
-the members of CTranslate2's own model that a recogniser uses.
+"""Whisper in eight bits on a CPU, computed by ONNX Runtime: a folder as CTranslate2's converter wrote it, with the
+members of CTranslate2's own model that a recogniser uses.
 
 Rules of the room:
 - One thread a call; any number of calls at once, which share the weights and nothing else.
@@ -169,7 +169,7 @@ class Int8Whisper:
             first = _without(first, repeating(begun, no_repeat))
         likely = text.read([prompt], [at, len(prompt) - 1], _value(np.stack([self._anything, first])[None]))
         silent = float(np.exp(text.logs()[0, 0, self._silent]))
-        most = min(max_length // 2, max_length - begin, self._decoder.sizes.room - begin)
+        most = min(max_length // 2, max_length - begin + 1, self._decoder.sizes.room - begin)
         found = search(likely, step, begun, self._end, beam, most)
         return Spoken([found.tokens], [found.sure], silent)
 
