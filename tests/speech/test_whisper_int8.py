@@ -1,5 +1,5 @@
-"""Whisper in eight bits on ONNX Runtime beside CTranslate2, which computes the same file in float32: what is heard, said
-and when, near enough; texts with their beginnings; calls at once; files that are none.
+"""Whisper in eight bits on ONNX Runtime beside CTranslate2, which computes the same file in float32: what is heard,
+said and when, near enough; texts with their beginnings; calls at once; files that are none.
 
 The fast tests run a model of random weights (whisper_house.py), the slow ones that of the shelf on the clips.
 """

@@ -312,7 +312,19 @@ class _Opened(Protocol):
 
     def encode(self, mels: NDArray[np.float32], /) -> Any: ...
     def detect_language(self, encoded: Any, /) -> Any: ...
-    def generate(self, encoded: Any, prompts: Any, /, **how: Any) -> Any: ...
+    def generate(
+        self,
+        encoded: Any,
+        prompts: Any,
+        /,
+        *,
+        beam_size: int,
+        max_length: int,
+        suppress_blank: bool,
+        no_repeat_ngram_size: int,
+        return_scores: bool,
+        return_no_speech_prob: bool,
+    ) -> Any: ...
     def align(self, encoded: Any, start: Any, texts: Any, frames: int, /) -> Any: ...
     def unload_model(self) -> None: ...
 
@@ -359,7 +371,7 @@ def _open(folder: Path, said: Manifest, compute_type: str, device: str) -> tuple
             f"{folder}: no Whisper model that CTranslate2 {ctranslate2.__version__} can load: {error}; convert it "
             "(ct2-transformers-converter) or copy it again"
         ) from error
-    opened: Any = _CTranslate2(model)
+    opened: Any = _CTranslate2(model)  # its members are the extension's
     return opened, kind if kind == "cpu" else f"{kind}:{number}", str(model.compute_type)
 
 

@@ -84,7 +84,7 @@ class _Cursor:
         return found
 
     def number(self, kind: str) -> int:
-        (found,) = struct.unpack(f"<{kind}", self.take(struct.calcsize(f"<{kind}")))
+        (found,) = struct.unpack(f"<{kind}", bytes(self.take(struct.calcsize(f"<{kind}"))))
         return int(found)
 
     def text(self) -> str:

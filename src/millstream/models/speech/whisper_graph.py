@@ -109,10 +109,10 @@ def decoder(weights: Weights, clocks: Sequence[tuple[int, int]]) -> bytes:
     for layer in range(has.layers):
         at = f"decoder/layer_{layer}"
         x = graph.add(x, graph.remembering(x, f"{at}/self_attention", layer, has))
-        told, looks = graph.looking(x, f"{at}/attention", layer, has)
+        found, looks = graph.looking(x, f"{at}/attention", layer, has)
         if heads := [head for where, head in clocks if where == layer]:
             seen.append(graph.node("Gather", [looks, graph.numbers(*heads)], axis=0))
-        x = graph.add(x, told)
+        x = graph.add(x, found)
         x = graph.add(x, graph.forward(x, f"{at}/ffn"))
     graph.node("Concat", seen, into="seen", axis=0)
     x = graph.norm(graph.node("Gather", [x, "at"], axis=1), "decoder/layer_norm", ["decoder/projection"])
@@ -120,7 +120,8 @@ def decoder(weights: Weights, clocks: Sequence[tuple[int, int]]) -> bytes:
     graph.node("LogSoftmax", [graph.add(x, "off")], into="logs", axis=-1)
     graph.node("TopK", ["logs", "most"], into="best", also="which", axis=-1)
     depth = has.size // has.heads
-    given = {"x": ["rows", "tokens", has.size], "mask": ["tokens", "whole"], "off": ["texts", "asked", has.vocabulary]}
+    given: dict[str, list[Any]] = {"x": ["rows", "tokens", has.size], "mask": ["tokens", "whole"]}
+    given |= {"off": ["texts", "asked", has.vocabulary]}
     given |= {name: ["rows", has.heads, "before", depth] for name in own(has.layers, "past")}
     for keys, values in zip(*[iter(cross(has.layers))] * 2, strict=True):
         given |= {keys: [has.heads, depth, "positions"], values: [has.heads, "positions", depth]}

@@ -62,7 +62,9 @@ Window = dict[str, Any]
 class Int8Whisper:
     """The model in a version's folder. Corrupt: it is not a whole one; Missing: the extra is not installed."""
 
-    compute_type: Final = "int8"
+    n_mels: int
+    is_multilingual: bool
+    compute_type: str = "int8"
 
     def __init__(self, folder: Path) -> None:
         try:
