@@ -7,6 +7,7 @@ each row beside them, which they are divided by.
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,8 @@ class Weights(Mapping[str, NDArray[Any]]):
 
     def __init__(self, path: Path, spec: str) -> None:
         try:
-            self._bytes = np.memmap(path, np.uint8, "r")
+            with open(path, "rb") as file:
+                self._file = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self._found = self._variables(spec)
         except (OSError, ValueError, KeyError, struct.error, UnicodeDecodeError) as error:
             raise errors.Corrupt(
@@ -51,8 +53,13 @@ class Weights(Mapping[str, NDArray[Any]]):
             found /= self.floats(scale).reshape(-1, *[1] * (found.ndim - 1))
         return found
 
+    def let_go(self) -> None:
+        """Give back the memory of what was read; what is read again comes from the file again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._file.madvise(mmap.MADV_DONTNEED)
+
     def _variables(self, spec: str) -> dict[str, NDArray[Any]]:
-        file = _Cursor(self._bytes)
+        file = _Cursor(np.frombuffer(self._file, np.uint8))
         version, name, _ = file.number("I"), file.text(), file.number("I")
         if (version, name) != (FORMAT, spec):
             raise ValueError(f"it is {name!r}, format {version}")

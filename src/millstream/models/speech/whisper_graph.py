@@ -209,7 +209,8 @@ class _Graph:
     def product(self, x: str, name: str, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> str:
         """x [..., into] by weight [out, into], and bias [out]."""
         scales = np.maximum(np.abs(weight).max(axis=1), _TINY) / np.float32(_STEPS)
-        steps = np.rint(weight / scales[:, None]).astype(np.int8)
+        whole = weight / scales[:, None]
+        steps = np.rint(whole, out=whole).astype(np.int8)
         taken = [
             x,
             self.constant(f"{name}.steps", steps.T),

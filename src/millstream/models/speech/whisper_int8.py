@@ -144,6 +144,7 @@ class Int8Whisper:
         ]
         self._encoder = _session(encoder(weights))
         self._decoder = _Decoder(weights, has, sorted(clocks))
+        weights.let_go()
         self.n_mels, self.is_multilingual = has.bands, has.vocabulary >= _MULTILINGUAL
         self._anything = np.zeros(has.vocabulary, np.float32)
         self._text = _off(has.vocabulary, never)
