@@ -1,9 +1,12 @@
 """Whisper as two ONNX graphs with weights of eight bits: one that hears a window, one that says what comes next.
 
 Rules of the room:
-- A weight has a scale for each channel that it gives; what is multiplied with it is turned into eight bits where it is
-  used. Sums, norms, attention and probabilities are in float32.
-- What comes of a norm has channels that are far larger than others, always the same ones: they are divided by what
+- What is multiplied with a weight is turned into eight bits where it is used. Sums, norms and probabilities are in
+  float32.
+- Of a window, where the processor's products are what it waits for, a weight has a scale for each channel that it gives,
+  and what it is multiplied with has one. Of a text, where it waits for the weights to come from memory, both have one
+  for each block of some channels: read as fast as memory is, and nearer to float32.
+- Of a window, what comes of a norm has channels that are far larger than others, always the same ones: they are divided by what
   their weights are multiplied with (Xiao et al., SmoothQuant, 2023), as the norm's own numbers tell. What comes of a
   Gelu has positions that are far larger than others: there each position has a scale of its own.
 - Nothing is computed twice for the same audio: keys and values of the window are the first graph's to give.
@@ -27,10 +30,12 @@ if TYPE_CHECKING:
 OPSET: Final = 20
 _IR: Final = 9
 _MICROSOFT = "com.microsoft"
-_OWN = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat")  # ONNX Runtime's
+_OWN = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits")  # ONNX Runtime's
 _STEPS = 127
 _EPSILON = 1e-5
 _TINY = 1e-9
+_BLOCK = 128
+_IN_EIGHT_BITS = 4  # a number of ONNX Runtime's
 _EVENED = 0.75  # of how much larger a channel is, its weights take over
 
 
@@ -104,7 +109,7 @@ def decoder(weights: Weights, clocks: Sequence[tuple[int, int]]) -> bytes:
     asked, vocabulary]: all logarithms; new_*: past_* with these tokens; seen [clocks, rows * tokens, positions]: where
     `clocks` looked.
     """
-    has, graph = sizes(weights), _Graph(weights)
+    has, graph = sizes(weights), _Graph(weights, blocks=True)
     x, seen = "x", []
     for layer in range(has.layers):
         at = f"decoder/layer_{layer}"
@@ -130,10 +135,11 @@ def decoder(weights: Weights, clocks: Sequence[tuple[int, int]]) -> bytes:
 
 
 class _Graph:
-    """A graph on its way: nodes and their constants. A tensor is its name; a method gives that of its result."""
+    """A graph on its way: nodes and their constants. A tensor is its name; a method gives that of its result.
+    `blocks`: weights have scales for blocks of channels."""
 
-    def __init__(self, weights: Weights) -> None:
-        self._weights = weights
+    def __init__(self, weights: Weights, blocks: bool = False) -> None:
+        self._weights, self._blocks = weights, blocks
         self._evened: dict[str, NDArray[np.float32]] = {}  # by weight: what its channels are multiplied with
         self._nodes: list[NodeProto] = []
         self._values: dict[str, TensorProto] = {}
@@ -203,8 +209,21 @@ class _Graph:
         found = []
         for number, (rows, added) in enumerate(zip(np.split(weight, parts), np.split(bias, parts), strict=True)):
             by = np.float32(scale if number == 0 else 1.0)
-            found.append(self.product(x, f"{name}.{number}", by * rows, by * added))
+            product = self.by_blocks if self._blocks else self.product
+            found.append(product(x, f"{name}.{number}", by * rows, by * added))
         return found
+
+    def by_blocks(self, x: str, name: str, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> str:
+        """As `product`."""
+        out, into = weight.shape
+        block = min(_BLOCK, into & -into)
+        whole = weight.reshape(out, into // block, block)
+        scales = np.maximum(np.abs(whole).max(axis=2), _TINY) / np.float32(_STEPS)
+        whole = whole / scales[..., None]
+        steps = np.rint(whole, out=whole).astype(np.int8).view(np.uint8) ^ np.uint8(128)  # 128 is zero
+        taken = [x, self.constant(f"{name}.steps", steps), self.constant(f"{name}.scales", scales.reshape(-1)), "", ""]
+        taken.append(self.constant(f"{name}.bias", bias))
+        return self.node("MatMulNBits", taken, K=into, N=out, bits=8, block_size=block, accuracy_level=_IN_EIGHT_BITS)
 
     def product(self, x: str, name: str, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> str:
         """x [..., into] by weight [out, into], and bias [out]."""
@@ -223,6 +242,8 @@ class _Graph:
     def forward(self, x: str, name: str) -> str:
         (wide,) = self.linear(self.norm(x, f"{name}/layer_norm", [f"{name}/linear_0"]), f"{name}/linear_0")
         x = self.node("Gelu", [wide])
+        if self._blocks:
+            return self.linear(x, f"{name}/linear_1")[0]
         large = self.node("ReduceMax", [self.node("Abs", [x]), self.numbers(-1)], keepdims=1)
         large = self.node("Max", [large, self.tiny()])
         weight, bias = (self._weights.floats(f"{name}/linear_1/{what}") for what in ("weight", "bias"))
