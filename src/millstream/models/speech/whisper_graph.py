@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 OPSET: Final = 20
 _IR: Final = 9
 _MICROSOFT = "com.microsoft"
-_OWN = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits")  # ONNX Runtime's
+_OWN = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits", "MultiHeadAttention")  # ONNX Runtime's
 _STEPS = 127
 _EPSILON = 1e-5
 _TINY = 1e-9
@@ -93,7 +93,7 @@ def encoder(weights: Weights) -> bytes:
         keys, values = graph.linear(x, taker, parts=2)
         for found, name, order in ((keys, "heard_keys", (0, 2, 3, 1)), (values, "heard_values", (0, 2, 1, 3))):
             parted = graph.heads(found, has.heads, has.size, order)
-            graph.node("Squeeze", [parted, graph.numbers(0)], into=f"{name}_{layer}")
+            graph.node("Squeeze", [parted, graph.numbers(0)], [f"{name}_{layer}"])
     return graph.bytes({"mel": [1, has.bands, "columns"]}, cross(has.layers))
 
 
@@ -111,6 +111,7 @@ def decoder(weights: Weights, clocks: Sequence[tuple[int, int]]) -> bytes:
     """
     has, graph = sizes(weights), _Graph(weights, blocks=True)
     x, seen = "x", []
+    graph.node("Unsqueeze", ["mask", graph.numbers(0, 1)], ["masks"])
     for layer in range(has.layers):
         at = f"decoder/layer_{layer}"
         x = graph.add(x, graph.remembering(x, f"{at}/self_attention", layer, has))
@@ -119,11 +120,11 @@ def decoder(weights: Weights, clocks: Sequence[tuple[int, int]]) -> bytes:
             seen.append(graph.node("Gather", [looks, graph.numbers(*heads)], axis=0))
         x = graph.add(x, found)
         x = graph.add(x, graph.forward(x, f"{at}/ffn"))
-    graph.node("Concat", seen, into="seen", axis=0)
+    graph.node("Concat", seen, ["seen"], axis=0)
     x = graph.norm(graph.node("Gather", [x, "at"], axis=1), "decoder/layer_norm", ["decoder/projection"])
     (x,) = graph.linear(x, "decoder/projection")
-    graph.node("LogSoftmax", [graph.add(x, "off")], into="logs", axis=-1)
-    graph.node("TopK", ["logs", "most"], into="best", also="which", axis=-1)
+    graph.node("LogSoftmax", [graph.add(x, "off")], ["logs"], axis=-1)
+    graph.node("TopK", ["logs", "most"], ["best", "which"], axis=-1)
     depth = has.size // has.heads
     given: dict[str, list[Any]] = {"x": ["rows", "tokens", has.size], "mask": ["tokens", "whole"]}
     given |= {"off": ["texts", "asked", has.vocabulary]}
@@ -167,13 +168,12 @@ class _Graph:
         found: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=_IR).SerializeToString()
         return found
 
-    def node(self, what: str, taken: list[str], into: str = "", also: str = "", **more: Any) -> str:
+    def node(self, what: str, taken: Sequence[str], given: Sequence[str] = (), **more: Any) -> str:
         from onnx import helper
 
-        into = into or f"{what}_{len(self._nodes)}"
-        domain = _MICROSOFT if what in _OWN else ""
-        self._nodes.append(helper.make_node(what, taken, [into, also] if also else [into], domain=domain, **more))
-        return into
+        given = given or [f"{what}_{len(self._nodes)}"]
+        self._nodes.append(helper.make_node(what, taken, given, domain=_MICROSOFT if what in _OWN else "", **more))
+        return given[0]
 
     def constant(self, name: str, value: NDArray[Any]) -> str:
         from onnx import numpy_helper
@@ -289,10 +289,8 @@ class _Graph:
 
     def unsigned(self, x: str) -> tuple[str, str, str]:
         """x in eight bits without a sign, its scale, and what zero is there."""
-        from onnx import helper
-
-        names = (f"unsigned_{len(self._nodes)}", f"scale_{len(self._nodes)}", f"zero_{len(self._nodes)}")
-        self._nodes.append(helper.make_node("DynamicQuantizeLinear", [x], names))
+        names = (f"{x}.unsigned", f"{x}.scale", f"{x}.zero")
+        self.node("DynamicQuantizeLinear", [x], names)
         return names
 
     def signed(self, x: str) -> tuple[str, str]:
@@ -305,12 +303,6 @@ class _Graph:
     def tiny(self) -> str:
         return self.constant("tiny", np.array(_TINY, np.float32))
 
-    def attention(self, queries: str, keys: str, values: str, mask: str = "") -> tuple[str, str]:
-        """What is found, and where it was looked for."""
-        looks = self.node("MatMul", [queries, keys])
-        looks = self.node("Softmax", [self.add(looks, mask) if mask else looks], axis=-1)
-        return self.node("MatMul", [looks, values]), looks
-
     def joined(self, x: str, size: int) -> str:
         """x [rows, heads, tokens, size / heads] as [rows, tokens, size]."""
         x = self.node("Transpose", [x], perm=[0, 2, 1, 3])
@@ -319,14 +311,11 @@ class _Graph:
     def remembering(self, x: str, name: str, layer: int, has: Sizes) -> str:
         """Attention of a text to itself."""
         x = self.norm(x, f"{name}/layer_norm", [f"{name}/linear_0"])
-        scale = (has.size // has.heads) ** -0.5
-        parts = self.linear(x, f"{name}/linear_0", parts=3, scale=scale)
-        queries, keys, values = (self.heads(one, has.heads, has.size, (0, 2, 1, 3)) for one in parts)
-        for what, one in (("keys", keys), ("values", values)):
-            self.node("Concat", [f"past_{what}_{layer}", one], into=f"new_{what}_{layer}", axis=2)
-        turned = self.node("Transpose", [f"new_keys_{layer}"], perm=[0, 1, 3, 2])
-        x, _ = self.attention(queries, turned, f"new_values_{layer}", "mask")
-        return self.linear(self.joined(x, has.size), f"{name}/linear_1")[0]
+        parts = self.linear(x, f"{name}/linear_0", parts=3, scale=(has.size // has.heads) ** -0.5)
+        taken = [*parts, "", "", "masks", *(f"past_{what}_{layer}" for what in ("keys", "values"))]
+        given = [f"said_{layer}", *(f"new_{what}_{layer}" for what in ("keys", "values"))]
+        self.node("MultiHeadAttention", taken, given, num_heads=has.heads, scale=1.0)
+        return self.linear(given[0], f"{name}/linear_1")[0]
 
     def looking(self, x: str, name: str, layer: int, has: Sizes) -> tuple[str, str]:
         """Attention of a text to the window, and where it looked there: [heads, rows * tokens, positions]. All rows and
@@ -336,7 +325,8 @@ class _Graph:
         (queries,) = self.linear(x, f"{name}/linear_0", scale=depth**-0.5)
         flat = self.node("Reshape", [queries, self.numbers(-1, has.heads, depth)])
         flat = self.node("Transpose", [flat], perm=[1, 0, 2])
-        found, looks = self.attention(flat, f"heard_keys_{layer}", f"heard_values_{layer}")
+        looks = self.node("Softmax", [self.node("MatMul", [flat, f"heard_keys_{layer}"])], axis=-1)
+        found = self.node("MatMul", [looks, f"heard_values_{layer}"])
         found = self.node("Transpose", [found], perm=[1, 0, 2])
         found = self.node("Reshape", [found, self.node("Shape", [queries])])
         return self.linear(found, f"{name}/linear_2")[0], looks
