@@ -143,7 +143,7 @@ class _Whisper(Graph):
         most = self.node("ReduceMax", [found, self.numbers(-1)], keepdims=1)
         step = self.constant("step", np.array(1 / STEPS_UNSIGNED, np.float32))
         zero = self.constant("zero", np.array(0, np.uint8))
-        parts = self.node("QuantizeLinear", [self.node("Div", [found, most]), step, zero])
+        parts = self.node("QuantizeLinear", [self.part(found, most), step, zero])
         values = self.heads(values, heads, size, (0, 2, 1, 3))
         x = self.node("Mul", [self.node("MatMulIntegerToFloat", [parts, values, step, times]), most])
         return self.linear(self.joined(x, size), f"{name}/linear_1")[0]
