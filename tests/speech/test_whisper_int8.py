@@ -21,7 +21,7 @@ from millstream.models.speech.ct2_file import Weights
 from millstream.models.speech.mel import log_mel
 from millstream.models.speech.tensors import RATE
 from millstream.models.speech.vocabulary import Vocabulary
-from millstream.models.speech.whisper_int8 import NETWORK, Int8Whisper
+from millstream.models.speech.whisper_int8 import NETWORK, Int8Whisper, _Reading
 
 END, START, LANGUAGE, TRANSCRIBE, PLAIN = whisper_house.END, 50_258, 50_259, 50_359, 50_363
 PROMPT = [START, LANGUAGE, TRANSCRIBE, PLAIN]
@@ -190,7 +190,7 @@ def test_a_language_is_as_likely_as_in_float32(house):
         assert sum(sure for _, sure in found) == pytest.approx(1)
 
 
-def test_times_go_on_and_are_near_those_of_float32(house):
+def test_times_go_on_to_the_end(house):
     tokens = [72, 105, 220, 33, 47, 99, 220, 104, 101]
     for seed in range(3):
         ours, _ = house.align(spectrum(seed), tokens, 500)
@@ -248,6 +248,40 @@ def test_a_wide_beam_finds_the_likeliest_text():
     greedy = search(likely([()]), lambda rows, live: likely([one.tokens for one in live]), [], end, 1, most)
     steps = [int(np.argmax(logs(greedy.tokens[:at]))) for at in range(len(greedy.tokens))]
     assert greedy.tokens == steps
+
+
+def test_an_end_that_is_second_of_two_is_one():
+    """What begins with 9 ends with .4, or goes on with 1 and then with little of anything."""
+    little = np.log(np.full((1, 4), 0.05, np.float32))
+    first = Likely(np.log([[0.6, 0.4, 1e-9, 1e-9]]), np.array([[1, 3, 0, 2]]))
+    found = search(
+        first,
+        lambda rows, live: Likely(np.tile(little, (len(live), 1)), np.tile(range(4), (len(live), 1))),
+        [9],
+        3,
+        2,
+        4,
+    )
+    assert found.tokens == [9] and found.sure == pytest.approx(np.log(0.4))
+
+
+def test_texts_that_go_on_together_are_as_alone(house):
+    """Three texts of one beginning, of which two go on, one of them twice."""
+    (window,) = house.ours.encode(spectrum(1)[None])
+
+    def read(texts, *more):
+        reading = _Reading(house.ours._decoder, window)
+        reading.read(texts, [0], house.ours._off)
+        for rows, tokens in more:
+            reading.keep(rows)
+            reading.read(tokens, [0], house.ours._off)
+        return reading.logs()[:, 0, :256]
+
+    together = read([[START]], ([0, 0, 0], [[72], [33], [99]]), ([2, 0, 2], [[47], [48], [49]]))
+    for row, tokens in zip(together, [(START, 99, 47), (START, 72, 48), (START, 99, 49)], strict=True):
+        alone = read([tokens[:1]], *(([0], [[token]]) for token in tokens[1:]))[0]
+        np.testing.assert_allclose(row, alone, atol=1e-4)
+    assert far(together[0], together[2]) > 0.01 < far(together[0], together[1]), "all texts are alike"
 
 
 def test_calls_at_once_are_as_alone(house):
