@@ -4,8 +4,8 @@
 
 Each row is a process of its own, one thread, every clip alone. WER after Whisper's own normaliser of English, over all
 words of the clips together; lone digits apart. RTF: CPU seconds a second of audio; with word times: so many times that,
-on the first eight clips. Memory: resident after the clips, less before the model. Then rows that share a call beside
-rows alone, and characters wrong of Chinese, without punctuation.
+on the first eight clips. Memory: resident after the clips, less before the model. Then characters wrong of Chinese,
+without punctuation.
 """
 
 from __future__ import annotations
@@ -173,32 +173,7 @@ def chinese(root: Path, folder: Path) -> dict[str, Any]:
     return result
 
 
-def shared(root: Path, folder: Path, compute: str) -> dict[str, Any]:
-    """Four rows in a call beside each alone: what differs, and what each costs a second of audio."""
-    made = load(root, "whisper-base", compute, 10)
-    given = [clip for clip in clips(folder) if not clip.name.startswith("zh/") and len(clip.sound) <= 10 * RATE]
-    given = sorted(given, key=lambda clip: len(clip.sound))[-16:]
-    seconds = sum(len(clip.sound) for clip in given) / RATE
-    result: dict[str, Any] = {"compute": made.compute_type, "rows": len(given)}
-    for beam in (1, 5):
-        began = time.process_time()
-        alone = [made.predict(inputs([clip.sound], "en", beam))["heard"][0] for clip in given]
-        middle = time.process_time()
-        made._together = True  # also where the model would not
-        several: list[bytes] = []
-        for at in range(0, len(given), 4):
-            several += list(made.predict(inputs([clip.sound for clip in given[at : at + 4]], "en", beam))["heard"])
-        ended = time.process_time()
-        made._together = compute == "int8"
-        result |= {
-            f"differ_{beam}": sum(a != b for a, b in zip(alone, several, strict=True)),
-            f"words_{beam}": sum(text(read(a)) != text(read(b)) for a, b in zip(alone, several, strict=True)),
-            f"alone_{beam}": (middle - began) / seconds, f"together_{beam}": (ended - middle) / seconds,
-        }  # fmt: skip
-    return result
-
-
-def report(rows: list[dict[str, Any]], joined: list[dict[str, Any]], zh: dict[str, Any]) -> str:
+def report(rows: list[dict[str, Any]], zh: dict[str, Any]) -> str:
     """The tables."""
     lines = [
         f"{rows[0]['clips']} English clips, {rows[0]['seconds']:.0f} s; 30 digits of half a second apart from them.",
@@ -211,19 +186,6 @@ def report(rows: list[dict[str, Any]], joined: list[dict[str, Any]], zh: dict[st
         f"{row['digits']:.0f} | {row['rtf']:.3f} | {row['stamps']:.2f} x | {row['memory_mb']:.0f} MB |"
         for row in rows
     ]
-    lines += [
-        "",
-        "Four rows in a call of whisper-base (window 10 s) beside each alone:",
-        "",
-        "| computed in | beam | answers that differ | texts that differ | RTF alone | RTF together |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in joined:
-        for beam in (1, 5):
-            lines.append(
-                f"| {row['compute']} | {beam} | {row[f'differ_{beam}']} of {row['rows']} | {row[f'words_{beam}']} "
-                f"| {row[f'alone_{beam}']:.3f} | {row[f'together_{beam}']:.3f} |"
-            )
     lines += [
         "",
         f"Characters wrong in {zh['clips']} Chinese clips, twelve variants of each, whisper-base in int8: "
@@ -245,7 +207,7 @@ def main() -> None:
     root, folder = arguments.models, Path(arguments.audio)
     if arguments.one:
         way = json.loads(arguments.one)
-        part = one if len(way) > 1 else shared if way else chinese
+        part = one if way else chinese
         print(json.dumps(part(root, folder, *way)))
         return
 
@@ -256,9 +218,8 @@ def main() -> None:
         return dict(json.loads(done.stdout))
 
     rows = [alone(list(way)) for way in (QUICK if arguments.quick else WAYS)]
-    joined = [alone([compute]) for compute in ("int8", "float32")]
     zh = alone([])
-    print(json.dumps({"rows": rows, "together": joined, "zh": zh}) if arguments.json else report(rows, joined, zh))
+    print(json.dumps({"rows": rows, "zh": zh}) if arguments.json else report(rows, zh))
 
 
 if __name__ == "__main__":

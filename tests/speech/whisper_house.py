@@ -16,6 +16,7 @@ SIZE, WIDE, HEADS = 16, 32, 2
 VOCABULARY = 51_865
 END, FIRST_LANGUAGE = 50_257, 50_259
 LANGUAGES = ("en", "zh")
+NEVER = range(END + 1, 50_364)
 
 
 def tokens() -> list[str]:
@@ -31,8 +32,8 @@ def tokens() -> list[str]:
     return found + [f"<|{number * 0.02:.2f}|>" for number in range(VOCABULARY - len(found))]
 
 
-def make(folder: Path, seed: int = 0) -> Path:
-    """Write the model into a new folder."""
+def make(folder: Path, seed: int = 0, numbers: str | None = None) -> Path:
+    """Write the model into a new folder; `numbers`: what its weights are in, "float16" or "int8" (None: float32)."""
     import ctranslate2
     from ctranslate2.specs import WhisperSpec
 
@@ -62,9 +63,10 @@ def make(folder: Path, seed: int = 0) -> Path:
     spec.register_vocabulary(tokens())
     spec.config.lang_ids = [FIRST_LANGUAGE + number for number in range(len(LANGUAGES))]
     spec.config.alignment_heads = [[0, 0], [0, 1]]
-    spec.config.suppress_ids = list(range(END + 1, 50_364))
+    spec.config.suppress_ids = list(NEVER)
     spec.config.suppress_ids_begin = [END]
     spec.validate()
+    spec.optimize(quantization=numbers)
     spec.save(str(folder))
     assert (folder / "config.json").exists() and ctranslate2.contains_model(str(folder))
     tokenizer().save(str(folder / "tokenizer.json"))

@@ -1,4 +1,5 @@
-"""Whisper models on CTranslate2: a windowed recogniser in the serving process (format "whisper").
+"""Whisper models: a windowed recogniser in the serving process (format "whisper"). ONNX Runtime computes what is in
+eight bits on a CPU (`models/speech/whisper_int8.py`), CTranslate2 the rest.
 
 A version's folder is what CTranslate2's converter writes, with the tokenizer beside it: model.bin, config.json,
 vocabulary.json or vocabulary.txt, tokenizer.json. The buckets of its `[batching.length]` are the windows that it hears:
@@ -7,9 +8,8 @@ a model that does badly with short ones says so (`window_s` in its [settings]). 
 that is soon made anew: its window may be shorter still (`step_window_s`).
 
 Rules of the room:
-- One thread a call; CTranslate2 lets go of the GIL while it computes.
-- A row's answer depends on the row alone. Rows share a call where that gives the same bits: in int8 on a CPU, where
-  sums are of whole numbers. Elsewhere they are computed one by one.
+- One thread a call; both let go of the GIL while they compute.
+- A row's answer depends on the row alone: rows are computed one by one.
 - No chance: what a decoder repeats is decoded again without repeats, or cut; nothing is sampled.
 - Times cost a tenth of a step, so they are exact only where they are asked for.
 """
@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Protocol
 
 import msgspec
 import numpy as np
@@ -36,6 +36,7 @@ from millstream.models.speech.mel import HOP, log_mel
 from millstream.models.speech.pieces import Tokens, begun, text_of, without_silence, words
 from millstream.models.speech.tensors import RATE, WINDOWED, WINDOWED_OUTPUTS, Window, batching, column, windows
 from millstream.models.speech.vocabulary import Vocabulary
+from millstream.models.speech.whisper_int8 import Int8Whisper
 from millstream.types import Array, TensorSpec
 
 FILES: Final = ("model.bin", "config.json", "tokenizer.json")
@@ -113,17 +114,12 @@ class Whisper:
         self._fine = [samples for samples in self.windows if samples >= settings.window_s * RATE] or self.windows[-1:]
         self._model, self.device, self.compute_type = _open(folder, said, settings.compute_type, device)
         self._vocabulary = Vocabulary(folder, bool(self._model.is_multilingual))
-        self._together = self.device == "cpu" and self.compute_type.startswith("int8")
 
     def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """What is said in each row. BadInput: over 30 s, a language that the model does not know, or a prefix that does
         not fit."""
         rows = [self._row(window) for window in windows(inputs)]
-        heard: list[Heard] = [Heard()] * len(rows)
-        for group in self._groups(rows):
-            for number, one in zip(group, self._hear([rows[number] for number in group]), strict=True):
-                heard[number] = one
-        return {"heard": column(heard)}
+        return {"heard": column([self._hear(row) for row in rows])}
 
     def close(self) -> None:
         """Give its memory back."""
@@ -145,34 +141,19 @@ class Whisper:
             raise errors.BadInput(f"a prefix of {len(prefix)} tokens: send at most {_PREFIX_TOKENS_MAX}")
         return _Row(asked, length, language, prefix)
 
-    def _groups(self, rows: Sequence[_Row]) -> list[list[int]]:
-        """The numbers of rows that share a call."""
-        found: dict[object, list[int]] = {}
-        for number, row in enumerate(rows):
-            alike = (row.length, row.language, row.asked.beam, bool(row.prefix))
-            found.setdefault(alike if self._together and row.language else number, []).append(number)
-        return list(found.values())
-
-    def _hear(self, rows: Sequence[_Row]) -> list[Heard]:
-        """What is said in rows of one window, beam and language, all of them with a prefix or none."""
-        mels = np.stack([log_mel(row.asked.audio, row.length, self._model.n_mels) for row in rows])
-        encoded = self._model.encode(_view(mels))
-        language = rows[0].language or self._detect(encoded)
-        found = self._decode(encoded, rows, language)
-        heard = []
-        for number, (row, said) in enumerate(zip(rows, found, strict=True)):
-            own = encoded if len(rows) == 1 else _view(np.array(encoded)[number : number + 1])
-            if len(rows) > 1 and said.length >= _room(row):  # as much as it would have room for alone, or more
-                (said,) = self._decode(own, [row], language)
-            text = self._vocabulary.text(said.tokens)
-            if looping(text, len(said.tokens), len(row.asked.audio) / RATE):
-                said = self._without_loop(own, row, said, language)
-            if again := doubled([one.lower() for one in self._vocabulary.spelling(said.tokens)]):
-                said = said._replace(tokens=self._without_echo(own, row, said.tokens, again, language))
-            if _nothing(row, said) or (language == "zh" and text == PROMPT):
-                said = said._replace(tokens=row.prefix)
-            heard.append(self._told(own, mels[number], row, said, language))
-        return heard
+    def _hear(self, row: _Row) -> Heard:
+        mel = log_mel(row.asked.audio, row.length, self._model.n_mels)
+        encoded = self._model.encode(mel[None])
+        language = row.language or self._detect(encoded)
+        said = self._decode(encoded, row, language)
+        text = self._vocabulary.text(said.tokens)
+        if looping(text, len(said.tokens), len(row.asked.audio) / RATE):
+            said = self._without_loop(encoded, row, said, language)
+        if again := doubled([one.lower() for one in self._vocabulary.spelling(said.tokens)]):
+            said = said._replace(tokens=self._without_echo(encoded, row, said.tokens, again, language))
+        if _nothing(row, said) or (language == "zh" and text == PROMPT):
+            said = said._replace(tokens=row.prefix)
+        return self._told(encoded, mel, row, said, language)
 
     def _detect(self, encoded: Any) -> str:
         """The language of a window; of a model that knows one, that one."""
@@ -180,27 +161,24 @@ class Whisper:
             return "en"
         return str(self._model.detect_language(encoded)[0][0][0].strip("<|>"))
 
-    def _decode(self, encoded: Any, rows: Sequence[_Row], language: str, **more: int) -> list[_Said]:
-        first = self._vocabulary.prompt(language)
-        prefixed = bool(rows[0].prefix)
-        room = max(map(_room, rows))
-        results = self._model.generate(
+    def _decode(self, encoded: Any, row: _Row, language: str, no_repeat: int = 0) -> _Said:
+        (result,) = self._model.generate(
             encoded,
-            [[*first, *row.prefix] for row in rows],
-            beam_size=rows[0].asked.beam,
-            max_length=2 * room,  # it takes half of what it is told for the text
-            suppress_blank=not prefixed,  # with a prefix the text may be whole already
+            [[*self._vocabulary.prompt(language), *row.prefix]],
+            beam_size=row.asked.beam,
+            max_length=2 * _room(row),  # it takes half of what it is told for the text
+            suppress_blank=not row.prefix,  # with a prefix the text may be whole already
             return_scores=True,
             return_no_speech_prob=True,
-            **more,
+            no_repeat_ngram_size=no_repeat,
         )
-        return [_said(result, row, self._vocabulary.end) for result, row in zip(results, rows, strict=True)]
+        return _said(result, row, self._vocabulary.end)
 
     def _without_loop(self, encoded: Any, row: _Row, said: _Said, language: str) -> _Said:
         """The same without its loop: decoded again so that nothing comes twice, where that makes sense of it, else
         cut; a hypothesis is cut at once, as it is soon made anew."""
         if row.asked.beam > 1:
-            (again,) = self._decode(encoded, [row], language, no_repeat_ngram_size=3)
+            again = self._decode(encoded, row, language, no_repeat=3)
             text = self._vocabulary.text(again.tokens)
             if again.sure > max(_UNSURE, said.sure - 1) and not looping(
                 text, len(again.tokens), len(row.asked.audio) / RATE
@@ -262,13 +240,11 @@ class _Row(msgspec.Struct, frozen=True):
 
 
 class _Said(msgspec.Struct, frozen=True):
-    """What a decoder said: its tokens, those of the prefix first; `sure`: the mean logarithm of their probabilities;
-    `length`: how many tokens it made, with those that are no text."""
+    """What a decoder said: its tokens, those of the prefix first; `sure`: the mean logarithm of their probabilities."""
 
     tokens: list[int]
     sure: float
     no_speech: float
-    length: int
 
     def _replace(self, tokens: list[int]) -> _Said:
         return msgspec.structs.replace(self, tokens=tokens)
@@ -286,13 +262,11 @@ def _room(row: _Row) -> int:
 
 def _said(result: Any, row: _Row, end: int) -> _Said:
     """A decoder's result. The prefix costs it nothing, so its tokens do not count in the mean."""
-    found = result.sequences_ids[0]
-    tokens = [token for token in found if token < end]
+    tokens = [token for token in result.sequences_ids[0] if token < end]
     if tokens[: len(row.prefix)] != row.prefix:
         tokens = [*row.prefix, *tokens]
     own = len(tokens) - len(row.prefix) + 1  # the end is a token, too
-    length = max(len(found), len(tokens))
-    return _Said(tokens, float(result.scores[0]) * len(tokens) / own, float(result.no_speech_prob), length)
+    return _Said(tokens, float(result.scores[0]) * len(tokens) / own, float(result.no_speech_prob))
 
 
 def _nothing(row: _Row, said: _Said) -> bool:
@@ -330,16 +304,59 @@ def _windows(where: str, said: Manifest, least_s: float) -> tuple[int, ...]:
     return tuple(bucket for bucket in length.buckets if bucket >= least_s * RATE) or length.buckets[-1:]
 
 
-def _open(folder: Path, said: Manifest, compute_type: str, device: str) -> tuple[Any, str, str]:
-    """The model in CTranslate2, its device, and what it is computed in."""
+class _Opened(Protocol):
+    """A model as CTranslate2 has it (its documentation says what each member does), which takes arrays."""
+
+    n_mels: int
+    is_multilingual: bool
+    compute_type: str
+
+    def encode(self, mels: NDArray[np.float32], /) -> Any: ...
+    def detect_language(self, encoded: Any, /) -> Any: ...
+    def generate(
+        self,
+        encoded: Any,
+        prompts: Any,
+        /,
+        *,
+        beam_size: int,
+        max_length: int,
+        suppress_blank: bool,
+        no_repeat_ngram_size: int,
+        return_scores: bool,
+        return_no_speech_prob: bool,
+    ) -> Any: ...
+    def align(self, encoded: Any, start: Any, texts: Any, frames: int, /) -> Any: ...
+    def unload_model(self) -> None: ...
+
+
+class _CTranslate2:
+    """Its model, with arrays for its own values."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def encode(self, mels: NDArray[np.float32], /) -> Any:
+        from ctranslate2 import StorageView
+
+        return self._model.encode(StorageView.from_array(np.ascontiguousarray(mels)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def _open(folder: Path, said: Manifest, compute_type: str, device: str) -> tuple[_Opened, str, str]:
+    """The model, its device, and what it is computed in."""
+    if absent := [name for name in FILES if not (folder / name).is_file()]:
+        raise errors.Corrupt(f"{folder}: {absent[0]} is not there; a Whisper version has {', '.join(FILES)}")
     try:
+        kind, number = _device(str(folder), device)
+        if kind == "cpu" and compute_type in ("", "int8"):
+            return Int8Whisper(folder), "cpu", "int8"
         import ctranslate2
     except ModuleNotFoundError as missing:
         raise errors.Missing.extra("speech", f"{folder}: a Whisper model") from missing
-    if absent := [name for name in FILES if not (folder / name).is_file()]:
-        raise errors.Corrupt(f"{folder}: {absent[0]} is not there; a Whisper version has {', '.join(FILES)}")
     ctranslate2.set_log_level(logging.ERROR)
-    kind, number = _device(str(folder), device, ctranslate2)
     compute = _compute_type(str(folder), compute_type, kind, number, ctranslate2)
     try:
         model = ctranslate2.models.Whisper(
@@ -355,16 +372,21 @@ def _open(folder: Path, said: Manifest, compute_type: str, device: str) -> tuple
             f"{folder}: no Whisper model that CTranslate2 {ctranslate2.__version__} can load: {error}; convert it "
             "(ct2-transformers-converter) or copy it again"
         ) from error
-    return model, kind if kind == "cpu" else f"{kind}:{number}", str(model.compute_type)
+    opened: Any = _CTranslate2(model)  # its members are the extension's
+    return opened, kind if kind == "cpu" else f"{kind}:{number}", str(model.compute_type)
 
 
-def _device(where: str, device: str, ctranslate2: Any) -> tuple[str, int]:
+def _device(where: str, device: str) -> tuple[str, int]:
     """(cpu or cuda, its number); a GPU that is not there is said, and the CPU takes its place."""
     kind, _, number = device.partition(":")
     if kind not in ("cpu", "cuda") or not (number or "0").isdigit():
         raise errors.Misconfigured(f"{where}: device {device!r}; say 'cpu' or 'cuda:0'")
+    if kind == "cpu":
+        return kind, 0
+    import ctranslate2
+
     there = int(ctranslate2.get_cuda_device_count())
-    if kind == "cuda" and int(number or 0) >= there:
+    if int(number or 0) >= there:
         log.error("%s: device %s, CTranslate2 finds %d GPUs: it is computed on the CPU instead", where, device, there)
         return "cpu", 0
     return kind, int(number or 0)
@@ -381,9 +403,3 @@ def _compute_type(where: str, asked: str, kind: str, number: int, ctranslate2: A
         where, wanted, kind, ", ".join(sorted(there)),
     )  # fmt: skip
     return "float32"
-
-
-def _view(array: NDArray[np.float32]) -> Any:
-    from ctranslate2 import StorageView
-
-    return StorageView.from_array(np.ascontiguousarray(array))
