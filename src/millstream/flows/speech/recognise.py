@@ -177,9 +177,8 @@ class Asker:
             "samples": np.array([FRAME], np.int32),
             "end": np.array([True]),
         }
-        turn, last = self.turn, Turn(id=self.name, end=True)  # of a step whose answer is lost its name alone is known
-        if turn is not None:
-            last = Turn(id=turn.id, token=turn.token, step=turn.step + 1, end=True)
+        # Without a number, as the answer of the latest step may be lost; of a first one its name alone is known.
+        last = Turn(id=self.name, token=self.turn.token if self.turn is not None else "", end=True)
         with contextlib.suppress(errors.Error):  # it goes by itself, later
             await self.ask(nothing, STEP, LEAVE_S, last)
         self.turn, self.began = None, False
