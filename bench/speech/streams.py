@@ -147,7 +147,8 @@ async def at_once(models: Path, recogniser: str, vad: Vad, given: list[Clip], fo
     wiring = Wiring(submit=engine.submit, model=recogniser, vad=vad, clock=SystemClock(), numbers=Numbers(Meter()))
     alone = ProfileSaid(speakers="none", instant=False)
     settings = SpeechSettings(recogniser=recogniser, profiles={"caption": alone})
-    hall = Live(settings, wiring, lambda: ["1"], len(given), folder / "run")
+    live_version = Repository(models).policy(recogniser).live
+    hall = Live(settings, wiring, lambda: [live_version], len(given), folder / "run")
     found: dict[str, list[float]] = {"first": [], "final": []}
     began, cpu = time.monotonic(), time.process_time()
     texts = await asyncio.gather(*(talks(hall, one, 0.29 * n, found) for n, one in enumerate(given)))
