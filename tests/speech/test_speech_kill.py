@@ -35,6 +35,7 @@ def whispering(folder, models):
     head, _, _ = text.partition("[speech.profiles.caption]")
     file.write_text(
         f"{head}[speech.profiles.caption]\nsegment_s_max = 3.0\nfirst_token_ms_max = 60000\nstep_ms = 1984\n"
+        "hangover_ms = 1504\n"  # a speaker is told from enough speech in one piece
     )
     return file
 
