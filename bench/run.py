@@ -105,6 +105,7 @@ MARKDOWN = {
     "speech_level",
     "speech_offline",
     "speech_voices",
+    "speech_speakers",
 }
 
 

@@ -8,11 +8,14 @@ the reference, or from the voice activity model. What is scored: time of one spe
 to another one, over all speech of the reference, with .25 s around its edges left out, overlapping speech with it.
 `enrolled`: speakers are known by up to 12 s of them from other recordings (the mixes and the meeting), or by the first
 half of their speech while the second is scored (the telephone call).
+`overlap`: of the segments in which two speak at once for .2 s or more, those that are flagged, and of the segments that
+are flagged, those in which two do; .2 s is also where a segment counts for neither: under it, and over nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -20,25 +23,28 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from millstream.flows.speech.level import Level
 from millstream.flows.speech.settings import FRAME, RATE
-from millstream.flows.speech.speakers import Known, Moved, Named, Speakers, Voiced
-from millstream.flows.speech.speakers.windows import Windows, mean_within
+from millstream.flows.speech.speakers import Known, Moved, Named, Span, Speakers, Voiced, united
+from millstream.flows.speech.speakers.windows import Windows, mean_within, within
 from millstream.models import Model, Repository, load
 from millstream.spoken import Word
 
 Sound = NDArray[np.float32]
 Embed = Callable[[str, Sound, int, int], NDArray[np.float32]]
+Look = Callable[[Sound], list[Span]]
 STEP = 0.01
 COLLAR = 0.25
 HANGOVER = 0.704
 PIECE = 0.3
 LONGEST = 28.0
+MEETINGS = (5, 6, 7, 8, 9)
+"""Seeds of meetings of 120 s beside the one of 180 s."""
 
 
 class Turn(NamedTuple):
@@ -193,7 +199,14 @@ def made(audio: Path, seconds: float = 180.0, seed: int = 4) -> Clip:
         turns.append(Turn(begin, begin + length, who))
         clock, last = max(clock, begin + length), who
     sound += chance.standard_normal(len(sound)).astype(np.float32) * 0.001
-    return Clip("made", sound, turns, {who: [speech[who][: 12 * RATE]] for who in readers})
+    return Clip(f"made {seed}", sound, turns, {who: [speech[who][: 12 * RATE]] for who in readers})
+
+
+def levelled(clip: Clip) -> Clip:
+    """As a session hears it."""
+    level = Level()
+    heard = level.feed(np.pad(clip.sound, (0, -len(clip.sound) % FRAME)))
+    return clip._replace(sound=np.concatenate([heard, level.flush()])[: len(clip.sound)])
 
 
 # -- a session over a clip
@@ -221,10 +234,7 @@ def vad_regions(clip: Clip, models: Path) -> list[tuple[float, float]]:
     from millstream.models.speech.vad import Vad
 
     model = Vad(newest(models, "silero-vad"))
-    level = Level()
-    heard = level.feed(clip.sound[: len(clip.sound) // FRAME * FRAME])
-    sound = np.concatenate([heard, level.flush()])[: len(clip.sound) // FRAME * FRAME]
-    told, _ = model.probabilities(sound, model.fresh())
+    told, _ = model.probabilities(clip.sound[: len(clip.sound) // FRAME * FRAME], model.fresh())
     found, begin = [], -1
     for k, chance in enumerate([*told.tolist(), 0.0]):
         if begin < 0 and chance >= 0.5:
@@ -252,7 +262,8 @@ def segments(speech: Sequence[tuple[float, float]]) -> list[list[Word]]:
 
 
 class Outcome(NamedTuple):
-    """Who spoke as it was shown first and as it ended; how many segments, corrections and ids there were."""
+    """Who spoke as it was shown first and as it ended; how many segments, corrections and ids there were; `flags`: of
+    each segment its first and last second, and whether it was flagged as overlapping speech."""
 
     first: list[Turn]
     last: list[Turn]
@@ -260,14 +271,18 @@ class Outcome(NamedTuple):
     corrections: int
     ids: int
     cpu_s: float
+    flags: list[tuple[float, float, bool]]
 
 
-def session(clip: Clip, speech: Sequence[tuple[float, float]], embed: Embed, speakers: Speakers) -> Outcome:
+def session(
+    clip: Clip, speech: Sequence[tuple[float, float]], embed: Embed, speakers: Speakers, look: Look = lambda sound: []
+) -> Outcome:
     """A clip from its first to its last sample."""
     shown: dict[str, tuple[list[Word], str, str]] = {}
     ids: set[str] = set()
     into: dict[str, str] = {}
     moved, cpu = 0, 0.0
+    flags: list[tuple[float, float, bool]] = []
 
     def take(changes: Sequence[Named | Moved]) -> None:
         nonlocal moved
@@ -284,12 +299,15 @@ def session(clip: Clip, speech: Sequence[tuple[float, float]], embed: Embed, spe
         start, end = int(words[0].start * RATE), int(words[-1].end * RATE)
         wanted = speakers.wants(start, end, closed=True)
         voices = [Voiced(a, b, embed(clip.name, clip.sound, a, b)) for a, b in wanted]
+        looked = speakers.looks(start, end, closed=True)
+        overlaps = united((a + first, a + last) for a, b in looked for first, last in look(clip.sound[a:b]))
         begin = time.process_time()
         now = end + int(HANGOVER * RATE)
         take(speakers.due(now))
         for k, run in enumerate(speakers.split(words, voices, start, end)):
             segment = f"{number}.{k}"
-            told = speakers.hear(segment, run.start, run.end, voices, now)
+            told = speakers.hear(segment, run.start, run.end, voices, now, overlaps)
+            flags.append((run.start / RATE, run.end / RATE, told.speaker.overlap))
             take(told.told)
             shown[segment] = words[run.first : run.last], told.speaker.id, told.speaker.id
             ids.add(told.speaker.id)
@@ -303,7 +321,22 @@ def session(clip: Clip, speech: Sequence[tuple[float, float]], embed: Embed, spe
 
     first = [Turn(w.start, w.end, who) for words, who, _ in shown.values() for w in words if who]
     last = [Turn(w.start, w.end, resolved(who)) for words, _, who in shown.values() for w in words if who]
-    return Outcome(first, last, len(shown), moved, len({t.who for t in last}), cpu)
+    return Outcome(first, last, len(shown), moved, len({t.who for t in last}), cpu, flags)
+
+
+def flagged(clip: Clip, flags: Sequence[tuple[float, float, bool]]) -> tuple[int, int, int]:
+    """Segments in which two speak at once and that are flagged; that are not; and flagged ones in which nobody does."""
+    turns = [(int(turn.start * RATE), int(turn.end * RATE)) for turn in clip.turns]
+    both = united(
+        (max(a, c), min(b, d)) for k, (a, b) in enumerate(turns) for c, d in turns[:k] if max(a, c) < min(b, d)
+    )
+    right = missed = wrong = 0
+    for start, end, flag in flags:
+        lasts = within(both, int(start * RATE), int(end * RATE)) / RATE
+        right += flag and lasts >= 0.2
+        missed += not flag and lasts >= 0.2
+        wrong += flag and not lasts
+    return right, missed, wrong
 
 
 def known(clip: Clip, embed: Embed) -> list[Known]:
@@ -355,22 +388,49 @@ def main() -> None:
         sys.exit("set MILLSTREAM_AUDIO to the folder of clips, and --models to what `millstream speech fetch` made")
     embed, keep, spent = embedder(Path(args.models), args.cache)
     clips = [mixed(Path(audio), "mix2a"), mixed(Path(audio), "mix3a"), call(Path(audio)), made(Path(audio))]
-    rows = measured(clips, embed, Path(args.models))
+    clips = [levelled(clip) for clip in [*clips, *(made(Path(audio), 120.0, seed) for seed in MEETINGS)]]
+    look, looked = looker(Path(args.models))
+    rows = measured(clips, embed, look, Path(args.models))
     keep()
-    if spent["windows"]:
-        print(f"a window: {1e3 * spent['cpu_s'] / spent['windows']:.1f} ms CPU", file=sys.stderr)
-    print(json.dumps(rows) if args.json else table(rows))
+    if args.json:
+        print(json.dumps(rows))
+        return
+    print(table(rows), end="\n\n")
+    for line in sums(rows):
+        print(line)
+    each = [f"{1e3 * one['cpu_s'] / one['windows']:.0f} ms" for one in (spent, looked) if one["windows"]]
+    if len(each) == 2:  # nothing came from a cache
+        print(f"- CPU: {each[0]} a window of 1.6 s for its voice, each .8 s; {each[1]} a look at up to 10 s, each 5 s.")
 
 
-def measured(clips: Sequence[Clip], embed: Embed, models: Path | None) -> list[dict[str, str | float]]:
+def looker(models: Path) -> tuple[Look, dict[str, float]]:
+    """Where two speak at once, by the model in `models`."""
+    from millstream.models.speech.overlap import Overlap
+
+    model, spent = Overlap(newest(models, "pyannote")), {"windows": 0.0, "cpu_s": 0.0}
+    seen: dict[bytes, list[Span]] = {}
+
+    def look(sound: Sound) -> list[Span]:
+        key = hashlib.sha256(sound.tobytes()).digest()
+        if key not in seen:
+            begin = time.process_time()
+            (seen[key],) = model.spans([sound])
+            spent["windows"] += 1
+            spent["cpu_s"] += time.process_time() - begin
+        return seen[key]
+
+    return look, spent
+
+
+def measured(clips: Sequence[Clip], embed: Embed, look: Look, models: Path | None) -> list[dict[str, str | float]]:
     """A row for each clip and source of speech."""
     rows: list[dict[str, str | float]] = []
     for clip in clips:
         sources = {"reference": regions(clip)} | ({"vad": vad_regions(clip, models)} if models else {})
         for source, speech in sources.items():
-            free = session(clip, speech, embed, Speakers("correctable"))
-            late = session(clip, speech, embed, Speakers("delayed"))
-            names = session(clip, speech, embed, Speakers("enrolled", known=known(clip, embed)))
+            free = session(clip, speech, embed, Speakers("correctable"), look)
+            late = session(clip, speech, embed, Speakers("delayed"), look)
+            names = session(clip, speech, embed, Speakers("enrolled", known=known(clip, embed)), look)
             row: dict[str, str | float] = {
                 "clip": clip.name,
                 "speech": source,
@@ -381,16 +441,45 @@ def measured(clips: Sequence[Clip], embed: Embed, models: Path | None) -> list[d
             row |= {"enrolled": confusion(clip.turns, names.last, clip.scored)[0]}
             row |= {"DER corrected": confusion(clip.turns, free.last)[1], "found": free.ids}
             row |= {"segments": free.segments, "corrections": free.corrections}
+            right, missed, wrong = flagged(clip, free.flags)
+            row |= {"overlap": f"{right} of {right + missed}", "in vain": wrong}
             rows.append(row)
     return rows
 
 
 def table(rows: Sequence[dict[str, str | float]]) -> str:
-    """As text."""
+    """In Markdown."""
     names = list(rows[0])
     lines = [[f"{100 * v:.1f} %" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
-    widths = [max(len(line[k]) for line in [names, *lines]) for k in range(len(names))]
-    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in [names, *lines])
+    head = [names, ["-", "-", *["-:"] * (len(names) - 2)]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [*head, *lines])
+
+
+def sums(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The bounds, and what is left out of them."""
+    found = []
+    for what, kind, column, most in (
+        ("mixes, corrected", "mix", "corrected", 0.02),
+        ("made meetings, corrected, mean", "made", "corrected", 0.05),
+        ("enrolled, mean of all clips", "", "enrolled", 0.03),
+    ):
+        by = {
+            source: [row[column] for row in rows if row["clip"].startswith(kind) and row["speech"] == source]
+            for source in ("reference", "vad")
+        }
+        told = " / ".join(f"{100 * np.mean(each):.1f} % (most {100 * max(each):.1f})" for each in by.values() if each)
+        missed = any(np.mean(each) >= most for each in by.values() if each)
+        found.append(f"- {what}: {told}, bound {100 * most:.0f} %{': missed' if missed else ''}.")
+    for source in ("reference", "vad"):
+        mine = [row for row in rows if row["speech"] == source]
+        counts = [row["overlap"].split(" of ") for row in mine]
+        right, both = sum(int(a) for a, _ in counts), sum(int(b) for _, b in counts)
+        wrong, whole = sum(row["in vain"] for row in mine), sum(row["segments"] for row in mine)
+        found.append(
+            f"- overlap, speech of the {source}: {right} of {both} segments found in which two speak for .2 s; "
+            f"{wrong} of the other {whole - both} flagged in vain."
+        )
+    return found
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """What the tests of speech share: clips with references, and the weights.
 
-MILLSTREAM_AUDIO names the folder of clips, MILLSTREAM_SPEECH_MODELS a repository with what `millstream speech fetch`
-gives; unset, the one beside this Python is taken, where `make` puts it.
+MILLSTREAM_AUDIO names the folder of clips; unset, tests that want clips are left out, with a line that says so, and
+laws are tried on a recording that a package carries. MILLSTREAM_SPEECH_MODELS names a repository with what `millstream
+speech fetch` gives; unset, the one beside this Python is taken, where `make` puts it.
 """
 
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +17,15 @@ import pytest
 from millstream.models.repository import Repository
 
 RATE = 16_000
+CLIPS = os.environ.get("MILLSTREAM_AUDIO", "")
+WANTING = pytest.StashKey[int]()
 
 
 @pytest.fixture(scope="session")
 def speech_models() -> Path:
     """The repository of weights; `weights("whisper-base")` asks for those that are not always there."""
     folder = Path(os.environ.get("MILLSTREAM_SPEECH_MODELS") or Path(sys.prefix) / "speech-models")
-    missing = absent(folder, ("silero-vad", "wespeaker"))
+    missing = absent(folder, ("silero-vad", "wespeaker", "pyannote"))
     if missing:
         pytest.skip(f"no {missing} in {folder}: {fetch(missing, folder)}")
     return folder
@@ -50,41 +54,53 @@ def fetch(names: str, folder: Path) -> str:
     return f"millstream speech fetch {names} --models {folder}"
 
 
-@pytest.fixture(scope="session")
-def audio() -> Path | None:
-    """The folder of clips, None where there is none."""
-    named = os.environ.get("MILLSTREAM_AUDIO")
-    return Path(named) if named else None
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what wants clips, where there are none."""
+    if CLIPS:
+        return
+    wanting = [item for item in items if "audio" in getattr(item, "fixturenames", ())]
+    config.stash[WANTING] = len(wanting)
+    config.hook.pytest_deselected(items=wanting)
+    items[:] = [item for item in items if item not in wanting]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say so."""
+    if wanting := config.stash.get(WANTING, 0):
+        terminalreporter.line(f"left out: {wanting} tests that want clips; set MILLSTREAM_AUDIO to their folder")
 
 
 @pytest.fixture(scope="session")
-def clip(audio: Path | None) -> Callable[[str], np.ndarray]:
-    """`clip("librivox/0880")`: its sound as float32 [n], mono, 16 kHz. A test is skipped where there are no clips."""
-
-    def read(name: str) -> np.ndarray:
-        import soundfile
-        from scipy.signal import resample_poly
-
-        if audio is None:
-            pytest.skip("no clips: set MILLSTREAM_AUDIO to their folder")
-        path = audio / (name if name.endswith(".flac") else f"{name}.flac")
-        sound, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        sound = sound.mean(axis=1)
-        if rate != RATE:
-            sound = resample_poly(sound, RATE, rate)
-        return np.ascontiguousarray(sound, np.float32)
-
-    return read
+def audio() -> Path:
+    """The folder of clips. Where there is none, tests that ask for it, or for what asks for it, are left out."""
+    return Path(CLIPS)
 
 
 @pytest.fixture(scope="session")
-def speech(
-    audio: Path | None, clip: Callable[[str], np.ndarray], tmp_path_factory: pytest.TempPathFactory
-) -> np.ndarray:
+def clip(audio: Path) -> Callable[[str], np.ndarray]:
+    """`clip("librivox/0880")`: its sound as float32 [n], mono, 16 kHz."""
+    return partial(read, audio)
+
+
+def read(folder: Path, name: str) -> np.ndarray:
+    """A clip of a folder."""
+    import soundfile
+    from scipy.signal import resample_poly
+
+    sound, rate = soundfile.read(folder / f"{name.removesuffix('.flac')}.flac", dtype="float32", always_2d=True)
+    sound = sound.mean(axis=1)
+    if rate != RATE:
+        sound = resample_poly(sound, RATE, rate)
+    return np.ascontiguousarray(sound, np.float32)
+
+
+@pytest.fixture(scope="session")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
     """Some ten seconds of somebody reading, float32 [n] at 16 kHz, for laws that want speech and no reference: where
     there are no clips, a recording that a package carries."""
-    if audio is not None:
-        return np.concatenate([clip("librivox/0870"), np.zeros(RATE // 2, np.float32), clip("librivox/0880")])
+    if CLIPS:
+        one, other = (read(Path(CLIPS), f"librivox/{number}") for number in ("0870", "0880"))
+        return np.concatenate([one, np.zeros(RATE // 2, np.float32), other])
     import soundfile
     from scipy.signal import resample_poly
 

@@ -25,6 +25,7 @@ def test_a_profile_says_what_differs_and_keeps_the_rest_of_what_is_built_in():
         ("[profiles.x]\nhang_ms = 1", "hang_ms"),
         ("[profiles.x]\ncorrections = false", "Allow corrections"),
         ("[profiles.x]\nspeakers = 'delayed'", "instant = false"),
+        ("overlap = 'pyannote'", 'voice = "wespeaker" too'),
         ("profile = 'parliament'", "assistant, caption, court, meeting"),
     ],
 )

@@ -151,6 +151,11 @@ def test_tokens_make_words():
         ("lower", True), ("mid", True), ("高", False), ("低", False), ("er", True), ("x", True),
     ]  # fmt: skip
     assert all(a.end <= b.start + 1e-9 for a, b in pairwise(found)) and found[-1].end == 0.75
+    short = words(tokens, [0.1, 0.2, 0.3], [], 0.75)
+    assert [word.text for word in short] == [word.text for word in found]
+    assert [word.start for word in short] == [0.1, 0.3, 0.3, 0.3, 0.3, 0.3] and words(["a"], [], [], 1.0)[
+        0
+    ].start == 0.0
     assert found[0].confidence == pytest.approx(np.exp(-0.1)) and found[-1].confidence == 0.0
 
 

@@ -12,12 +12,12 @@ from made_voices import Listener, People, partition, samples, talk, words
 
 from millstream.errors import TooLarge
 from millstream.flows.speech.settings import RATE
-from millstream.flows.speech.speakers import Known, Moved, Named, Run, Speakers, Voiced, units
+from millstream.flows.speech.speakers import Known, Moved, Named, Run, Speakers, Voiced, united, units
 from millstream.flows.speech.speakers import policy as rules
 from millstream.flows.speech.speakers.changes import match
 from millstream.flows.speech.speakers.cluster import Scale, group, scale, share
 from millstream.flows.speech.speakers.policy import AGAIN, IDS_MAX
-from millstream.flows.speech.speakers.windows import LEAST, WINDOW, Windows, mean_within, split
+from millstream.flows.speech.speakers.windows import LEAST, OVERLAP, WINDOW, Windows, looks, mean_within, split, within
 from millstream.spoken import Word
 
 OF = Scale(0.6)
@@ -568,16 +568,45 @@ def test_ids_go_to_who_has_most_of_their_speech():
     assert match([0, 0, 1], ["S2", "S1", "S2"], [3, 5, 3], [True, False, False]) == {0: "S2"}
 
 
-def test_a_voice_between_two_is_flagged_as_overlap():
-    people, speakers = People(2), Speakers("correctable")
-    talk(speakers, Listener(), people, turns([0, 1], 8.0), finish=False)
-    at = samples(30)
-    mixed = [Voiced(a, b, _half(people)) for a, b in Windows().wanted(at, at + samples(4), True)]
-    assert speakers.hear("x", at, at + samples(4), mixed, at + samples(5)).speaker.overlap
-    plain = people.windows(samples(40), samples(44), 0)
-    assert not speakers.hear("y", samples(40), samples(44), plain, samples(45)).speaker.overlap
+@pytest.mark.parametrize("policy", ["correctable", "delayed", "enrolled"])
+def test_who_is_shown_where_two_speak_at_once_is_flagged(policy):
+    people, listener = People(2), Listener()
+    speakers = Speakers(policy, known=enrolled(people, ["Ann", "Bob"]))
+    overlaps = united([(samples(21), samples(21.5)), (samples(34.95), samples(36))])
+    for number, (start, flagged) in enumerate([(20, True), (25, False), (30, False), (35, True)]):
+        edges = samples(start), samples(start + 4)
+        if number == 2:
+            speakers = Speakers.restored(speakers.save(), speakers.known)
+        listener.tell(speakers.due(edges[1]))
+        heard = people.windows(*edges, number % 2)
+        shown = speakers.hear(f"s{number}", *edges, heard, samples(start + 4.5), overlaps)
+        listener.final(f"s{number}", start, start + 4, shown)
+        assert shown.speaker.overlap == flagged
+    listener.tell(speakers.end(samples(60)))
+    lines = [listener.transcript.lines[f"s{number}"] for number in range(4)]
+    assert [line.speaker.overlap for line in lines] == [True, False, False, True], "also once they are corrected"
+    assert len({line.speaker.id for line in lines}) == 2
+    for start, end, flagged in [(31.0, 31.09, False), (31.0, 31.1, True)]:  # less may be a change of turn
+        shown = speakers.hear("x", samples(30), samples(34), [], samples(70), [(samples(start), samples(end))])
+        assert shown.speaker.overlap == flagged
 
 
-def _half(people):
-    both = people.voice(0) + people.voice(1)
-    return (both / np.linalg.norm(both)).astype(np.float32)
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)).map(lambda each: (each[0], sum(each)))))
+def test_united_spans_cover_what_any_covers_once(spans):
+    made = united(spans)
+    assert all(b[0] > a[1] for a, b in itertools.pairwise(made))
+    covered = {at for start, end in spans for at in range(start, end)}
+    assert {at for start, end in made for at in range(start, end)} == covered
+    assert within(made, 10, 50) == len([at for at in covered if 10 <= at < 50])
+
+
+@given(st.integers(0, 10**6), st.integers(0, 40 * RATE), st.lists(st.integers(0, 40 * RATE), max_size=12))
+def test_looks_do_not_depend_on_how_the_segment_grew_and_leave_nothing_out(start, length, cuts):
+    whole = looks().wanted(start, start + length, closed=True)
+    grown, growing = [], looks()
+    for cut in sorted(cut for cut in cuts if cut <= length):
+        grown += growing.wanted(start, start + cut, closed=False)
+    assert grown + growing.wanted(start, start + length, closed=True) == whole
+    assert all(start <= a < b <= start + length and b - a <= 10 * RATE for a, b in whole)
+    if length >= LEAST:
+        assert length - OVERLAP <= within(united(whole), start, start + length) <= length

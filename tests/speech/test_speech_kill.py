@@ -21,12 +21,13 @@ PIECE = 3200
 def whispering(folder, models):
     """An installation that hears with Whisper, and tells voices apart."""
     file, ours, weights = installed(folder, models), Repository(folder / "models"), Repository(models)
-    for name in ("whisper-base", "wespeaker"):
+    for name in ("whisper-base", "wespeaker", "pyannote"):
         version = weights.policy(name).live
         kept, manifest = weights.folder(name, version), weights.manifest(name, version)
         ours.put(name, manifest, {one: kept / one for one in manifest.digests})
     # However slow the machine is: no hypothesis may be left out, and nothing may be refused for being too slow.
-    said = '[speech]\nrecogniser = "whisper-base"\nvoice = "wespeaker"\nlanguage = "en"\ndegrade_queue_ms = 600000\n'
+    said = '[speech]\nrecogniser = "whisper-base"\nvoice = "wespeaker"\noverlap = "pyannote"\n'
+    said += 'language = "en"\ndegrade_queue_ms = 600000\n'
     text = (
         file.read_text()
         .replace('language = "de"\n', "")
@@ -64,7 +65,7 @@ async def slowly(n, live):
 @pytest.mark.parametrize("recogniser", ["scripted", "whisper"])
 def test_a_server_that_is_killed_twice_costs_no_word_of_two_sessions(tmp_path, weights, speech, recogniser):
     if recogniser == "whisper":
-        file = whispering(tmp_path, weights("silero-vad", "whisper-base", "wespeaker"))
+        file = whispering(tmp_path, weights("silero-vad", "whisper-base", "wespeaker", "pyannote"))
     else:
         file = installed(tmp_path, weights("silero-vad"))
     quiet = np.zeros(RATE, np.float32)

@@ -206,14 +206,22 @@ def test_voices_are_told_apart_and_the_last_word_counts(folder, tmp_path):
             rows.append(row / np.linalg.norm(row))
         return np.array(rows, np.float32)
 
+    async def overlaps(sounds):
+        """At what is the first second of a low turn."""
+        return [[(0, 16000)] if await low_alone(sound) else [] for sound in sounds]
+
+    async def low_alone(sound):
+        return bool((await embed([sound])) @ centres[0] > 0.5)
+
     async def work(through):
-        of = Offline(replace(through.wiring, embed=embed), through.profile)
+        of = Offline(replace(through.wiring, embed=embed, overlaps=overlaps), through.profile)
         return await of.transcribe(path, "a", speakers=True), await of.transcribe(path, "a", speakers=False)
 
     told, plain = run(folder, work)
     who = [told.who(line) for line in told.lines]
     assert texts(told) == [low, high, low, high] and who[0] == who[2] != who[1] == who[3] and all(who)
-    assert {plain.who(line) for line in plain.lines} == {""}
+    assert [line.speaker.overlap for line in told.lines] == [True, False, True, False]
+    assert {plain.who(line) for line in plain.lines} == {""} and not any(line.speaker.overlap for line in plain.lines)
 
 
 def test_a_recording_that_ends_in_a_word_has_it(folder, tmp_path):

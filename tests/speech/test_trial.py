@@ -13,7 +13,7 @@ from millstream.clock import FakeClock
 from millstream.flows.speech.pressure import fits, follows
 from millstream.flows.speech.recognise import Asker, windowed
 from millstream.flows.speech.settings import PROFILES, RATE
-from millstream.flows.speech.trial import HERE, LONG_S, TOKENS_S, hush, syllables, trial, voiced
+from millstream.flows.speech.trial import HERE, LONG_S, TOKENS_S, hush, listening, syllables, trial
 from millstream.models.model import load
 from millstream.models.repository import Repository
 from millstream.models.speech.heard import read
@@ -115,7 +115,15 @@ def test_telling_voices_apart_is_counted_by_the_second():
         clock.advance(0.02)
         return np.zeros((1, 256), np.float32)
 
-    assert asyncio.run(voiced(embed, (clock.monotonic,), 1.6, 0.8)) == pytest.approx(0.025)
+    async def overlaps(sounds):
+        assert [len(sound) for sound in sounds] == [10 * RATE]
+        clock.advance(0.05)
+        return [[]]
+
+    clocks = (clock.monotonic,)
+    assert asyncio.run(listening(None, None, clocks)) == 0
+    assert asyncio.run(listening(embed, None, clocks)) == pytest.approx(0.025)
+    assert asyncio.run(listening(embed, overlaps, clocks)) == pytest.approx(0.035)
 
 
 @pytest.mark.slow

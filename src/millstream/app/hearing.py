@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from msgspec.structs import replace
@@ -28,10 +28,9 @@ from millstream.flows.speech.offline import Offline
 from millstream.flows.speech.pressure import Cost, fits, follows
 from millstream.flows.speech.recognise import Asker
 from millstream.flows.speech.session import Session
-from millstream.flows.speech.settings import RATE, Profile
+from millstream.flows.speech.settings import Profile
 from millstream.flows.speech.speakers import Known, Speakers
-from millstream.flows.speech.speakers.windows import HOP, WINDOW
-from millstream.flows.speech.trial import ELSEWHERE, HERE, Clocks, trial, voiced
+from millstream.flows.speech.trial import ELSEWHERE, HERE, Clocks, listening, trial
 from millstream.flows.speech.wiring import Wiring
 from millstream.flows.speech.words.gate import Gate
 from millstream.front.door import Recording, Transcribed
@@ -39,6 +38,7 @@ from millstream.guard.pii import pseudonym
 from millstream.machine import cores
 from millstream.meter import Meter
 from millstream.models.model import Model, load
+from millstream.models.speech.overlap import Overlap
 from millstream.models.speech.shelf import missing
 from millstream.models.speech.vad import Vad
 from millstream.models.speech.voice import Voice
@@ -46,6 +46,8 @@ from millstream.spoken import Ack, Edit, End, Finish, Move, Start, Told, Trouble
 from millstream.types import Served
 
 logger = logging.getLogger("millstream")
+Sounds = Sequence[NDArray[np.float32]]
+T = TypeVar("T")
 
 TRIALS = 4
 """A recogniser that is too slow for the default profile is measured so often before that is believed."""
@@ -85,7 +87,7 @@ class Hearing:
         """Load what hears, measure the recogniser, and refuse what it cannot do. NotFound: a model is not there, with
         the line that fetches it; Misconfigured: the recogniser is none, or too slow for a profile that is wanted."""
         settings, engine = self._settings, self._engine
-        if lacks := missing(self._at.repository, filter(None, (self.model, settings.vad, settings.voice))):
+        if lacks := missing(self._at.repository, filter(None, self._wanted())):
             raise NotFound(f"[speech]: {lacks}")
         vad = Vad(self._loaded(settings.vad))
         self._voice = voices.stamp(self._at.folder, settings)
@@ -95,14 +97,14 @@ class Hearing:
             raise NotFound(f"[speech]: no version of {self.model!r} answers; the lines before say why")
         inputs = {spec.name for spec in engine.describe(self.model).inputs}
         streaming, fills = streams(inputs, self.model), "samples" not in inputs
-        embed = self._embed(voice) if voice is not None else None
+        embed = self._beside(voice.embed) if voice is not None else None
+        overlaps = self._beside(Overlap(self._loaded(settings.overlap)).spans) if settings.overlap else None
         try:
             asker = Asker(engine.submit, self.model, language=tag(settings.language), fills=fills)
             cost = await self._cost(asker, streaming)
         except BadInput as error:
             raise Misconfigured(f"[speech] with recogniser {self.model!r}: {error}") from None
-        if embed is not None:
-            cost = replace(cost, voices_s=await voiced(embed, HERE, WINDOW / RATE, HOP / RATE))
+        cost = replace(cost, voices_s=await listening(embed, overlaps))
         config, cpus = engine.config(self.model), cores() / self._at.settings.workers
         room = settings.sessions_max or follows(settings.profile_of(""), cost, cpus)
         self._refuse(cost)
@@ -115,6 +117,7 @@ class Hearing:
             streaming=streaming,
             fills=fills,
             embed=embed,
+            overlaps=overlaps,
             voice_model=self._voice,
             gate=Gate,
             speakers=self._speakers,
@@ -254,11 +257,18 @@ class Hearing:
                     name,
                 )
 
-    def _embed(self, voice: Voice) -> Any:
-        async def embed(sounds: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-            return await asyncio.get_running_loop().run_in_executor(self._voices, voice.embed, sounds)
+    def _wanted(self) -> tuple[str, ...]:
+        """The models that hear."""
+        settings = self._settings
+        return self.model, settings.vad, settings.voice, settings.overlap
 
-        return embed
+    def _beside(self, listen: Callable[[Sounds], T]) -> Callable[[Sounds], Awaitable[T]]:
+        """Listens in a thread of its own."""
+
+        async def beside(sounds: Sounds) -> T:
+            return await asyncio.get_running_loop().run_in_executor(self._voices, listen, sounds)
+
+        return beside
 
     def _loaded(self, name: str) -> Model:
         repository = self._at.repository

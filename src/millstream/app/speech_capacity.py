@@ -27,8 +27,7 @@ from millstream.flows.speech.live import Live
 from millstream.flows.speech.pressure import SESSION_S, USED_MAX, fits, follows, second_s
 from millstream.flows.speech.recognise import Asker
 from millstream.flows.speech.settings import RATE, Profile, SpeechSettings
-from millstream.flows.speech.speakers.windows import HOP, WINDOW
-from millstream.flows.speech.trial import ELSEWHERE, HERE, PAUSE_S, syllables, trial, voiced
+from millstream.flows.speech.trial import ELSEWHERE, HERE, PAUSE_S, listening, syllables, trial
 from millstream.flows.speech.wiring import Wiring
 from millstream.machine import cores
 from millstream.models.speech import heard
@@ -91,8 +90,7 @@ async def speech_capacity(
         say("asking the recogniser")
         asker = Asker(wiring.submit, wiring.model, language=of.language, fills=wiring.fills)
         cost = await trial(asker, asked, wiring.streaming, clocks)
-        if wiring.embed is not None:
-            cost = replace(cost, voices_s=await voiced(wiring.embed, HERE, WINDOW / RATE, HOP / RATE))
+        cost = replace(cost, voices_s=await listening(wiring.embed, wiring.overlaps))
         rtf, recorded = second_s(asked, cost), SESSION_S + cost.final_s / cost.segment_s + cost.voices_s
         if audio is not None:
             say("hearing the recording, live and as a file")
@@ -194,4 +192,4 @@ def _silent(wiring: Wiring) -> Wiring:
         answer.set_result(Output({"heard": nothing}, request.model, ""))
         return answer
 
-    return dataclasses.replace(wiring, submit=submit, streaming=False, embed=None)
+    return dataclasses.replace(wiring, submit=submit, streaming=False, embed=None, overlaps=None)

@@ -28,6 +28,7 @@ from millstream.machine import cores
 from millstream.meter import Meter
 from millstream.models.model import Model, load
 from millstream.models.repository import Repository
+from millstream.models.speech.overlap import Overlap
 from millstream.models.speech.shelf import missing
 from millstream.models.speech.tensors import STREAMING, WINDOWED
 from millstream.models.speech.vad import Vad
@@ -35,7 +36,7 @@ from millstream.models.speech.voice import Voice
 
 logger = logging.getLogger("millstream")
 
-VOICE = "wespeaker"
+VOICE, OVERLAP = "wespeaker", "pyannote"
 
 
 class Some(Repository):
@@ -52,6 +53,7 @@ class Some(Repository):
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
     """Whose models transcribe. `recogniser` "": the only one there is; `voice` "": speakers are not told apart;
+    `overlap` "": nobody says where two speak at once;
     `personal`: numbers and addresses of people stay in the text; `folder`: of the installation whose enrolled voices
     give their names."""
 
@@ -59,6 +61,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     recogniser: str = ""
     vad: str = "silero-vad"
     voice: str = VOICE
+    overlap: str = ""
     language: str = ""
     device: str = "cpu"
     personal: bool = False
@@ -71,7 +74,9 @@ def source(
     """A folder of models, or the installation of a millstream.toml, whose [speech] names them; `recogniser` goes before
     what it says. Misconfigured."""
     if models is not None:
-        return Source(models=models, recogniser=recogniser, voice=VOICE if speakers else "", personal=personal)
+        overlap = OVERLAP if speakers and OVERLAP in Repository(models).models() else ""
+        voice = VOICE if speakers else ""
+        return Source(models=models, recogniser=recogniser, voice=voice, overlap=overlap, personal=personal)
     if config is None:
         raise BadInput("name a folder of models, or an installation's millstream.toml")
     of = read(config, Settings).speech
@@ -80,6 +85,7 @@ def source(
         recogniser=recogniser or of.recogniser,
         vad=of.vad,
         voice=of.voice if speakers else "",
+        overlap=of.overlap if speakers else "",
         language=of.language,
         personal=personal,
         folder=config.resolve().parent,
@@ -92,7 +98,7 @@ async def offline(of: Source, profile: Profile = PROFILE) -> AsyncIterator[Offli
     with the line that fetches it."""
     whole, name = Repository(of.models), of.recogniser
     name = name or the_recogniser(whole)
-    if lacks := missing(whole, filter(None, (name, of.vad, of.voice))):
+    if lacks := missing(whole, filter(None, (name, of.vad, of.voice, of.overlap))):
         raise NotFound(lacks)
     clock, meter = SystemClock(), Meter()
     engine = Engine(Some(whole, [name]), clock, meter, EngineLimits(instances=cores()))
@@ -103,10 +109,15 @@ async def offline(of: Source, profile: Profile = PROFILE) -> AsyncIterator[Offli
             raise Misconfigured("; ".join(view.problems.values()))
         inputs = {spec.name for spec in engine.describe(name).inputs}
         voice = Voice(_live(whole, of.voice, of.device)) if of.voice else None
+        overlap = Overlap(_live(whole, of.overlap, of.device)) if of.overlap else None
 
         async def embed(sounds: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
             assert voice is not None
             return await asyncio.to_thread(voice.embed, sounds)
+
+        async def overlaps(sounds: Sequence[NDArray[np.float32]]) -> list[list[tuple[int, int]]]:
+            assert overlap is not None
+            return await asyncio.to_thread(overlap.spans, sounds)
 
         wiring = Wiring(
             submit=engine.submit,
@@ -118,6 +129,7 @@ async def offline(of: Source, profile: Profile = PROFILE) -> AsyncIterator[Offli
             streaming=streams(inputs, name),
             fills="samples" not in inputs,
             embed=embed if voice else None,
+            overlaps=overlaps if overlap else None,
             gate=OpenGate if of.personal else Gate,
         )
         yield Offline(wiring, profile, _known(of, whole))

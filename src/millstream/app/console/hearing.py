@@ -32,8 +32,8 @@ class Hearing:
             models = shlex.quote(str(self._at.folder / "models"))
             return SpeechNow(
                 recogniser="",
-                fetch=f"millstream speech fetch whisper-base silero-vad wespeaker --models {models}",
-                toml='[speech]\nrecogniser = "whisper-base"\nvoice = "wespeaker"',
+                fetch=f"millstream speech fetch whisper-base silero-vad wespeaker pyannote --models {models}",
+                toml='[speech]\nrecogniser = "whisper-base"\nvoice = "wespeaker"\noverlap = "pyannote"',
             )
         address(self._at.settings)
         return SpeechNow(

@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -32,7 +32,7 @@ from millstream.flows.speech.level import Level
 from millstream.flows.speech.recognise import RECORDING, Asker, Settled, Windowed, heard_of, heard_words
 from millstream.flows.speech.resample import Sound
 from millstream.flows.speech.settings import FRAME, RATE, Policy, Profile
-from millstream.flows.speech.speakers import Change, Known, Named, Speakers, Voiced
+from millstream.flows.speech.speakers import Change, Known, Named, Span, Speakers, Voiced, united
 from millstream.flows.speech.wiring import Gate, Wiring
 from millstream.models.speech.vad import Vad
 from millstream.spoken import Correction, Line, Segment, Speaker, SpeakerTold, Transcript, Word
@@ -70,17 +70,26 @@ class Recording:
 
 @dataclass(slots=True)
 class Piece:
-    """A segment to be recognised: its audio from `ended.start` on, the windows whose voices are wanted, and its channel
-    (0: all are one)."""
+    """A segment to be recognised: its audio from `ended.start` on, the windows whose voices are wanted, those to look
+    through for overlapping speech, and its channel (0: all are one)."""
 
     ended: Ended
     sound: Sound
-    windows: list[tuple[int, int]]
+    windows: list[Span]
+    looks: list[Span]
     channel: int
 
     def cut(self, start: int, end: int) -> Sound:
         """Its audio between two samples of the recording."""
         return self.sound[max(start - self.ended.start, 0) : max(end - self.ended.start, 0)]
+
+
+class _Heard(NamedTuple):
+    """Of a piece."""
+
+    settled: Settled
+    voices: list[Voiced]
+    overlaps: list[Span]
 
 
 class Walk:
@@ -115,9 +124,11 @@ class Walk:
         found = []
         for ended in events:
             if isinstance(ended, Ended) and ended.why != "click":
-                windows = self._speakers.wants(ended.onset, ended.speech_end, True) if self._speakers else []
+                edges = ended.onset, ended.speech_end
+                windows = self._speakers.wants(*edges, True) if self._speakers else []
+                looks = self._speakers.looks(*edges, True) if self._speakers else []
                 sound = self._kept[ended.start - self._first : max(ended.end, ended.speech_end) - self._first].copy()
-                found.append(Piece(ended, sound, windows, self._channel))
+                found.append(Piece(ended, sound, windows, looks, self._channel))
         return found
 
 
@@ -161,7 +172,7 @@ class _Job:
         self._revs: dict[str, int] = {}
 
     async def run(self, blocks: Iterator[list[Sound]], split: bool, read: Read) -> Recording:
-        tasks: list[asyncio.Task[tuple[Settled, list[Voiced]]]] = []
+        tasks: list[asyncio.Task[_Heard]] = []
         pieces: list[Piece] = []
         walked = self._walk(blocks, split)
         try:
@@ -174,17 +185,18 @@ class _Job:
                     task.add_done_callback(lambda done: self._room.release())
                     tasks.append(task)
                     if not self._asker.language:
-                        self._decide(*await tasks[-1])
+                        self._decide((await tasks[-1]).settled)
             heard = [await task for task in tasks]
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        self._check([settled for settled, _ in heard])
+        self._check([one.settled for one in heard])
         in_order = sorted(zip(pieces, heard, strict=True), key=lambda each: (each[0].ended.at, each[0].channel))
         await asyncio.to_thread(self._tell, in_order)  # hours take seconds, and live sessions are heard beside it
         recording = self._recording
-        recording.language = self._asker.language or next((s.language for s, _ in heard if s.words), "")
+        worded = (one.settled.language for one in heard if one.settled.words)
+        recording.language = self._asker.language or next(worded, "")
         recording.compute_s, recording.segments = self._asker.compute_s, len(pieces)
         recording.speech_s = sum(piece.ended.speech for piece in pieces) / RATE
         recording.lines = recording.transcript.shown()
@@ -201,17 +213,22 @@ class _Job:
             yield [piece for walk, sound in zip(walks, block, strict=True) for piece in walk.feed(sound)]
         yield [piece for walk in walks for piece in walk.finish()]
 
-    async def _hear(self, piece: Piece) -> tuple[Settled, list[Voiced]]:
-        """What is said in a piece, and by which voices. Its audio is let go of."""
+    async def _hear(self, piece: Piece) -> _Heard:
+        """What is said in a piece, by which voices, and where by two. Its audio is let go of."""
         settled = await self._settled(piece)
         self._failed = self._failed or bool(settled.problem)
         voices: list[Voiced] = []
+        overlaps: list[Span] = []
         if piece.windows and settled.words and self._wiring.embed is not None:
             sounds = [piece.cut(*window) for window in piece.windows]
             rows = await self._wiring.embed(sounds)
             voices = [Voiced(*window, row) for window, row in zip(piece.windows, rows, strict=True)]
+        if piece.looks and settled.words and self._wiring.overlaps is not None:
+            found = await self._wiring.overlaps([piece.cut(*window) for window in piece.looks])
+            for (start, _), spans in zip(piece.looks, found, strict=True):
+                overlaps += [(start + first, start + last) for first, last in spans]
         piece.sound = _NOTHING
-        return settled, voices
+        return _Heard(settled, voices, united(overlaps))
 
     async def _settled(self, piece: Piece) -> Settled:
         if not self._wiring.streaming:
@@ -226,7 +243,7 @@ class _Job:
             return Settled([], problem=str(error))
         return Settled(heard_words(heard, piece.ended.start), heard.language)
 
-    def _decide(self, settled: Settled, voices: list[Voiced]) -> None:
+    def _decide(self, settled: Settled) -> None:
         if len(settled.words) >= LANGUAGE_WORDS:
             self._asker.language = settled.language
 
@@ -240,10 +257,10 @@ class _Job:
 
     # -- telling
 
-    def _tell(self, heard: Sequence[tuple[Piece, tuple[Settled, list[Voiced]]]]) -> None:
+    def _tell(self, heard: Sequence[tuple[Piece, _Heard]]) -> None:
         """Everything as a session would have told it, into the transcript that a client would hold."""
         gates: defaultdict[int, Gate] = defaultdict(self._wiring.gate)  # by channel: a number goes on in its own
-        for number, (piece, (settled, voices)) in enumerate(heard, 1):
+        for number, (piece, (settled, voices, overlaps)) in enumerate(heard, 1):
             ended, gate = piece.ended, gates[piece.channel]
             words, _ = gate.final(settled.words, ended.onset / RATE, ended.speech_end / RATE)
             if not words:
@@ -255,7 +272,7 @@ class _Job:
                 continue
             for part, run in enumerate(self._speakers.split(words, voices, ended.onset, ended.speech_end)):
                 ident = f"{number}.{part}" if part else f"{number}"
-                shown = self._speakers.hear(ident, run.start, run.end, voices, ended.at)
+                shown = self._speakers.hear(ident, run.start, run.end, voices, ended.at, overlaps)
                 self._changed(shown.told)
                 self._segment(ident, run.start, run.end, words[run.first : run.last], shown.speaker)
         if heard:

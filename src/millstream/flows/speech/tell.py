@@ -21,7 +21,7 @@ from millstream.flows.speech.measured import PARTS
 from millstream.flows.speech.outbox import Outbox
 from millstream.flows.speech.recognise import Settled
 from millstream.flows.speech.settings import FRAME, RATE, Profile
-from millstream.flows.speech.speakers import Change, Moved, Speakers, Voiced
+from millstream.flows.speech.speakers import Change, Moved, Speakers
 from millstream.flows.speech.store import Held, Line, Place, State
 from millstream.flows.speech.walk import Closed, Guessed, Noticed, Open, Over, Ticked, Walker
 from millstream.flows.speech.wiring import Gate, Settling, Wiring
@@ -116,7 +116,7 @@ class Teller:
             job = await jobs.get()
             await self._outbox.room()
             if isinstance(job, Closed):
-                heard = await self._heard(job)
+                settled = await self._heard(job)
             async with self._telling:
                 match job:
                     case Noticed():
@@ -124,7 +124,7 @@ class Teller:
                     case Guessed():
                         self._guessed(job)
                     case Closed():
-                        await self._closed(job, *heard)
+                        await self._closed(job, settled)
                     case Ticked():
                         await self._ticked(job)
                     case Over():
@@ -200,7 +200,7 @@ class Teller:
                 end=job.upto / RATE,
                 words=words,
                 stable=stable,
-                speaker=self._speakers.guess(segment.id, _voiced(segment)),
+                speaker=self._speakers.guess(segment.id, segment.heard_voices()),
                 lat_ms=self._ms(job.upto, at),
                 language=self._walker.language or hypothesis.language,
             )
@@ -229,14 +229,14 @@ class Teller:
 
     # -- finals
 
-    async def _heard(self, job: Closed) -> tuple[Settled, list[Voiced]]:
-        """Its final text and its voices, waited for."""
+    async def _heard(self, job: Closed) -> Settled:
+        """Its final text, waited for, and its voices."""
         settled = await job.text if job.text is not None else Settled([])
         if job.text is not None:
-            await asyncio.gather(*(future for _, future in job.segment.voices), return_exceptions=True)
-        return settled, _voiced(job.segment)
+            await job.segment.listened()
+        return settled
 
-    async def _closed(self, job: Closed, settled: Settled, voices: list[Voiced]) -> None:
+    async def _closed(self, job: Closed, settled: Settled) -> None:
         segment, ended, numbers = job.segment, job.ended, self._numbers
         told = self._changes(self._speakers.due(ended.at))
         numbers.suppressed.add(settled.suppressed)
@@ -244,7 +244,7 @@ class Teller:
         finals: list[Segment] = []
         if words or segment.shown is not None:
             self._revised(segment, words)
-            finals = self._finals(job, words, settled, voices, told)
+            finals = self._finals(job, words, settled, told)
             numbers.segments.add()
             numbers.words.add(len(words))
         if not words and ended.speech >= EMPTY:
@@ -264,15 +264,14 @@ class Teller:
         if self._wiring.look is not None:
             self._look(job, settled, finals, spans)
 
-    def _finals(
-        self, job: Closed, words: list[Word], settled: Settled, voices: list[Voiced], told: list[Told]
-    ) -> list[Segment]:
+    def _finals(self, job: Closed, words: list[Word], settled: Settled, told: list[Told]) -> list[Segment]:
         """The segment as it is told for good: one for each voice in a row. They are put behind `told`."""
         segment, ended, found = job.segment, job.ended, []
+        voices, overlaps = segment.heard_voices(), segment.overlaps()
         runs = self._speakers.split(words, voices, segment.onset, ended.speech_end)
         for n, run in enumerate(runs):
             ident = segment.id if n == 0 else f"{segment.id}.{n + 1}"
-            shown = self._speakers.hear(ident, run.start, run.end, voices, ended.at)
+            shown = self._speakers.hear(ident, run.start, run.end, voices, ended.at, overlaps)
             told += self._changes(shown.told)
             found.append(
                 Segment(
@@ -421,15 +420,6 @@ class Teller:
 
     def _ms(self, sample: int, at: float) -> int:
         return round(max(0.0, at - self.arrivals.when(sample, at)) * 1000)
-
-
-def _voiced(segment: Open) -> list[Voiced]:
-    """The voices of its windows that are known by now; of those that failed there are none."""
-    found = []
-    for windows, future in segment.voices:
-        if future.done() and not future.cancelled() and future.exception() is None:
-            found += [Voiced(start, end, voice) for (start, end), voice in zip(windows, future.result(), strict=True)]
-    return found
 
 
 _STATES: Final[dict[bool, Literal["start", "end"]]] = {True: "start", False: "end"}

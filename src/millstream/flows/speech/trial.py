@@ -10,7 +10,7 @@ service from starting. What it then really takes is counted in service (millstre
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -21,7 +21,7 @@ from millstream.flows.speech.cut import Ended, first_step
 from millstream.flows.speech.pressure import Cost
 from millstream.flows.speech.recognise import BEAM, FINAL, STEP, WINDOW_S, Asker, Streamed
 from millstream.flows.speech.settings import RATE, Profile
-from millstream.flows.speech.wiring import Embed
+from millstream.flows.speech.speakers.windows import HOP, LOOK, LOOK_HOP, WINDOW
 
 TRIES: Final = 3
 SEEDS: Final = 6
@@ -38,6 +38,7 @@ TOKEN_SHARE: Final = 0.05
 """A token is taken to cost this share of a call of a hush, where nothing that is made is taken for words."""
 TIMEOUT_S: Final = 60.0
 Samples = NDArray[np.float32]
+Listen = Callable[[Sequence[Samples]], Awaitable[object]]
 Clocks = Sequence[Callable[[], float]]
 HERE: Final[Clocks] = (time.perf_counter, time.process_time)
 """For what the cores compute: what others take of them meanwhile does not count, as several processes that start at
@@ -73,15 +74,20 @@ async def trial(asker: Asker, profile: Profile, streaming: bool, clocks: Clocks,
     return await _windowed(asker, profile, clocks, tries)
 
 
-async def voiced(embed: Embed, clocks: Clocks, window_s: float, hop_s: float) -> float:
-    """Seconds that telling voices apart takes of a second of speech: windows of so long, so far apart."""
+async def listening(embed: Listen | None, overlaps: Listen | None, clocks: Clocks = HERE) -> float:
+    """Seconds that telling voices apart, and where two speak at once, takes of a second of speech."""
+    voices = await _windows(embed, clocks, WINDOW, HOP) if embed is not None else 0.0
+    return voices + (await _windows(overlaps, clocks, LOOK, LOOK_HOP) if overlaps is not None else 0.0)
+
+
+async def _windows(listen: Listen, clocks: Clocks, size: int, hop: int) -> float:
     took = []
     for seed in range(TRIES):
-        sound = syllables(window_s, seed)
+        sound = syllables(size / RATE, seed)
         watch = _Watch(clocks)
-        await embed([sound])
+        await listen([sound])
         took.append(watch.seconds())
-    return min(took) / hop_s
+    return min(took) * RATE / hop
 
 
 class _Watch:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from millstream.flows.speech.cut import Began, Cutter, Ended, Event, Step
 from millstream.flows.speech.level import Level
 from millstream.flows.speech.recognise import Asker, Hypothesis, Settled, Streamed, Windowed
 from millstream.flows.speech.settings import FRAME, RATE, Profile
-from millstream.flows.speech.speakers import Speakers
+from millstream.flows.speech.speakers import Span, Speakers, Voiced, united
 from millstream.flows.speech.store import Place
 from millstream.flows.speech.wiring import Wiring
 from millstream.models.speech.vad import Hearing
@@ -41,6 +42,7 @@ MARK: Final = RATE // 4
 LANGUAGE_S: Final = 3.0
 """Seconds of a segment by which its language is the session's, before it is final."""
 Samples = NDArray[np.float32]
+T = TypeVar("T")
 
 
 class Ribbon:
@@ -97,7 +99,33 @@ class Open:
     shown: list[str] | None = None
     """Texts of the words that were shown last; None: nothing was."""
     worded: bool = False
-    voices: list[tuple[list[tuple[int, int]], asyncio.Future[Samples]]] = field(default_factory=list)
+    voices: list[tuple[list[Span], asyncio.Future[Samples]]] = field(default_factory=list)
+    looks: list[tuple[list[Span], asyncio.Future[list[list[Span]]]]] = field(default_factory=list)
+
+    def heard_voices(self) -> list[Voiced]:
+        """The voices of its windows that are known by now; of those that failed there are none."""
+        return [
+            Voiced(start, end, voice)
+            for windows, future in self.voices
+            if _done(future)
+            for (start, end), voice in zip(windows, future.result(), strict=True)
+        ]
+
+    def overlaps(self) -> list[Span]:
+        """Where two speak at once, by what is known by now, in samples of the session."""
+        return united(
+            (start + first, start + last)
+            for windows, future in self.looks
+            if _done(future)
+            for (start, _), spans in zip(windows, future.result(), strict=True)
+            for first, last in spans
+        )
+
+    async def listened(self) -> None:
+        """All that was asked of its windows is known, or failed."""
+        asked: list[asyncio.Future[Any]] = [future for _, future in self.voices]
+        asked += [future for _, future in self.looks]
+        await asyncio.gather(*asked, return_exceptions=True)
 
 
 @dataclass(slots=True)
@@ -298,7 +326,7 @@ class Walker:
         if load > 1 or (load and (step.pause or segment.rev % 2 == 0)):
             self._numbers.skipped.add()
             return
-        self._voices(segment, self._speakers.wants(segment.onset, at, False))
+        self._listen(segment, at, False)
         self._numbers.steps.add()
         try:
             if step.pause:
@@ -326,7 +354,7 @@ class Walker:
         audio.append(self._ribbon.cut(ended.start, ended.end))
         if ended.why != "click" or segment.rev > self._base + 1:
             self._numbers.speech.add((ended.end - ended.start) / RATE)
-            self._voices(segment, self._speakers.wants(segment.onset, ended.speech_end, True))
+            self._listen(segment, ended.speech_end, True)
             text = asyncio.create_task(segment.heard.final(audio.cut, ended))
             self._keep(text)
             text.add_done_callback(lambda _: self._finals.release())
@@ -339,13 +367,24 @@ class Walker:
         await self.jobs.put(Closed(segment, segment.rev, ended, text, audio, self._place()))
         await self.jobs.put(Noticed(False, ended.speech_end))
 
-    def _voices(self, segment: Open, windows: list[tuple[int, int]]) -> None:
-        """Have these windows embedded."""
-        if windows and self._wiring.embed is not None:
-            sounds = [self._ribbon.cut(start, end) for start, end in windows]
-            future = asyncio.ensure_future(self._wiring.embed(sounds))
-            self._keep(future)
-            segment.voices.append((windows, future))
+    def _listen(self, segment: Open, upto: int, closed: bool) -> None:
+        """Have the windows that are known by now embedded, and looked through for overlapping speech."""
+        if self._wiring.embed is not None:
+            windows = self._speakers.wants(segment.onset, upto, closed)
+            segment.voices += self._asked(self._wiring.embed, windows)
+        if self._wiring.overlaps is not None:
+            windows = self._speakers.looks(segment.onset, upto, closed)
+            segment.looks += self._asked(self._wiring.overlaps, windows)
+
+    def _asked(
+        self, ask: Callable[[list[Samples]], Awaitable[T]], windows: list[Span]
+    ) -> list[tuple[list[Span], asyncio.Future[T]]]:
+        """What is asked of these windows, where there are any."""
+        if not windows:
+            return []
+        future = asyncio.ensure_future(ask([self._ribbon.cut(start, end) for start, end in windows]))
+        self._keep(future)
+        return [(windows, future)]
 
     def _keep(self, future: asyncio.Future[Any]) -> None:
         self._wait.add(future)
@@ -364,3 +403,8 @@ class Walker:
             cutter=self.cutter.save(),
             segments=begun,
         )
+
+
+def _done(future: asyncio.Future[Any]) -> bool:
+    """Whether it has a result."""
+    return future.done() and not future.cancelled() and future.exception() is None

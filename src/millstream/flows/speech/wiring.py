@@ -19,6 +19,7 @@ from millstream.models.speech.vad import Vad
 from millstream.spoken import Edited, Segment, Word
 
 Embed = Callable[[Sequence[NDArray[np.float32]]], Awaitable[NDArray[np.float32]]]
+Overlaps = Callable[[Sequence[NDArray[np.float32]]], Awaitable[list[list[tuple[int, int]]]]]
 """Voices of windows of audio at 16 kHz: float32 [n, d], each of length one."""
 
 
@@ -104,10 +105,10 @@ def _speakers(profile: Profile, saved: dict[str, Any] | None) -> Speakers:
 class Wiring:
     """`model`, `version`: of the recogniser; `streaming`: its kind; `fills`: the engine fills `samples` of a windowed
     one. `embed` None: nobody tells voices apart; `voice_model`: what does, and which version, as voices of two cannot
-    be compared. `load()`: 0 at ease, 1 hypotheses come half as often, 2 there are none; `waited(seconds, final)`: how
-    long a hypothesis or a final text waited in the engine. `speakers(profile, saved)`: those of a new session, or of
-    one that goes on. `look`: gets every segment that becomes final; `edited`: what a person changed, and in which
-    session. What they raise is logged."""
+    be compared. `overlaps` None: nobody says where two speak at once. `load()`: 0 at ease, 1 hypotheses come half as
+    often, 2 there are none; `waited(seconds, final)`: how long a hypothesis or a final text waited in the engine.
+    `speakers(profile, saved)`: those of a new session, or of one that goes on. `look`: gets every segment that becomes
+    final; `edited`: what a person changed, and in which session. What they raise is logged."""
 
     submit: Submit
     model: str
@@ -118,6 +119,7 @@ class Wiring:
     streaming: bool = False
     fills: bool = True
     embed: Embed | None = None
+    overlaps: Overlaps | None = None
     voice_model: str = ""
     load: Callable[[], int] = _at_ease
     waited: Callable[[float, bool], None] | None = None

@@ -95,7 +95,9 @@ class _Stream:
 
 def words(tokens: list[str], times: list[float], logs: list[float], length_s: float) -> list[HeardWord]:
     """Tokens of a transducer as words: one begins at a token with a space (or the mark for it) before it, and at every
-    Chinese character. `times` of each token in seconds, `logs` their log probabilities (may be missing)."""
+    Chinese character. `times` of each token in seconds, `logs` their log probabilities. Where there are fewer than
+    tokens, what is left has the last time, and says nothing of how sure it is."""
+    times = [*times, *[times[-1] if times else 0.0] * (len(tokens) - len(times))]
     found: list[tuple[str, bool, list[int]]] = []
     for number, token in enumerate(tokens):
         text = token.replace("\u2581", " ")

@@ -161,6 +161,21 @@ _ITEMS: Final = (
         ),
     ),
     Item(
+        name="pyannote",
+        what="tells where two speak at once, 10 s at a time",
+        licence="CC BY 4.0",
+        source="segmentation of pyannote's speaker-diarization-community-1, as Moonshine Voice 0.1.0 carries it",
+        format="onnx",
+        file="model.ort",
+        files=(
+            File(
+                "model.ort",
+                "75759a0ec8139b24e46193699117732b85a7a8c3acb9c0f68e359c3d1599adbb",
+                (Piece(_MOONSHINE, _LIBRARY, 10_869_184, 1_594_112),),
+            ),
+        ),
+    ),
+    Item(
         name="whisper-base",
         what="makes words of speech in 99 languages",
         licence="MIT",

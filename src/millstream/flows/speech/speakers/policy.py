@@ -2,6 +2,7 @@
 
     speakers = Speakers(policy, decide_s, horizon_s, known)
     speakers.wants(start, upto, closed)        windows of the open segment to embed
+    speakers.looks(start, upto, closed)        and those to look through for overlapping speech
     speakers.guess(segment, voices)            who its partials are shown with
     speakers.split(words, voices, start, end)  at its end: which words are whose
     speakers.hear(segment, start, end, voices, now)  each of these parts, as it is told as final
@@ -20,6 +21,7 @@ Rules of the room:
 - enrolled: the known voices or "unknown". A partial may be "analysing"; what else was shown stays.
 - none: nobody is told apart, and nothing is computed.
 - What a person says of a speaker stands, and counts as certain for others.
+- Where two speak at once one of them is shown, and `overlap` says so.
 """
 
 from __future__ import annotations
@@ -32,11 +34,12 @@ from numpy.typing import NDArray
 
 from millstream.errors import TooLarge
 from millstream.flows.speech.settings import RATE, Policy
+from millstream.flows.speech.speakers import windows
 from millstream.flows.speech.speakers.changes import ANALYSING, UNKNOWN, Change, Moved, Named, Shown, match
 from millstream.flows.speech.speakers.cluster import Scale, group, scale
 from millstream.flows.speech.speakers.enrolled import Known, nearest
 from millstream.flows.speech.speakers.units import Unit, condensed, means
-from millstream.flows.speech.speakers.windows import TURN, Run, Voiced, Windows, mean_within, split
+from millstream.flows.speech.speakers.windows import TURN, Run, Span, Voiced, mean_within, split, within
 from millstream.spoken import Speaker, Word
 
 AGAIN: Final = 8 * RATE
@@ -61,7 +64,7 @@ class Speakers:
         self.policy = policy
         self.decide_s, self.horizon_s = decide_s, horizon_s
         self.known = list(known)
-        self._windows = Windows()
+        self._windows, self._looks = windows.Windows(), windows.looks()
         self._units: list[Unit] = []
         # Of every id that was given, the id itself where it has no name. Enrolled voices have theirs from the
         # beginning, so that a guess needs to tell nothing.
@@ -78,6 +81,10 @@ class Speakers:
         """Windows to embed, first .. last sample, that were not given before: of speech that began at `start` and is
         known up to `upto`; `closed`: it ends there. Audio before and behind speech is none of it."""
         return [] if self.policy == "none" else self._windows.wanted(start, upto, closed)
+
+    def looks(self, start: int, upto: int, closed: bool) -> list[tuple[int, int]]:
+        """As `wants`, of windows of up to 10 s."""
+        return [] if self.policy == "none" else self._looks.wanted(start, upto, closed)
 
     def guess(self, segment: str, voices: Sequence[Voiced]) -> Speaker:
         """Who a partial is shown with, by the windows so far. Changes nothing, but that under policy enrolled a name
@@ -118,14 +125,17 @@ class Speakers:
 
     # -- what was told
 
-    def hear(self, segment: str, start: int, end: int, voices: Sequence[Voiced], now: int) -> Shown:
+    def hear(
+        self, segment: str, start: int, end: int, voices: Sequence[Voiced], now: int, overlaps: Sequence[Span] = ()
+    ) -> Shown:
         """A segment is final: who it is shown with. Of `voices` those count whose middle lies in it; without any it is
-        nobody's for ever. What is `due` until then is told with it."""
+        nobody's for ever. `overlaps`: where two speak at once, `united`. What is `due` until then is told with it."""
         told = self.due(now)
         mean, weight, alike, pairs = mean_within(voices, start, end)
+        overlap = within(overlaps, start, end) >= windows.OVERLAP
         if self.policy == "none" or not weight:
-            return Shown(Speaker(), told)
-        unit = Unit(segment, start, end, mean.astype(np.float16), weight, alike, pairs)
+            return Shown(Speaker(overlap=overlap), told)
+        unit = Unit(segment, start, end, mean.astype(np.float16), weight, alike, pairs, overlap)
         self._units = condensed(self._units)
         self._units.append(unit)
         self._fresh = True
@@ -133,8 +143,6 @@ class Speakers:
             return self._hear_known(unit, told)
         of = self._scale()
         ident, best, second = self._nearest(unit.voice, but=unit)
-        bound = of.bound(weight)
-        unit.overlap = best >= bound and second >= max(0.8 * best, bound)
         if self.policy == "delayed":
             if not (ident and unit.strong and of.score(best, second, weight) >= 0.9):
                 unit.waits = max(end + int(self.decide_s * RATE), now + 1)  # with what else became known now
@@ -297,7 +305,7 @@ class Speakers:
     # -- voices and ids
 
     def _scale(self) -> Scale:
-        return scale([u.alike for u in self._units if u.pairs and not u.overlap])
+        return scale([u.alike for u in self._units if u.pairs])
 
     def _nearest(
         self,

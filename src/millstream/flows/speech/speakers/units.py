@@ -42,7 +42,7 @@ class Unit:
     @property
     def strong(self) -> bool:
         """Whether it says enough of a voice to be compared with others."""
-        return self.weight >= STRONG and not self.overlap
+        return self.weight >= STRONG
 
     def save(self) -> list[Any]:
         """What `restored` takes."""

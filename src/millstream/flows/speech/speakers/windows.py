@@ -1,14 +1,16 @@
-"""Which pieces of audio are listened to for their voice, and where within a segment one voice gives way to another.
+"""Which pieces of audio are listened to, for their voice and for two that speak at once, and where within a segment
+one voice gives way to another.
 
 Rules of the room:
 - Windows lie at fixed distances from the first sample of a segment's speech, and its last one ends with it: which there
   are depends on where speech begins and ends, never on how the audio arrived.
-- A window is 1.6 s: of a shorter one the voice is told with several times the errors, a longer one hears two people.
+- A window for a voice is 1.6 s: of a shorter one it is told with several times the errors, a longer one hears two
+  people. One for overlapping speech is 10 s, what the model hears at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -22,6 +24,10 @@ WINDOW: Final = int(1.6 * RATE)
 HOP: Final = WINDOW // 2
 LEAST: Final = int(0.4 * RATE)
 """Samples: less speech says nothing of a voice."""
+LOOK: Final = 10 * RATE
+LOOK_HOP: Final = LOOK // 2
+OVERLAP: Final = int(0.1 * RATE)
+"""Samples: where two speak at once for less, it may be how one gives way to the other."""
 TURN: Final = RATE
 """Samples: who says less between others is not told apart from them."""
 SHARED: Final = 0.25
@@ -32,6 +38,8 @@ SWITCH: Final = 0.2
 """What a change of the voice costs, as a share of how alike one is to itself."""
 
 
+Span = tuple[int, int]
+"""First sample, and the one behind the last."""
 Voice = tuple[NDArray[np.float64], float]
 """The mean voice of somebody, and seconds of speech that it is the mean of."""
 
@@ -54,24 +62,47 @@ class Run(NamedTuple):
 
 
 class Windows:
-    """The windows of the segment that is open, each given once."""
+    """The windows of the segment that is open, each given once: `size` samples, `hop` from each to the next. Up to
+    `rest` at the end of the speech may lie in none, and less than `LEAST` has none."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = WINDOW, hop: int = HOP, rest: int = HOP // 2) -> None:
+        self._size, self._hop, self._rest = size, hop, rest
         self._start, self._next = -1, 0
 
-    def wanted(self, start: int, upto: int, closed: bool) -> list[tuple[int, int]]:
+    def wanted(self, start: int, upto: int, closed: bool) -> list[Span]:
         """Those of speech that began at `start` and is known up to `upto`, where it ends if `closed`."""
         if start != self._start:
             self._start, self._next = start, start
         found = []
-        while self._next + WINDOW <= upto:
-            found.append((self._next, self._next + WINDOW))
-            self._next += HOP
+        while self._next + self._size <= upto:
+            found.append((self._next, self._next + self._size))
+            self._next += self._hop
         if closed:
-            heard = self._next - HOP + WINDOW if self._next > start else start
-            if upto - heard > (HOP // 2 if heard > start else LEAST - 1):
-                found.append((max(start, upto - WINDOW), upto))
+            heard = self._next - self._hop + self._size if self._next > start else start
+            if upto - heard > (self._rest if heard > start else LEAST - 1):
+                found.append((max(start, upto - self._size), upto))
         return found
+
+
+def looks() -> Windows:
+    """Those that are looked through for overlapping speech."""
+    return Windows(LOOK, LOOK_HOP, OVERLAP)
+
+
+def united(spans: Iterable[Span]) -> list[Span]:
+    """Spans in order, none of which touch, over all that is in any of these."""
+    found: list[Span] = []
+    for start, end in sorted(spans):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(found[-1][1], end))
+        else:
+            found.append((start, end))
+    return found
+
+
+def within(spans: Iterable[Span], start: int, end: int) -> int:
+    """Samples of the spans between two samples; they are `united`."""
+    return sum(max(0, min(b, end) - max(a, start)) for a, b in spans)
 
 
 def mean_within(voices: Sequence[Voiced], start: int, end: int) -> tuple[NDArray[np.float32], float, float, float]:
