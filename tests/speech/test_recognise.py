@@ -8,8 +8,8 @@ from speech_house import DIGITS, RATE, SCRIPT, Desk, talk
 from millstream import errors
 from millstream.flows.speech.cut import Ended
 from millstream.flows.speech.recognise import BEAM, FINAL, WINDOW_S, Asker, Windowed, dreamt, heard_words
+from millstream.flows.speech.ribbon import Ribbon
 from millstream.flows.speech.settings import Profile
-from millstream.flows.speech.walk import Ribbon
 from millstream.models.speech.heard import Heard, HeardWord, told
 from millstream.spoken import written
 from millstream.types import Output

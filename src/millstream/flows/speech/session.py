@@ -26,11 +26,12 @@ import numpy as np
 from millstream import errors
 from millstream.flows.speech.outbox import Outbox
 from millstream.flows.speech.recognise import Asker
+from millstream.flows.speech.ribbon import Samples
 from millstream.flows.speech.settings import RATE, SpeechSettings
 from millstream.flows.speech.sound import BYTES_MAX, Intake
 from millstream.flows.speech.store import Held, State
 from millstream.flows.speech.tell import Teller
-from millstream.flows.speech.walk import Samples, Walker
+from millstream.flows.speech.walk import Walker
 from millstream.flows.speech.wiring import Wiring
 from millstream.spoken import Ack, Edit, Finish, Ready, Said, Start, Told, Trouble
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Sequence
 from typing import Final, Literal
 
@@ -20,6 +19,7 @@ from millstream.flows.speech.cut import Ended
 from millstream.flows.speech.measured import PARTS
 from millstream.flows.speech.outbox import Outbox
 from millstream.flows.speech.recognise import Settled
+from millstream.flows.speech.ribbon import Arrivals
 from millstream.flows.speech.settings import FRAME, RATE, Profile
 from millstream.flows.speech.speakers import Change, Moved, Speakers
 from millstream.flows.speech.store import Held, Line, Place, State
@@ -52,36 +52,6 @@ EMPTY: Final = 10 * FRAME
 EDIT_CHARS_MAX: Final = 20_000
 NAME_CHARS_MAX: Final = 200
 DEGRADED: Final = ("", "hypotheses half as often", "no hypotheses")
-
-
-class Arrivals:
-    """When which of the session's samples came."""
-
-    def __init__(self) -> None:
-        self._came: deque[tuple[int, float]] = deque(maxlen=4096)
-        self._least = float("inf")
-
-    def came(self, upto: int, at: float) -> None:
-        """Samples up to here came now."""
-        self._came.append((upto, at))
-        self._least = min(self._least, at - upto / RATE)
-
-    def when(self, sample: int, at: float) -> float:
-        """When this one came; `at` where that is not known."""
-        return next((came for upto, came in self._came if upto >= sample), at)
-
-    def late_s(self, sample: int) -> float:
-        """How much later it came, by the pace of speech, than the one that was soonest."""
-        return (
-            max(0.0, self.when(sample, self._least + sample / RATE) - sample / RATE - self._least)
-            if self._came
-            else 0.0
-        )
-
-    def forget(self, before: int) -> None:
-        """Nobody asks for samples before this one."""
-        while len(self._came) > 1 and self._came[0][0] < before:
-            self._came.popleft()
 
 
 class Teller:

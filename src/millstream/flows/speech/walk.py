@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from millstream import errors
 from millstream.flows.speech.cut import Began, Cutter, Ended, Event, Step
 from millstream.flows.speech.level import Level
 from millstream.flows.speech.recognise import Asker, Hypothesis, Settled, Streamed, Windowed
+from millstream.flows.speech.ribbon import Ribbon, Samples
 from millstream.flows.speech.settings import FRAME, RATE, Profile
 from millstream.flows.speech.speakers import Span, Speakers, Voiced, united
 from millstream.flows.speech.store import Place
@@ -41,50 +41,7 @@ MARK: Final = RATE // 4
 """Samples between marks, at least."""
 LANGUAGE_S: Final = 3.0
 """Seconds of a segment by which its language is the session's, before it is final."""
-Samples = NDArray[np.float32]
 T = TypeVar("T")
-
-
-class Ribbon:
-    """The session's audio from some sample on."""
-
-    def __init__(self, start: int = 0) -> None:
-        self.start = start
-        self._kept = np.zeros(4 * RATE, np.float32)
-        self._count = 0
-
-    @property
-    def end(self) -> int:
-        """The sample behind the last."""
-        return self.start + self._count
-
-    def append(self, sound: Samples) -> None:
-        """More of it."""
-        if self._count + len(sound) > len(self._kept):
-            grown = np.zeros(2 * (self._count + len(sound)), np.float32)
-            grown[: self._count] = self._kept[: self._count]
-            self._kept = grown
-        self._kept[self._count : self._count + len(sound)] = sound
-        self._count += len(sound)
-
-    def cut(self, start: int, end: int) -> Samples:
-        """A copy of what is there between two samples; silence where nothing is."""
-        found = np.zeros(max(end - start, 0), np.float32)
-        first, last = max(start, self.start), min(end, self.end)
-        if first < last:
-            found[first - start : last - start] = self._kept[first - self.start : last - self.start]
-        return found
-
-    def forget(self, before: int) -> None:
-        """Keep nothing before that sample; done when it is worth it."""
-        gone = min(before - self.start, self._count)
-        if gone < 2 * RATE:
-            return
-        self._kept[: self._count - gone] = self._kept[gone : self._count]
-        self._count -= gone
-        self.start += gone
-        if len(self._kept) > 16 * RATE and self._count < len(self._kept) // 4:
-            self._kept = self._kept[: len(self._kept) // 2].copy()
 
 
 @dataclass(slots=True, eq=False)
