@@ -48,7 +48,7 @@ FETCH = @echo "fetching $(1) into $(VENV)/speech-models" >&2 && \
 	$(BIN)/millstream speech fetch $(1) --models $(VENV)/speech-models >&2
 
 $(VENV)/.voices: $(VENV)/.dev $(SHELF)
-	$(call FETCH,silero-vad wespeaker pocketsphinx)
+	$(call FETCH,silero-vad wespeaker pyannote pocketsphinx)
 	@touch $@
 
 $(VENV)/.speech: $(VENV)/.voices

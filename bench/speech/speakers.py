@@ -9,7 +9,7 @@ to another one, over all speech of the reference, with .25 s around its edges le
 `enrolled`: speakers are known by up to 12 s of them from other recordings (the mixes and the meeting), or by the first
 half of their speech while the second is scored (the telephone call).
 `overlap`: of the segments in which two speak at once for .2 s or more, those that are flagged, and of the segments that
-are flagged, those in which two do; .2 s is also where a segment counts for neither: under it, and over nothing.
+are flagged, those in which two do; of less than .2 s it counts for neither.
 """
 
 from __future__ import annotations
@@ -29,20 +29,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millstream.flows.speech.level import Level
-from millstream.flows.speech.settings import FRAME, RATE
-from millstream.flows.speech.speakers import Known, Moved, Named, Span, Speakers, Voiced, united
-from millstream.flows.speech.speakers.windows import Windows, mean_within, within
+from millstream.flows.speech.settings import FRAME, PROFILES, RATE, Profile
+from millstream.flows.speech.speakers import Known, Moved, Named, Speakers, Voiced, looked
+from millstream.flows.speech.speakers.windows import Windows, mean_within, united, within
 from millstream.models import Model, Repository, load
+from millstream.models.speech.turns import Spoken, Turns
 from millstream.spoken import Word
 
 Sound = NDArray[np.float32]
 Embed = Callable[[str, Sound, int, int], NDArray[np.float32]]
-Look = Callable[[Sound], list[Span]]
+Listen = Callable[[Sound], Spoken]
 STEP = 0.01
 COLLAR = 0.25
-HANGOVER = 0.704
 PIECE = 0.3
-LONGEST = 28.0
 MEETINGS = (5, 6, 7, 8, 9)
 """Seeds of meetings of 120 s beside the one of 180 s."""
 
@@ -245,16 +244,16 @@ def vad_regions(clip: Clip, models: Path) -> list[tuple[float, float]]:
     return found
 
 
-def segments(speech: Sequence[tuple[float, float]]) -> list[list[Word]]:
+def segments(speech: Sequence[tuple[float, float]], profile: Profile) -> list[list[Word]]:
     """Pieces of .3 s of speech as its words, cut into segments at pauses as a session does."""
-    words = []
+    words, hangover, longest = [], profile.hangover_ms / 1000, profile.segment_s_max
     for begin, end in speech:
         count = max(1, round((end - begin) / PIECE))
         edges = np.linspace(begin, end, count + 1)
         words += [Word("-", float(a), float(b)) for a, b in itertools.pairwise(edges)]
     found: list[list[Word]] = []
     for word in words:
-        if found and word.start - found[-1][-1].end < HANGOVER and word.end - found[-1][0].start < LONGEST:
+        if found and word.start - found[-1][-1].end < hangover and word.end - found[-1][0].start < longest:
             found[-1].append(word)
         else:
             found.append([word])
@@ -275,9 +274,10 @@ class Outcome(NamedTuple):
 
 
 def session(
-    clip: Clip, speech: Sequence[tuple[float, float]], embed: Embed, speakers: Speakers, look: Look = lambda sound: []
-) -> Outcome:
-    """A clip from its first to its last sample."""
+    clip: Clip, speech: Sequence[tuple[float, float]], embed: Embed, speakers: Speakers,
+    listen: Listen = lambda sound: Spoken([], []), profile: Profile = PROFILES["meeting"],
+) -> Outcome:  # fmt: skip
+    """A clip from its first to its last sample, cut as the profile says."""
     shown: dict[str, tuple[list[Word], str, str]] = {}
     ids: set[str] = set()
     into: dict[str, str] = {}
@@ -295,18 +295,18 @@ def session(
             elif change.op == "merge":
                 into[change.id] = change.into
 
-    for number, words in enumerate(segments(speech)):
+    for number, words in enumerate(segments(speech, profile)):
         start, end = int(words[0].start * RATE), int(words[-1].end * RATE)
         wanted = speakers.wants(start, end, closed=True)
         voices = [Voiced(a, b, embed(clip.name, clip.sound, a, b)) for a, b in wanted]
-        looked = speakers.looks(start, end, closed=True)
-        overlaps = united((a + first, a + last) for a, b in looked for first, last in look(clip.sound[a:b]))
+        windows = speakers.looks(start, end, closed=True)
+        seen = looked(windows, [listen(clip.sound[a:b]) for a, b in windows])
         begin = time.process_time()
-        now = end + int(HANGOVER * RATE)
+        now = end + profile.hangover_ms * RATE // 1000
         take(speakers.due(now))
-        for k, run in enumerate(speakers.split(words, voices, start, end)):
+        for k, run in enumerate(speakers.split(words, voices, start, end, seen)):
             segment = f"{number}.{k}"
-            told = speakers.hear(segment, run.start, run.end, voices, now, overlaps)
+            told = speakers.hear(segment, run.start, run.end, voices, now, seen)
             flags.append((run.start / RATE, run.end / RATE, told.speaker.overlap))
             take(told.told)
             shown[segment] = words[run.first : run.last], told.speaker.id, told.speaker.id
@@ -324,19 +324,21 @@ def session(
     return Outcome(first, last, len(shown), moved, len({t.who for t in last}), cpu, flags)
 
 
-def flagged(clip: Clip, flags: Sequence[tuple[float, float, bool]]) -> tuple[int, int, int]:
-    """Segments in which two speak at once and that are flagged; that are not; and flagged ones in which nobody does."""
+def flagged(clip: Clip, flags: Sequence[tuple[float, float, bool]]) -> tuple[int, int, int, int]:
+    """Segments in which two speak at once and that are flagged; that are not; flagged ones in which nobody does; and
+    all of those."""
     turns = [(int(turn.start * RATE), int(turn.end * RATE)) for turn in clip.turns]
     both = united(
         (max(a, c), min(b, d)) for k, (a, b) in enumerate(turns) for c, d in turns[:k] if max(a, c) < min(b, d)
     )
-    right = missed = wrong = 0
+    right = missed = wrong = single = 0
     for start, end, flag in flags:
         lasts = within(both, int(start * RATE), int(end * RATE)) / RATE
         right += flag and lasts >= 0.2
         missed += not flag and lasts >= 0.2
         wrong += flag and not lasts
-    return right, missed, wrong
+        single += not lasts
+    return right, missed, wrong, single
 
 
 def known(clip: Clip, embed: Embed) -> list[Known]:
@@ -389,8 +391,8 @@ def main() -> None:
     embed, keep, spent = embedder(Path(args.models), args.cache)
     clips = [mixed(Path(audio), "mix2a"), mixed(Path(audio), "mix3a"), call(Path(audio)), made(Path(audio))]
     clips = [levelled(clip) for clip in [*clips, *(made(Path(audio), 120.0, seed) for seed in MEETINGS)]]
-    look, looked = looker(Path(args.models))
-    rows = measured(clips, embed, look, Path(args.models))
+    listen, turned = listener(Path(args.models))
+    rows = measured(clips, embed, listen, Path(args.models))
     keep()
     if args.json:
         print(json.dumps(rows))
@@ -398,51 +400,48 @@ def main() -> None:
     print(table(rows), end="\n\n")
     for line in sums(rows):
         print(line)
-    each = [f"{1e3 * one['cpu_s'] / one['windows']:.0f} ms" for one in (spent, looked) if one["windows"]]
+    each = [f"{1e3 * one['cpu_s'] / one['windows']:.0f} ms" for one in (spent, turned) if one["windows"]]
     if len(each) == 2:  # nothing came from a cache
         print(f"- CPU: {each[0]} a window of 1.6 s for its voice, each .8 s; {each[1]} a look at up to 10 s, each 5 s.")
 
 
-def looker(models: Path) -> tuple[Look, dict[str, float]]:
-    """Where two speak at once, by the model in `models`."""
-    from millstream.models.speech.overlap import Overlap
+def listener(models: Path) -> tuple[Listen, dict[str, float]]:
+    """Turns, by the model in `models`."""
+    model, spent = Turns(newest(models, "pyannote")), {"windows": 0.0, "cpu_s": 0.0}
+    known: dict[bytes, Spoken] = {}
 
-    model, spent = Overlap(newest(models, "pyannote")), {"windows": 0.0, "cpu_s": 0.0}
-    seen: dict[bytes, list[Span]] = {}
-
-    def look(sound: Sound) -> list[Span]:
+    def listen(sound: Sound) -> Spoken:
         key = hashlib.sha256(sound.tobytes()).digest()
-        if key not in seen:
+        if key not in known:
             begin = time.process_time()
-            (seen[key],) = model.spans([sound])
+            (known[key],) = model.spoken([sound])
             spent["windows"] += 1
             spent["cpu_s"] += time.process_time() - begin
-        return seen[key]
+        return known[key]
 
-    return look, spent
+    return listen, spent
 
 
-def measured(clips: Sequence[Clip], embed: Embed, look: Look, models: Path | None) -> list[dict[str, str | float]]:
-    """A row for each clip and source of speech."""
+def measured(clips: Sequence[Clip], embed: Embed, listen: Listen, models: Path) -> list[dict[str, str | float]]:
+    """A row for each clip, source of speech, and profile."""
     rows: list[dict[str, str | float]] = []
     for clip in clips:
-        sources = {"reference": regions(clip)} | ({"vad": vad_regions(clip, models)} if models else {})
-        for source, speech in sources.items():
-            free = session(clip, speech, embed, Speakers("correctable"), look)
-            late = session(clip, speech, embed, Speakers("delayed"), look)
-            names = session(clip, speech, embed, Speakers("enrolled", known=known(clip, embed)), look)
-            row: dict[str, str | float] = {
-                "clip": clip.name,
-                "speech": source,
-                "speakers": len({t.who for t in clip.turns}),
-            }
+        sources = {"reference": regions(clip), "vad": vad_regions(clip, models)}
+        for name, (source, speech) in itertools.product(("caption", "meeting"), sources.items()):
+
+            def heard(speakers: Speakers, speech: Any = speech, clip: Clip = clip, name: str = name) -> Outcome:
+                return session(clip, speech, embed, speakers, listen, PROFILES[name])
+
+            free, late = heard(Speakers("correctable")), heard(Speakers("delayed"))
+            names = heard(Speakers("enrolled", known=known(clip, embed)))
+            right, missed, wrong, single = flagged(clip, free.flags)
+            row: dict[str, str | float] = {"clip": clip.name, "cut": name, "speech": source}
+            row |= {"speakers": len({t.who for t in clip.turns}), "found": free.ids}
             row |= {"online": confusion(clip.turns, free.first)[0], "corrected": confusion(clip.turns, free.last)[0]}
             row |= {"delayed": confusion(clip.turns, late.last)[0]}
             row |= {"enrolled": confusion(clip.turns, names.last, clip.scored)[0]}
-            row |= {"DER corrected": confusion(clip.turns, free.last)[1], "found": free.ids}
             row |= {"segments": free.segments, "corrections": free.corrections}
-            right, missed, wrong = flagged(clip, free.flags)
-            row |= {"overlap": f"{right} of {right + missed}", "in vain": wrong}
+            row |= {"overlap": f"{right} of {right + missed}", "in vain": f"{wrong} of {single}"}
             rows.append(row)
     return rows
 
@@ -451,33 +450,33 @@ def table(rows: Sequence[dict[str, str | float]]) -> str:
     """In Markdown."""
     names = list(rows[0])
     lines = [[f"{100 * v:.1f} %" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
-    head = [names, ["-", "-", *["-:"] * (len(names) - 2)]]
+    head = [names, ["-", "-", "-", *["-:"] * (len(names) - 3)]]
     return "\n".join(f"| {' | '.join(line)} |" for line in [*head, *lines])
 
 
 def sums(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The bounds, and what is left out of them."""
+    """Beside the bounds."""
     found = []
-    for what, kind, column, most in (
+    kinds = list(itertools.product(("caption", "meeting"), ("reference", "vad")))
+    for what, clip, column, most in (
         ("mixes, corrected", "mix", "corrected", 0.02),
         ("made meetings, corrected, mean", "made", "corrected", 0.05),
         ("enrolled, mean of all clips", "", "enrolled", 0.03),
     ):
-        by = {
-            source: [row[column] for row in rows if row["clip"].startswith(kind) and row["speech"] == source]
-            for source in ("reference", "vad")
-        }
-        told = " / ".join(f"{100 * np.mean(each):.1f} % (most {100 * max(each):.1f})" for each in by.values() if each)
-        missed = any(np.mean(each) >= most for each in by.values() if each)
-        found.append(f"- {what}: {told}, bound {100 * most:.0f} %{': missed' if missed else ''}.")
-    for source in ("reference", "vad"):
-        mine = [row for row in rows if row["speech"] == source]
-        counts = [row["overlap"].split(" of ") for row in mine]
-        right, both = sum(int(a) for a, _ in counts), sum(int(b) for _, b in counts)
-        wrong, whole = sum(row["in vain"] for row in mine), sum(row["segments"] for row in mine)
+        told, missed = [], False
+        for kind in kinds:
+            each = [row[column] for row in rows if row["clip"].startswith(clip) and (row["cut"], row["speech"]) == kind]
+            missed |= bool(np.mean(each) >= most)
+            told.append(f"{', '.join(kind)} {100 * np.mean(each):.1f} % (most {100 * max(each):.1f})")
+        found.append(f"- {what}: {'; '.join(told)}; bound {100 * most:.0f} %{': missed' if missed else ''}.")
+    for kind in kinds:
+        mine = [row for row in rows if (row["cut"], row["speech"]) == kind]
+        (right, both), (wrong, single) = (
+            tuple(sum(int(row[column].split()[k]) for row in mine) for k in (0, 2)) for column in ("overlap", "in vain")
+        )
         found.append(
-            f"- overlap, speech of the {source}: {right} of {both} segments found in which two speak for .2 s; "
-            f"{wrong} of the other {whole - both} flagged in vain."
+            f"- overlap, {', '.join(kind)}: {right} of {both} segments found in which two speak for .2 s; {wrong} of "
+            f"{single} flagged in which nobody does."
         )
     return found
 

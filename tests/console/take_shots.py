@@ -52,6 +52,7 @@ port = {console}
 [speech]
 recogniser = "whisper-base"
 voice = "wespeaker"
+turns = "pyannote"
 [speech.profiles.caption]
 first_token_ms_max = 9000
 """
@@ -103,7 +104,7 @@ def hearing(folder, http, console):
     """An installation that hears, over the weights that are there, and a file of two people to play to it."""
     weights = Path(os.environ.get("MILLSTREAM_SPEECH_MODELS") or Path(sys.prefix) / "speech-models")
     (folder / "models").mkdir(parents=True)
-    for name in ("whisper-base", "silero-vad", "wespeaker"):
+    for name in ("whisper-base", "silero-vad", "wespeaker", "pyannote"):
         if not (weights / name).is_dir():
             raise SystemExit(f"millstream speech fetch {name} --models {weights}")
         (folder / "models" / name).symlink_to((weights / name).resolve())

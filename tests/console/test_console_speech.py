@@ -187,7 +187,7 @@ def test_two_people_are_told_apart_in_what_they_said(tmp_path, open_tab, shots):
     """Whisper, the detector and the voices as they are fetched, and a recording: who said what, and a colour each."""
     folder = Path(os.environ.get("MILLSTREAM_SPEECH_MODELS") or Path(sys.prefix) / "speech-models")
     kept, ours = Repository(folder), Repository(tmp_path / "models")
-    wanted = ("whisper-base", "silero-vad", "wespeaker")
+    wanted = ("whisper-base", "silero-vad", "wespeaker", "pyannote")
     if absent := [name for name in wanted if name not in kept.models()]:
         pytest.skip(f"millstream speech fetch {' '.join(absent)} --models {folder}")
     for name in wanted:
@@ -195,9 +195,8 @@ def test_two_people_are_told_apart_in_what_they_said(tmp_path, open_tab, shots):
         manifest, at = kept.manifest(name, live), kept.folder(name, live)
         ours.put(name, manifest, {file: at / file for file in manifest.digests})
     clip = waved(tmp_path / "two.wav", two_people(tmp_path)[: int(18.3 * 16_000)])
-    file = installed(
-        tmp_path, "whisper-base", 'voice = "wespeaker"\n[speech.profiles.caption]\nfirst_token_ms_max = 9000'
-    )
+    said = 'voice = "wespeaker"\nturns = "pyannote"\n[speech.profiles.caption]\nfirst_token_ms_max = 9000'
+    file = installed(tmp_path, "whisper-base", said)
     with Served("", tmp_path / "up.log", verb=("up", "-c", str(file))) as up:
         page = open_tab(f"http://localhost:{up.said(SAID)}/speech").page
         page.locator("input[type=file]").set_input_files(clip)

@@ -21,7 +21,7 @@ from millstream.meter import Meter
 from millstream.models.model import load
 from millstream.models.repository import Repository
 from millstream.models.runtimes.scripted import Script, speak
-from millstream.models.speech.overlap import Overlap
+from millstream.models.speech.turns import Turns
 from millstream.models.speech.vad import Vad
 from millstream.models.speech.voice import Voice
 from millstream.spoken import Correction, Segment, Start
@@ -67,7 +67,7 @@ class House:
         self.vad = Vad(self.load("silero-vad"))
         self.whisper = Remembers(self.load("whisper-base"))
         self.voice = Voice(self.load("wespeaker"))
-        self.overlap = Overlap(self.load("pyannote"))
+        self.turns = Turns(self.load("pyannote"))
         self.voices, self.looked = {}, {}
 
     def load(self, name):
@@ -79,16 +79,16 @@ class House:
                 (self.voices[sound.tobytes()],) = self.voice.embed([sound])
         return np.stack([self.voices[sound.tobytes()] for sound in sounds])
 
-    async def overlaps(self, sounds):
+    async def spoken(self, sounds):
         for sound in sounds:
             if sound.tobytes() not in self.looked:
-                (self.looked[sound.tobytes()],) = self.overlap.spans([sound])
+                (self.looked[sound.tobytes()],) = self.turns.spoken([sound])
         return [self.looked[sound.tobytes()] for sound in sounds]
 
     def hall(self, **more):
         desk = Desk()
         desk.model = self.whisper
-        return live(desk, **{"vad": self.vad, "embed": self.embed, "overlaps": self.overlaps, "speakers": who, **more})
+        return live(desk, **{"vad": self.vad, "embed": self.embed, "listen": self.spoken, "speakers": who, **more})
 
 
 def who(profile, saved):

@@ -25,7 +25,7 @@ def test_a_profile_says_what_differs_and_keeps_the_rest_of_what_is_built_in():
         ("[profiles.x]\nhang_ms = 1", "hang_ms"),
         ("[profiles.x]\ncorrections = false", "Allow corrections"),
         ("[profiles.x]\nspeakers = 'delayed'", "instant = false"),
-        ("overlap = 'pyannote'", 'voice = "wespeaker" too'),
+        ("turns = 'pyannote'", 'voice = "wespeaker" too'),
         ("profile = 'parliament'", "assistant, caption, court, meeting"),
     ],
 )
@@ -74,6 +74,12 @@ def test_there_is_always_a_bound_and_what_else_a_session_takes_counts():
     assert follows(Profile(step_ms=1000), voices, 2) == 4
     assert follows(Profile(step_ms=1000, speakers="none"), voices, 2) == 8
     assert follows(Profile(step_ms=1000), Cost(0.1, 0.5, 10.0), 0.5) == 2  # of four processes on two cores, each
+
+
+def test_who_speaks_is_listened_to_on_one_core_however_many_there_are():
+    cost = Cost(0.01, 0.05, 10.0, voices_s=0.04)
+    assert follows(Profile(step_ms=1000), cost, 64) == 17
+    assert follows(Profile(step_ms=1000, speakers="none"), cost, 64) > 1000
 
 
 def test_the_first_hypothesis_may_cost_less_than_the_others():

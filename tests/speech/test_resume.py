@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as trying
 from hypothesis import strategies as st
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 from speech_house import DIGITS, RATE, SCRIPT, STREAM, Desk, cuts, finals, fold, live, pcm, read_all, said, talk
 
 from millstream import errors
@@ -26,6 +26,7 @@ from millstream.flows.speech.speakers import Speakers
 from millstream.flows.speech.store import Held, Store
 from millstream.meter import Meter
 from millstream.models.speech import heard as hearing
+from millstream.models.speech.turns import Spoken
 from millstream.spoken import Ack, Correction, Edit, End, Ready, Segment, Start, Transcript
 
 TALK = ("one two three four", "seven", "hello world again more zero one two three")
@@ -258,6 +259,15 @@ async def voices(sounds):
     return np.array(found, "f4")
 
 
+async def turns(sounds):
+    """Made-up turns: in a window of low tones two speak for its first half second."""
+    found = []
+    for sound in sounds:
+        low = np.argmax(np.abs(np.fft.rfft(sound))) * RATE / len(sound) < 700
+        found.append(Spoken([(0, 8000)] if low else [], [((8000, len(sound)), 0)]))
+    return found
+
+
 def speaking(profile, saved):
     return Speakers.restored(saved) if saved else Speakers(profile.speakers, profile.decide_s, profile.horizon_s)
 
@@ -266,7 +276,7 @@ def speaking(profile, saved):
 def test_speakers_and_their_corrections_are_gone_on_with(tmp_path, policy):
     low, high = "one two one two one two one two", "more again more again more again more again"
     data = pcm(talk(low, high, low, high))
-    more = {"embed": voices, "speakers": speaking}
+    more = {"embed": voices, "listen": turns, "speakers": speaking}
 
     async def alone():
         return await said(live(Desk(), **more), data, start=Start(speakers=policy))
@@ -279,10 +289,25 @@ def test_speakers_and_their_corrections_are_gone_on_with(tmp_path, policy):
 
     heard, client = asyncio.run(alone()), asyncio.run(cut())
     expected = [(line["id"], line["speaker"]) for line in lines(fold(heard))]
-    assert len({speaker.id for _, speaker in expected}) == 2
+    assert len({speaker.id for _, speaker in expected}) == len({speaker.overlap for _, speaker in expected}) == 2
     assert [(line["id"], line["speaker"]) for line in lines(client.held)] == expected
     if policy == "delayed":
         assert any(isinstance(one, Correction) for one in heard)
+
+
+def test_turns_that_are_not_heard_cost_a_flag_and_no_word(caplog):
+    data = pcm(talk("one two one two one two one two"))
+
+    async def failing(sounds):
+        raise RuntimeError("no more memory")
+
+    def heard(listen):
+        hall = live(Desk(), embed=voices, listen=listen, speakers=speaking)
+        return finals(asyncio.run(said(hall, data, start=Start(speakers="correctable"))))
+
+    (flagged,), (plain,) = heard(turns), heard(failing)
+    assert flagged.speaker == replace(plain.speaker, overlap=True) and flagged.text == plain.text != ""
+    assert "who speaks was not heard in some windows: RuntimeError('no more memory')" in caplog.text
 
 
 def test_an_edit_is_kept_before_it_is_told(tmp_path):

@@ -16,7 +16,7 @@ class Changing(Speakers):
         super().__init__("none")
         self.shown, self.later, self.heard = shown, list(later), False
 
-    def hear(self, segment, start, end, voices, now, overlaps=()):
+    def hear(self, segment, start, end, voices, now, seen=()):
         self.heard = True
         return Shown(Speaker(id=self.shown))
 

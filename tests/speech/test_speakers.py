@@ -12,12 +12,27 @@ from made_voices import Listener, People, partition, samples, talk, words
 
 from millstream.errors import TooLarge
 from millstream.flows.speech.settings import RATE
-from millstream.flows.speech.speakers import Known, Moved, Named, Run, Speakers, Voiced, united, units
+from millstream.flows.speech.speakers import Known, Moved, Named, Run, Speakers, Voiced, looked, units
 from millstream.flows.speech.speakers import policy as rules
 from millstream.flows.speech.speakers.changes import match
 from millstream.flows.speech.speakers.cluster import Scale, group, scale, share
 from millstream.flows.speech.speakers.policy import AGAIN, IDS_MAX
-from millstream.flows.speech.speakers.windows import LEAST, OVERLAP, WINDOW, Windows, looks, mean_within, split, within
+from millstream.flows.speech.speakers.windows import (
+    LEAST,
+    LOOK,
+    LOOK_HOP,
+    OVERLAP,
+    WINDOW,
+    Windows,
+    looks,
+    mean_within,
+    overlaps,
+    split,
+    switches,
+    united,
+    within,
+)
+from millstream.models.speech.turns import Spoken
 from millstream.spoken import Word
 
 OF = Scale(0.6)
@@ -572,14 +587,18 @@ def test_ids_go_to_who_has_most_of_their_speech():
 def test_who_is_shown_where_two_speak_at_once_is_flagged(policy):
     people, listener = People(2), Listener()
     speakers = Speakers(policy, known=enrolled(people, ["Ann", "Bob"]))
-    overlaps = united([(samples(21), samples(21.5)), (samples(34.95), samples(36))])
+    seen = looked(
+        [(samples(18), samples(28)), (samples(28), samples(38))],
+        [Spoken([(samples(3), samples(3.5))], []), Spoken([(samples(6.95), samples(8))], [])],
+    )
+    assert overlaps(seen) == [(samples(21), samples(21.5)), (samples(34.95), samples(36))]
     for number, (start, flagged) in enumerate([(20, True), (25, False), (30, False), (35, True)]):
         edges = samples(start), samples(start + 4)
         if number == 2:
             speakers = Speakers.restored(speakers.save(), speakers.known)
         listener.tell(speakers.due(edges[1]))
         heard = people.windows(*edges, number % 2)
-        shown = speakers.hear(f"s{number}", *edges, heard, samples(start + 4.5), overlaps)
+        shown = speakers.hear(f"s{number}", *edges, heard, samples(start + 4.5), seen)
         listener.final(f"s{number}", start, start + 4, shown)
         assert shown.speaker.overlap == flagged
     listener.tell(speakers.end(samples(60)))
@@ -587,8 +606,38 @@ def test_who_is_shown_where_two_speak_at_once_is_flagged(policy):
     assert [line.speaker.overlap for line in lines] == [True, False, False, True], "also once they are corrected"
     assert len({line.speaker.id for line in lines}) == 2
     for start, end, flagged in [(31.0, 31.09, False), (31.0, 31.1, True)]:  # less may be a change of turn
-        shown = speakers.hear("x", samples(30), samples(34), [], samples(70), [(samples(start), samples(end))])
+        spoken = Spoken([(samples(start), samples(end))], [])
+        shown = speakers.hear("x", samples(30), samples(34), [], samples(70), looked([(0, samples(40))], [spoken]))
         assert shown.speaker.overlap == flagged
+
+
+def test_where_one_gives_way_to_another_is_where_turns_say_so_and_else_where_voices_do():
+    def seen(*turns):
+        """By one look at 10 s from second 20 on, of who speaks from .. to."""
+        alone = [((samples(a - 20), samples(b - 20)), who) for a, b, who in turns]
+        return looked([(samples(20), samples(30))], [Spoken([], alone)])
+
+    assert switches(seen()) == switches(seen((21, 29, 2))) == switches([]) == []
+    assert switches(seen((21, 24, 0), (24.2, 26, 0), (26.4, 29, 1))) == [pytest.approx(samples(26.2), abs=1)]
+    assert switches(seen((21, 24, 0), (24, 24.5, 1), (24.5, 29, 0))) == [], "a word between is nobody's turn"
+    people = People(2)
+    edges, said = (samples(20), samples(30)), words(20, 30)
+    same = people.windows(*edges, 0)
+    turn = people.windows(*edges, lambda at: int(at > samples(25)))
+    assert len(split(said, same, *edges, OF)) == 1
+    by_turns = split(said, same, *edges, OF, (), seen((20, 24, 0), (24, 30, 1)))
+    assert [run.start for run in by_turns] == [edges[0], pytest.approx(samples(24), abs=samples(0.2))]
+    by_voices = split(said, turn, *edges, OF, (), seen((20, 30, 0)))
+    assert [run.start for run in by_voices] == [edges[0], pytest.approx(samples(25), abs=samples(0.5))]
+    by_both = split(said, turn, *edges, OF, (), seen((20, 24.7, 0), (24.7, 30, 1)))
+    assert [run.start for run in by_both] == [edges[0], pytest.approx(samples(24.7), abs=samples(0.2))]
+
+
+def test_a_moment_is_looked_at_where_it_is_nearer_the_middle():
+    windows = [(0, LOOK), (LOOK_HOP, LOOK_HOP + LOOK)]
+    first = Spoken([], [((0, samples(6)), 0), ((samples(6), samples(8.5)), 1), ((samples(8.5), LOOK), 0)])
+    second = Spoken([], [((0, samples(1)), 0), ((samples(1), samples(2)), 1), ((samples(3.6), LOOK), 2)])
+    assert switches(looked(windows, [first, second])) == [samples(6), samples(7.8)]
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)).map(lambda each: (each[0], sum(each)))))

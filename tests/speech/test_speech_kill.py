@@ -26,7 +26,7 @@ def whispering(folder, models):
         kept, manifest = weights.folder(name, version), weights.manifest(name, version)
         ours.put(name, manifest, {one: kept / one for one in manifest.digests})
     # However slow the machine is: no hypothesis may be left out, and nothing may be refused for being too slow.
-    said = '[speech]\nrecogniser = "whisper-base"\nvoice = "wespeaker"\noverlap = "pyannote"\n'
+    said = '[speech]\nrecogniser = "whisper-base"\nvoice = "wespeaker"\nturns = "pyannote"\n'
     said += 'language = "en"\ndegrade_queue_ms = 600000\n'
     text = (
         file.read_text()

@@ -17,6 +17,7 @@ from millstream.flows.speech.recognise import FINAL, FINAL_TIMEOUT_S, STEP
 from millstream.flows.speech.settings import Profile
 from millstream.flows.speech.wiring import OpenGate
 from millstream.flows.speech.words.gate import Gate
+from millstream.models.speech.turns import Spoken
 
 ONE, TWO = "alpha bravo charlie", "delta echo"
 
@@ -206,19 +207,28 @@ def test_voices_are_told_apart_and_the_last_word_counts(folder, tmp_path):
             rows.append(row / np.linalg.norm(row))
         return np.array(rows, np.float32)
 
-    async def overlaps(sounds):
-        """At what is the first second of a low turn."""
-        return [[(0, 16000)] if await low_alone(sound) else [] for sound in sounds]
+    async def turns(sounds):
+        """Two speak in the first second of a low turn."""
+        return [Spoken([(0, 16000)] if await low_alone(sound) else [], []) for sound in sounds]
+
+    async def failing(sounds):
+        raise RuntimeError("no more memory")
 
     async def low_alone(sound):
         return bool((await embed([sound])) @ centres[0] > 0.5)
 
     async def work(through):
-        of = Offline(replace(through.wiring, embed=embed, overlaps=overlaps), through.profile)
-        return await of.transcribe(path, "a", speakers=True), await of.transcribe(path, "a", speakers=False)
+        of = Offline(replace(through.wiring, embed=embed, listen=turns), through.profile)
+        without = Offline(replace(through.wiring, embed=embed, listen=failing), through.profile)
+        return [
+            await of.transcribe(path, "a", speakers=True),
+            await of.transcribe(path, "a", speakers=False),
+            await without.transcribe(path, "a", speakers=True),
+        ]
 
-    told, plain = run(folder, work)
+    told, plain, poor = run(folder, work)
     who = [told.who(line) for line in told.lines]
+    assert texts(poor) == texts(told) and [poor.who(line) for line in poor.lines] == who
     assert texts(told) == [low, high, low, high] and who[0] == who[2] != who[1] == who[3] and all(who)
     assert [line.speaker.overlap for line in told.lines] == [True, False, True, False]
     assert {plain.who(line) for line in plain.lines} == {""} and not any(line.speaker.overlap for line in plain.lines)

@@ -13,10 +13,11 @@ from millstream.clock import FakeClock
 from millstream.flows.speech.pressure import fits, follows
 from millstream.flows.speech.recognise import Asker, windowed
 from millstream.flows.speech.settings import PROFILES, RATE
-from millstream.flows.speech.trial import HERE, LONG_S, TOKENS_S, hush, listening, syllables, trial
+from millstream.flows.speech.trial import HERE, LONG_S, PAUSE_S, TOKENS_S, hush, listening, syllables, trial
 from millstream.models.model import load
 from millstream.models.repository import Repository
 from millstream.models.speech.heard import read
+from millstream.models.speech.turns import Spoken
 
 
 class Costly(Desk):
@@ -115,15 +116,15 @@ def test_telling_voices_apart_is_counted_by_the_second():
         clock.advance(0.02)
         return np.zeros((1, 256), np.float32)
 
-    async def overlaps(sounds):
+    async def turns(sounds):
         assert [len(sound) for sound in sounds] == [10 * RATE]
         clock.advance(0.05)
-        return [[]]
+        return [Spoken([], [])]
 
     clocks = (clock.monotonic,)
     assert asyncio.run(listening(None, None, clocks)) == 0
     assert asyncio.run(listening(embed, None, clocks)) == pytest.approx(0.025)
-    assert asyncio.run(listening(embed, overlaps, clocks)) == pytest.approx(0.035)
+    assert asyncio.run(listening(embed, turns, clocks)) == pytest.approx(0.025 + 0.05 / PAUSE_S)
 
 
 @pytest.mark.slow

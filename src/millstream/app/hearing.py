@@ -38,8 +38,8 @@ from millstream.guard.pii import pseudonym
 from millstream.machine import cores
 from millstream.meter import Meter
 from millstream.models.model import Model, load
-from millstream.models.speech.overlap import Overlap
 from millstream.models.speech.shelf import missing
+from millstream.models.speech.turns import Turns
 from millstream.models.speech.vad import Vad
 from millstream.models.speech.voice import Voice
 from millstream.spoken import Ack, Edit, End, Finish, Move, Start, Told, Trouble
@@ -98,13 +98,13 @@ class Hearing:
         inputs = {spec.name for spec in engine.describe(self.model).inputs}
         streaming, fills = streams(inputs, self.model), "samples" not in inputs
         embed = self._beside(voice.embed) if voice is not None else None
-        overlaps = self._beside(Overlap(self._loaded(settings.overlap)).spans) if settings.overlap else None
+        listen = self._beside(Turns(self._loaded(settings.turns)).spoken) if settings.turns else None
         try:
             asker = Asker(engine.submit, self.model, language=tag(settings.language), fills=fills)
             cost = await self._cost(asker, streaming)
         except BadInput as error:
             raise Misconfigured(f"[speech] with recogniser {self.model!r}: {error}") from None
-        cost = replace(cost, voices_s=await listening(embed, overlaps))
+        cost = replace(cost, voices_s=await listening(embed, listen))
         config, cpus = engine.config(self.model), cores() / self._at.settings.workers
         room = settings.sessions_max or follows(settings.profile_of(""), cost, cpus)
         self._refuse(cost)
@@ -117,7 +117,7 @@ class Hearing:
             streaming=streaming,
             fills=fills,
             embed=embed,
-            overlaps=overlaps,
+            listen=listen,
             voice_model=self._voice,
             gate=Gate,
             speakers=self._speakers,
@@ -260,7 +260,7 @@ class Hearing:
     def _wanted(self) -> tuple[str, ...]:
         """The models that hear."""
         settings = self._settings
-        return self.model, settings.vad, settings.voice, settings.overlap
+        return self.model, settings.vad, settings.voice, settings.turns
 
     def _beside(self, listen: Callable[[Sounds], T]) -> Callable[[Sounds], Awaitable[T]]:
         """Listens in a thread of its own."""

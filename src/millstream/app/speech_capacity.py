@@ -27,6 +27,7 @@ from millstream.flows.speech.live import Live
 from millstream.flows.speech.pressure import SESSION_S, USED_MAX, fits, follows, second_s
 from millstream.flows.speech.recognise import Asker
 from millstream.flows.speech.settings import RATE, Profile, SpeechSettings
+from millstream.flows.speech.speakers import Speakers
 from millstream.flows.speech.trial import ELSEWHERE, HERE, PAUSE_S, listening, syllables, trial
 from millstream.flows.speech.wiring import Wiring
 from millstream.machine import cores
@@ -90,7 +91,7 @@ async def speech_capacity(
         say("asking the recogniser")
         asker = Asker(wiring.submit, wiring.model, language=of.language, fills=wiring.fills)
         cost = await trial(asker, asked, wiring.streaming, clocks)
-        cost = replace(cost, voices_s=await listening(wiring.embed, wiring.overlaps))
+        cost = replace(cost, voices_s=await listening(wiring.embed, wiring.listen))
         rtf, recorded = second_s(asked, cost), SESSION_S + cost.final_s / cost.segment_s + cost.voices_s
         if audio is not None:
             say("hearing the recording, live and as a file")
@@ -138,7 +139,9 @@ async def _live_rtf(wiring: Wiring, settings: SpeechSettings, profile: str, audi
     """Seconds of the cores a second of a session that hears a recording, as fast as it can."""
     # All of it comes at once: that is no overload.
     patient = replace(settings, recogniser=wiring.model, degrade_queue_ms=10**6)
-    hall = Live(patient, wiring, lambda: [""], 1)
+    apart = wiring.embed is not None
+    whole = dataclasses.replace(wiring, speakers=lambda asked, _: Speakers(asked.speakers if apart else "none"))
+    hall = Live(patient, whole, lambda: [""], 1)
     spent = time.process_time()
     session = await hall.open(Start(profile=profile))
 
@@ -192,4 +195,4 @@ def _silent(wiring: Wiring) -> Wiring:
         answer.set_result(Output({"heard": nothing}, request.model, ""))
         return answer
 
-    return dataclasses.replace(wiring, submit=submit, streaming=False, embed=None, overlaps=None)
+    return dataclasses.replace(wiring, submit=submit, streaming=False, embed=None, listen=None)

@@ -28,15 +28,15 @@ from millstream.machine import cores
 from millstream.meter import Meter
 from millstream.models.model import Model, load
 from millstream.models.repository import Repository
-from millstream.models.speech.overlap import Overlap
 from millstream.models.speech.shelf import missing
 from millstream.models.speech.tensors import STREAMING, WINDOWED
+from millstream.models.speech.turns import Spoken, Turns
 from millstream.models.speech.vad import Vad
 from millstream.models.speech.voice import Voice
 
 logger = logging.getLogger("millstream")
 
-VOICE, OVERLAP = "wespeaker", "pyannote"
+VOICE, TURNS = "wespeaker", "pyannote"
 
 
 class Some(Repository):
@@ -53,7 +53,7 @@ class Some(Repository):
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
     """Whose models transcribe. `recogniser` "": the only one there is; `voice` "": speakers are not told apart;
-    `overlap` "": nobody says where two speak at once;
+    `turns` "": by their voices alone;
     `personal`: numbers and addresses of people stay in the text; `folder`: of the installation whose enrolled voices
     give their names."""
 
@@ -61,7 +61,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     recogniser: str = ""
     vad: str = "silero-vad"
     voice: str = VOICE
-    overlap: str = ""
+    turns: str = ""
     language: str = ""
     device: str = "cpu"
     personal: bool = False
@@ -74,9 +74,9 @@ def source(
     """A folder of models, or the installation of a millstream.toml, whose [speech] names them; `recogniser` goes before
     what it says. Misconfigured."""
     if models is not None:
-        overlap = OVERLAP if speakers and OVERLAP in Repository(models).models() else ""
+        turns = TURNS if speakers and TURNS in Repository(models).models() else ""
         voice = VOICE if speakers else ""
-        return Source(models=models, recogniser=recogniser, voice=voice, overlap=overlap, personal=personal)
+        return Source(models=models, recogniser=recogniser, voice=voice, turns=turns, personal=personal)
     if config is None:
         raise BadInput("name a folder of models, or an installation's millstream.toml")
     of = read(config, Settings).speech
@@ -85,7 +85,7 @@ def source(
         recogniser=recogniser or of.recogniser,
         vad=of.vad,
         voice=of.voice if speakers else "",
-        overlap=of.overlap if speakers else "",
+        turns=of.turns if speakers else "",
         language=of.language,
         personal=personal,
         folder=config.resolve().parent,
@@ -98,7 +98,7 @@ async def offline(of: Source, profile: Profile = PROFILE) -> AsyncIterator[Offli
     with the line that fetches it."""
     whole, name = Repository(of.models), of.recogniser
     name = name or the_recogniser(whole)
-    if lacks := missing(whole, filter(None, (name, of.vad, of.voice, of.overlap))):
+    if lacks := missing(whole, filter(None, (name, of.vad, of.voice, of.turns))):
         raise NotFound(lacks)
     clock, meter = SystemClock(), Meter()
     engine = Engine(Some(whole, [name]), clock, meter, EngineLimits(instances=cores()))
@@ -109,15 +109,15 @@ async def offline(of: Source, profile: Profile = PROFILE) -> AsyncIterator[Offli
             raise Misconfigured("; ".join(view.problems.values()))
         inputs = {spec.name for spec in engine.describe(name).inputs}
         voice = Voice(_live(whole, of.voice, of.device)) if of.voice else None
-        overlap = Overlap(_live(whole, of.overlap, of.device)) if of.overlap else None
+        turns = Turns(_live(whole, of.turns, of.device)) if of.turns else None
 
         async def embed(sounds: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
             assert voice is not None
             return await asyncio.to_thread(voice.embed, sounds)
 
-        async def overlaps(sounds: Sequence[NDArray[np.float32]]) -> list[list[tuple[int, int]]]:
-            assert overlap is not None
-            return await asyncio.to_thread(overlap.spans, sounds)
+        async def spoken(sounds: Sequence[NDArray[np.float32]]) -> list[Spoken]:
+            assert turns is not None
+            return await asyncio.to_thread(turns.spoken, sounds)
 
         wiring = Wiring(
             submit=engine.submit,
@@ -129,7 +129,7 @@ async def offline(of: Source, profile: Profile = PROFILE) -> AsyncIterator[Offli
             streaming=streams(inputs, name),
             fills="samples" not in inputs,
             embed=embed if voice else None,
-            overlaps=overlaps if overlap else None,
+            listen=spoken if turns else None,
             gate=OpenGate if of.personal else Gate,
         )
         yield Offline(wiring, profile, _known(of, whole))

@@ -122,7 +122,7 @@ def _capacity(args: argparse.Namespace) -> object:
 def _found(found: SpeechCapacity) -> Iterator[str]:
     yield f"recogniser   {found.recogniser}, profile {found.profile}, measured on {found.measured}"
     yield f"hypothesis   {found.first_ms:.0f} ms the first of a segment, {found.step_ms:.0f} ms each"
-    yield f"final text   {found.final_ms:.0f} ms for 9 s; voices {found.voices_ms_s:.0f} ms a second of speech"
+    yield f"final text   {found.final_ms:.0f} ms for 9 s; speakers {found.voices_ms_s:.0f} ms a second of speech"
     if found.refused:
         yield f"REFUSED      {found.refused}"
     yield f"live         RTF {found.rtf:.3f} while somebody speaks: {found.streams_core:.1f} streams a core at .7 of it"

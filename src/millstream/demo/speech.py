@@ -30,7 +30,7 @@ from millstream.models.speech import shelf
 from millstream.ops.supervise import Launch, Supervisor
 from millstream.spoken import Correction, Line, Metrics, Segment, SpeakerTold, Told, Transcript, Vad, written
 
-RECOGNISER, VAD, VOICE, OVERLAP = "whisper-base", "silero-vad", "wespeaker", "pyannote"
+RECOGNISER, VAD, VOICE, TURN_TAKING = "whisper-base", "silero-vad", "wespeaker", "pyannote"
 READY_S_MAX = 120.0
 PIECE_MS = 40
 TURNS: Final = (
@@ -46,7 +46,7 @@ grpc_port = 0
 [speech]
 recogniser = "{recogniser}"
 voice = "{voice}"
-overlap = "{overlap}"
+turns = "{turns}"
 """
 Sound = NDArray[np.float32]
 
@@ -91,7 +91,7 @@ async def run(folder: Path, file: Path | None, as_json: bool) -> None:
     said = await asyncio.to_thread(sound_of, file) if file else None  # before 220 MB are fetched for it
     folder.mkdir(parents=True, exist_ok=True)
     repository = Repository(folder / "models")
-    wanted = [name for name in (VAD, VOICE, OVERLAP, RECOGNISER) if name not in repository.models()]
+    wanted = [name for name in (VAD, VOICE, TURN_TAKING, RECOGNISER) if name not in repository.models()]
     await asyncio.to_thread(shelf.fetch, wanted, repository, _say)
     sound = await asyncio.to_thread(two_people, folder) if said is None else said
     heard = await show(folder, sound, sys.stdout)
@@ -111,7 +111,7 @@ async def show(
     clock = clock or SystemClock()
     port = _free_port()
     file = folder / "millstream.toml"
-    said = TOML.format(port=port, recogniser=recogniser, voice=voice, overlap=OVERLAP if voice else "")
+    said = TOML.format(port=port, recogniser=recogniser, voice=voice, turns=TURN_TAKING if voice else "")
     file.write_text(said, encoding="utf-8")
     command = [sys.executable, "-m", "millstream", "up", "-c", str(file), "--role", "serve"]
     supervisor = Supervisor({"serve": partial(Launch, command)}, clock)

@@ -33,7 +33,7 @@ class Hearing:
             return SpeechNow(
                 recogniser="",
                 fetch=f"millstream speech fetch whisper-base silero-vad wespeaker pyannote --models {models}",
-                toml='[speech]\nrecogniser = "whisper-base"\nvoice = "wespeaker"\noverlap = "pyannote"',
+                toml='[speech]\nrecogniser = "whisper-base"\nvoice = "wespeaker"\nturns = "pyannote"',
             )
         address(self._at.settings)
         return SpeechNow(

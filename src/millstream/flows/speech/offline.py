@@ -15,6 +15,7 @@ Rules of the room:
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -32,8 +33,9 @@ from millstream.flows.speech.level import Level
 from millstream.flows.speech.recognise import RECORDING, Asker, Settled, Windowed, heard_of, heard_words
 from millstream.flows.speech.resample import Sound
 from millstream.flows.speech.settings import FRAME, RATE, Policy, Profile
-from millstream.flows.speech.speakers import Change, Known, Named, Span, Speakers, Voiced, united
+from millstream.flows.speech.speakers import Change, Known, Look, Named, Speakers, Voiced, looked
 from millstream.flows.speech.wiring import Gate, Wiring
+from millstream.models.speech.turns import Span
 from millstream.models.speech.vad import Vad
 from millstream.spoken import Correction, Line, Segment, Speaker, SpeakerTold, Transcript, Word
 from millstream.types import Array
@@ -45,6 +47,7 @@ LANGUAGE_WORDS: Final = 3
 PROFILE: Final = Profile(partials=False, speakers="none", instant=False)
 """How recordings are cut: as captions are, in segments as long as a recogniser takes."""
 _NOTHING = np.zeros(0, np.float32)
+log = logging.getLogger("millstream")
 Read = Callable[[float], None]
 """Is told how many seconds of a recording were read."""
 
@@ -70,8 +73,8 @@ class Recording:
 
 @dataclass(slots=True)
 class Piece:
-    """A segment to be recognised: its audio from `ended.start` on, the windows whose voices are wanted, those to look
-    through for overlapping speech, and its channel (0: all are one)."""
+    """A segment to be recognised: its audio from `ended.start` on, the windows whose voices are wanted, those that are
+    listened to for turns, and its channel (0: all are one)."""
 
     ended: Ended
     sound: Sound
@@ -89,7 +92,7 @@ class _Heard(NamedTuple):
 
     settled: Settled
     voices: list[Voiced]
-    overlaps: list[Span]
+    seen: list[Look]
 
 
 class Walk:
@@ -214,21 +217,22 @@ class _Job:
         yield [piece for walk in walks for piece in walk.finish()]
 
     async def _hear(self, piece: Piece) -> _Heard:
-        """What is said in a piece, by which voices, and where by two. Its audio is let go of."""
+        """What is said in a piece, by which voices, and in which turns. Its audio is let go of."""
         settled = await self._settled(piece)
         self._failed = self._failed or bool(settled.problem)
         voices: list[Voiced] = []
-        overlaps: list[Span] = []
         if piece.windows and settled.words and self._wiring.embed is not None:
             sounds = [piece.cut(*window) for window in piece.windows]
             rows = await self._wiring.embed(sounds)
             voices = [Voiced(*window, row) for window, row in zip(piece.windows, rows, strict=True)]
-        if piece.looks and settled.words and self._wiring.overlaps is not None:
-            found = await self._wiring.overlaps([piece.cut(*window) for window in piece.looks])
-            for (start, _), spans in zip(piece.looks, found, strict=True):
-                overlaps += [(start + first, start + last) for first, last in spans]
+        seen: list[Look] = []
+        if piece.looks and settled.words and self._wiring.listen is not None:
+            try:
+                seen = looked(piece.looks, await self._wiring.listen([piece.cut(*window) for window in piece.looks]))
+            except Exception as error:  # whatever a model raises: voices alone tell speakers then
+                log.warning("%s: turns were not heard in a segment: %r", self._recording.name, error)
         piece.sound = _NOTHING
-        return _Heard(settled, voices, united(overlaps))
+        return _Heard(settled, voices, seen)
 
     async def _settled(self, piece: Piece) -> Settled:
         if not self._wiring.streaming:
@@ -260,7 +264,7 @@ class _Job:
     def _tell(self, heard: Sequence[tuple[Piece, _Heard]]) -> None:
         """Everything as a session would have told it, into the transcript that a client would hold."""
         gates: defaultdict[int, Gate] = defaultdict(self._wiring.gate)  # by channel: a number goes on in its own
-        for number, (piece, (settled, voices, overlaps)) in enumerate(heard, 1):
+        for number, (piece, (settled, voices, seen)) in enumerate(heard, 1):
             ended, gate = piece.ended, gates[piece.channel]
             words, _ = gate.final(settled.words, ended.onset / RATE, ended.speech_end / RATE)
             if not words:
@@ -270,9 +274,9 @@ class _Job:
                 speaker = Speaker(id=f"C{piece.channel}", name=f"channel {piece.channel}", score=1.0)
                 self._segment(f"{number}", ended.onset, ended.speech_end, words, speaker)
                 continue
-            for part, run in enumerate(self._speakers.split(words, voices, ended.onset, ended.speech_end)):
+            for part, run in enumerate(self._speakers.split(words, voices, ended.onset, ended.speech_end, seen)):
                 ident = f"{number}.{part}" if part else f"{number}"
-                shown = self._speakers.hear(ident, run.start, run.end, voices, ended.at, overlaps)
+                shown = self._speakers.hear(ident, run.start, run.end, voices, ended.at, seen)
                 self._changed(shown.told)
                 self._segment(ident, run.start, run.end, words[run.first : run.last], shown.speaker)
         if heard:

@@ -89,7 +89,7 @@ class Cost(msgspec.Struct, frozen=True):
     """What a recogniser takes here, in seconds, at best: `step_s` for a hypothesis of a segment that grows, `final_s`
     for the final text of `segment_s` of speech, `first_s` for the first hypothesis (None: as step_s). `pause_s`:
     seconds of speech after which there is a pause, and so a final text to be made (None: segment_s). `voices_s`: what
-    telling voices apart takes of a second of speech."""
+    telling speakers apart takes of a second of speech."""
 
     step_s: float
     final_s: float = 0.0
@@ -133,5 +133,8 @@ def second_s(profile: Profile, cost: Cost) -> float:
 
 
 def follows(profile: Profile, cost: Cost, cores: float) -> int:
-    """How many sessions so many cores can follow at once; at least one."""
-    return max(1, int(cores * USED_MAX / second_s(profile, cost)))
+    """How many sessions so many cores can follow at once; at least one. Who speaks is listened to on one of them."""
+    most = cores * USED_MAX / second_s(profile, cost)
+    if profile.speakers != "none" and cost.voices_s:
+        most = min(most, USED_MAX / cost.voices_s)
+    return max(1, int(most))

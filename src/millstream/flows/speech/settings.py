@@ -117,8 +117,9 @@ class SpeechSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
     recogniser: Annotated[str, msgspec.Meta(description="the model that makes words of speech, of the repository")] = ""
     vad: Annotated[str, msgspec.Meta(description="the model that tells speech from silence")] = "silero-vad"
     voice: Annotated[str, msgspec.Meta(description="the model that tells voices apart; empty: nobody does")] = ""
-    overlap: Annotated[
-        str, msgspec.Meta(description="the model that tells where two speak at once; empty: nobody does")
+    turns: Annotated[
+        str,
+        msgspec.Meta(description="the model that tells where speakers take turns, or speak at once; empty: voices do"),
     ] = ""
     profile: Annotated[str, msgspec.Meta(description="of clients that name none")] = "caption"
     profiles: dict[str, ProfileSaid] = {}
@@ -153,10 +154,10 @@ class SpeechSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
         for name in {*PROFILES, *self.profiles}:
             self.profile_of(name).check(f"speech.profiles.{name}")
         self.profile_of("")
-        if self.overlap and not self.voice:
+        if self.turns and not self.voice:
             raise Misconfigured(
-                f"speech.overlap = {self.overlap!r}: where two speak at once is said of speakers, and nothing tells "
-                'them apart: say voice = "wespeaker" too'
+                f"speech.turns = {self.turns!r}: turns are those of speakers, and nothing tells them apart: say "
+                'voice = "wespeaker" too'
             )
 
     def profile_of(self, name: str) -> Profile:

@@ -237,11 +237,11 @@ class Teller:
     def _finals(self, job: Closed, words: list[Word], settled: Settled, told: list[Told]) -> list[Segment]:
         """The segment as it is told for good: one for each voice in a row. They are put behind `told`."""
         segment, ended, found = job.segment, job.ended, []
-        voices, overlaps = segment.heard_voices(), segment.overlaps()
-        runs = self._speakers.split(words, voices, segment.onset, ended.speech_end)
+        voices, seen = segment.heard_voices(), segment.heard_turns()
+        runs = self._speakers.split(words, voices, segment.onset, ended.speech_end, seen)
         for n, run in enumerate(runs):
             ident = segment.id if n == 0 else f"{segment.id}.{n + 1}"
-            shown = self._speakers.hear(ident, run.start, run.end, voices, ended.at, overlaps)
+            shown = self._speakers.hear(ident, run.start, run.end, voices, ended.at, seen)
             told += self._changes(shown.told)
             found.append(
                 Segment(

@@ -74,20 +74,23 @@ async def trial(asker: Asker, profile: Profile, streaming: bool, clocks: Clocks,
     return await _windowed(asker, profile, clocks, tries)
 
 
-async def listening(embed: Listen | None, overlaps: Listen | None, clocks: Clocks = HERE) -> float:
-    """Seconds that telling voices apart, and where two speak at once, takes of a second of speech."""
-    voices = await _windows(embed, clocks, WINDOW, HOP) if embed is not None else 0.0
-    return voices + (await _windows(overlaps, clocks, LOOK, LOOK_HOP) if overlaps is not None else 0.0)
+async def listening(embed: Listen | None, turns: Listen | None, clocks: Clocks = HERE) -> float:
+    """Seconds that telling voices apart, and turns, takes of a second of speech. Speech for turns is listened to at its
+    end, too, and a short stretch costs what a long one does."""
+    voices = await _window(embed, clocks, WINDOW) * RATE / HOP if embed is not None else 0.0
+    pause_s = min(LOOK_HOP / RATE, PAUSE_S)
+    return voices + (await _window(turns, clocks, LOOK) / pause_s if turns is not None else 0.0)
 
 
-async def _windows(listen: Listen, clocks: Clocks, size: int, hop: int) -> float:
+async def _window(listen: Listen, clocks: Clocks, size: int) -> float:
+    """Seconds of a window."""
     took = []
     for seed in range(TRIES):
         sound = syllables(size / RATE, seed)
         watch = _Watch(clocks)
         await listen([sound])
         took.append(watch.seconds())
-    return min(took) * RATE / hop
+    return min(took)
 
 
 class _Watch:

@@ -11,6 +11,7 @@ Rules of the room:
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -24,9 +25,10 @@ from millstream.flows.speech.level import Level
 from millstream.flows.speech.recognise import Asker, Hypothesis, Settled, Streamed, Windowed
 from millstream.flows.speech.ribbon import Ribbon, Samples
 from millstream.flows.speech.settings import FRAME, RATE, Profile
-from millstream.flows.speech.speakers import Span, Speakers, Voiced, united
+from millstream.flows.speech.speakers import Look, Speakers, Voiced, looked
 from millstream.flows.speech.store import Place
 from millstream.flows.speech.wiring import Wiring
+from millstream.models.speech.turns import Span, Spoken
 from millstream.models.speech.vad import Hearing
 
 TICK: Final = 32 * FRAME
@@ -42,6 +44,7 @@ MARK: Final = RATE // 4
 LANGUAGE_S: Final = 3.0
 """Seconds of a segment by which its language is the session's, before it is final."""
 T = TypeVar("T")
+log = logging.getLogger("millstream")
 
 
 @dataclass(slots=True, eq=False)
@@ -57,7 +60,7 @@ class Open:
     """Texts of the words that were shown last; None: nothing was."""
     worded: bool = False
     voices: list[tuple[list[Span], asyncio.Future[Samples]]] = field(default_factory=list)
-    looks: list[tuple[list[Span], asyncio.Future[list[list[Span]]]]] = field(default_factory=list)
+    looks: list[tuple[list[Span], asyncio.Future[list[Spoken]]]] = field(default_factory=list)
 
     def heard_voices(self) -> list[Voiced]:
         """The voices of its windows that are known by now; of those that failed there are none."""
@@ -68,21 +71,17 @@ class Open:
             for (start, end), voice in zip(windows, future.result(), strict=True)
         ]
 
-    def overlaps(self) -> list[Span]:
-        """Where two speak at once, by what is known by now, in samples of the session."""
-        return united(
-            (start + first, start + last)
-            for windows, future in self.looks
-            if _done(future)
-            for (start, _), spans in zip(windows, future.result(), strict=True)
-            for first, last in spans
-        )
+    def heard_turns(self) -> list[Look]:
+        """What is known by now of turns in its windows."""
+        return [look for windows, future in self.looks if _done(future) for look in looked(windows, future.result())]
 
     async def listened(self) -> None:
-        """All that was asked of its windows is known, or failed."""
+        """All that was asked of its windows is known, or failed, which costs no word."""
         asked: list[asyncio.Future[Any]] = [future for _, future in self.voices]
         asked += [future for _, future in self.looks]
-        await asyncio.gather(*asked, return_exceptions=True)
+        for problem in await asyncio.gather(*asked, return_exceptions=True):
+            if isinstance(problem, Exception):
+                log.warning("speech: who speaks was not heard in some windows: %r", problem)
 
 
 @dataclass(slots=True)
@@ -283,7 +282,7 @@ class Walker:
         if load > 1 or (load and (step.pause or segment.rev % 2 == 0)):
             self._numbers.skipped.add()
             return
-        self._listen(segment, at, False)
+        self._listen(segment, min(at, self.cutter.speech_end), False)
         self._numbers.steps.add()
         try:
             if step.pause:
@@ -325,13 +324,13 @@ class Walker:
         await self.jobs.put(Noticed(False, ended.speech_end))
 
     def _listen(self, segment: Open, upto: int, closed: bool) -> None:
-        """Have the windows that are known by now embedded, and looked through for overlapping speech."""
+        """Have the windows of speech that are known by now embedded, and listened to for turns."""
         if self._wiring.embed is not None:
             windows = self._speakers.wants(segment.onset, upto, closed)
             segment.voices += self._asked(self._wiring.embed, windows)
-        if self._wiring.overlaps is not None:
+        if self._wiring.listen is not None:
             windows = self._speakers.looks(segment.onset, upto, closed)
-            segment.looks += self._asked(self._wiring.overlaps, windows)
+            segment.looks += self._asked(self._wiring.listen, windows)
 
     def _asked(
         self, ask: Callable[[list[Samples]], Awaitable[T]], windows: list[Span]

@@ -15,12 +15,14 @@ from millstream.flows.speech.measured import Numbers
 from millstream.flows.speech.recognise import Settled
 from millstream.flows.speech.settings import Profile
 from millstream.flows.speech.speakers import Speakers
+from millstream.models.speech.turns import Spoken
 from millstream.models.speech.vad import Vad
 from millstream.spoken import Edited, Segment, Word
 
 Embed = Callable[[Sequence[NDArray[np.float32]]], Awaitable[NDArray[np.float32]]]
-Overlaps = Callable[[Sequence[NDArray[np.float32]]], Awaitable[list[list[tuple[int, int]]]]]
 """Voices of windows of audio at 16 kHz: float32 [n, d], each of length one."""
+Listen = Callable[[Sequence[NDArray[np.float32]]], Awaitable[list[Spoken]]]
+"""Turns in windows of sound, float32 [n] each, up to 10 s: see models/speech/turns.py."""
 
 
 class Gate(Protocol):
@@ -105,10 +107,11 @@ def _speakers(profile: Profile, saved: dict[str, Any] | None) -> Speakers:
 class Wiring:
     """`model`, `version`: of the recogniser; `streaming`: its kind; `fills`: the engine fills `samples` of a windowed
     one. `embed` None: nobody tells voices apart; `voice_model`: what does, and which version, as voices of two cannot
-    be compared. `overlaps` None: nobody says where two speak at once. `load()`: 0 at ease, 1 hypotheses come half as
-    often, 2 there are none; `waited(seconds, final)`: how long a hypothesis or a final text waited in the engine.
-    `speakers(profile, saved)`: those of a new session, or of one that goes on. `look`: gets every segment that becomes
-    final; `edited`: what a person changed, and in which session. What they raise is logged."""
+    be compared. `listen` None: voices alone tell where one speaker gives way to another, and nothing where two speak at
+    once. `load()`: 0 at ease, 1 hypotheses come half as often, 2 there are none; `waited(seconds, final)`: how long a
+    hypothesis or a final text waited in the engine. `speakers(profile, saved)`: those of a new session, or of one that
+    goes on. `look`: gets every segment that becomes final; `edited`: what a person changed, and in which session. What
+    they raise is logged."""
 
     submit: Submit
     model: str
@@ -119,7 +122,7 @@ class Wiring:
     streaming: bool = False
     fills: bool = True
     embed: Embed | None = None
-    overlaps: Overlaps | None = None
+    listen: Listen | None = None
     voice_model: str = ""
     load: Callable[[], int] = _at_ease
     waited: Callable[[float, bool], None] | None = None

@@ -162,7 +162,7 @@ _ITEMS: Final = (
     ),
     Item(
         name="pyannote",
-        what="tells where two speak at once, 10 s at a time",
+        what="tells where speakers take turns, and where two speak at once, 10 s at a time",
         licence="CC BY 4.0",
         source="segmentation of pyannote's speaker-diarization-community-1, as Moonshine Voice 0.1.0 carries it",
         format="onnx",

@@ -3,6 +3,6 @@
 from millstream.flows.speech.speakers.changes import Change, Moved, Named, Shown
 from millstream.flows.speech.speakers.enrolled import Known
 from millstream.flows.speech.speakers.policy import Speakers
-from millstream.flows.speech.speakers.windows import Run, Span, Voiced, united
+from millstream.flows.speech.speakers.windows import Look, Run, Voiced, looked
 
-__all__ = ["Change", "Known", "Moved", "Named", "Run", "Shown", "Span", "Speakers", "Voiced", "united"]
+__all__ = ["Change", "Known", "Look", "Moved", "Named", "Run", "Shown", "Speakers", "Voiced", "looked"]

@@ -2,7 +2,7 @@
 
     speakers = Speakers(policy, decide_s, horizon_s, known)
     speakers.wants(start, upto, closed)        windows of the open segment to embed
-    speakers.looks(start, upto, closed)        and those to look through for overlapping speech
+    speakers.looks(start, upto, closed)        and those to listen to for turns
     speakers.guess(segment, voices)            who its partials are shown with
     speakers.split(words, voices, start, end)  at its end: which words are whose
     speakers.hear(segment, start, end, voices, now)  each of these parts, as it is told as final
@@ -39,7 +39,7 @@ from millstream.flows.speech.speakers.changes import ANALYSING, UNKNOWN, Change,
 from millstream.flows.speech.speakers.cluster import Scale, group, scale
 from millstream.flows.speech.speakers.enrolled import Known, nearest
 from millstream.flows.speech.speakers.units import Unit, condensed, means
-from millstream.flows.speech.speakers.windows import TURN, Run, Span, Voiced, mean_within, split, within
+from millstream.flows.speech.speakers.windows import TURN, Look, Run, Voiced, mean_within, split
 from millstream.spoken import Speaker, Word
 
 AGAIN: Final = 8 * RATE
@@ -113,7 +113,9 @@ class Speakers:
             self._sure = (segment, found.name)
         return Speaker(id=self._id_of(self._sure[1]), name=self._sure[1], score=1.0)
 
-    def split(self, words: Sequence[Word], voices: Sequence[Voiced], start: int, end: int) -> list[Run]:
+    def split(
+        self, words: Sequence[Word], voices: Sequence[Voiced], start: int, end: int, seen: Sequence[Look] = ()
+    ) -> list[Run]:
         """Which words are whose in a segment with speech from `start` to `end`: nearly always one Run with all."""
         if self.policy == "none" or end - start < 2 * TURN:
             return [Run(0, len(words), start, end)]
@@ -121,18 +123,18 @@ class Speakers:
             heard = [(voice.voice.astype(np.float64), voice.seconds) for voice in self.known]
         else:
             heard = list(means(self._units).values())
-        return split(words, voices, start, end, self._scale(), heard)
+        return split(words, voices, start, end, self._scale(), heard, seen)
 
     # -- what was told
 
     def hear(
-        self, segment: str, start: int, end: int, voices: Sequence[Voiced], now: int, overlaps: Sequence[Span] = ()
+        self, segment: str, start: int, end: int, voices: Sequence[Voiced], now: int, seen: Sequence[Look] = ()
     ) -> Shown:
         """A segment is final: who it is shown with. Of `voices` those count whose middle lies in it; without any it is
-        nobody's for ever. `overlaps`: where two speak at once, `united`. What is `due` until then is told with it."""
+        nobody's for ever. By `seen` it is flagged where two speak at once. What is `due` until then is told with it."""
         told = self.due(now)
         mean, weight, alike, pairs = mean_within(voices, start, end)
-        overlap = within(overlaps, start, end) >= windows.OVERLAP
+        overlap = windows.within(windows.overlaps(seen), start, end) >= windows.OVERLAP
         if self.policy == "none" or not weight:
             return Shown(Speaker(overlap=overlap), told)
         unit = Unit(segment, start, end, mean.astype(np.float16), weight, alike, pairs, overlap)
@@ -210,7 +212,7 @@ class Speakers:
             ident = self._given(who, unit.start if unit else 0, told)
         if unit:
             unit.id, unit.told, unit.fixed, unit.waits = ident, ident, True, -1
-        return self._speaker(ident, 1.0), told
+        return self._speaker(ident, 1.0, unit is not None and unit.overlap), told
 
     # -- deciding
 

@@ -1,15 +1,18 @@
-"""Which pieces of audio are listened to, for their voice and for two that speak at once, and where within a segment
-one voice gives way to another.
+"""Which pieces of audio are listened to, for their voice and for turns, and where within a segment one speaker gives
+way to another.
 
 Rules of the room:
 - Windows lie at fixed distances from the first sample of a segment's speech, and its last one ends with it: which there
   are depends on where speech begins and ends, never on how the audio arrived.
 - A window for a voice is 1.6 s: of a shorter one it is told with several times the errors, a longer one hears two
-  people. One for overlapping speech is 10 s, what the model hears at once.
+  people. One for turns is up to 10 s, what the model hears at once.
+- Where somebody gives way to another is said by turns where they are told, and by voices where those say nothing: turns
+  know the moment, and nobody beyond their window; voices know who it is.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
@@ -18,13 +21,15 @@ from numpy.typing import NDArray
 
 from millstream.flows.speech.settings import RATE
 from millstream.flows.speech.speakers.cluster import Matrix, Scale, group
+from millstream.models.speech import turns
+from millstream.models.speech.turns import Span, Spoken
 from millstream.spoken import Word
 
 WINDOW: Final = int(1.6 * RATE)
 HOP: Final = WINDOW // 2
 LEAST: Final = int(0.4 * RATE)
 """Samples: less speech says nothing of a voice."""
-LOOK: Final = 10 * RATE
+LOOK: Final = turns.WINDOW
 LOOK_HOP: Final = LOOK // 2
 OVERLAP: Final = int(0.1 * RATE)
 """Samples: where two speak at once for less, it may be how one gives way to the other."""
@@ -38,8 +43,6 @@ SWITCH: Final = 0.2
 """What a change of the voice costs, as a share of how alike one is to itself."""
 
 
-Span = tuple[int, int]
-"""First sample, and the one behind the last."""
 Voice = tuple[NDArray[np.float64], float]
 """The mean voice of somebody, and seconds of speech that it is the mean of."""
 
@@ -50,6 +53,15 @@ class Voiced(NamedTuple):
     start: int
     end: int
     voice: NDArray[np.float32]
+
+
+class Look(NamedTuple):
+    """What was heard of turns in a window `start` .. `end`, all in samples of the session; see turns.Spoken."""
+
+    start: int
+    end: int
+    overlaps: list[Span]
+    alone: list[tuple[Span, int]]
 
 
 class Run(NamedTuple):
@@ -85,8 +97,35 @@ class Windows:
 
 
 def looks() -> Windows:
-    """Those that are looked through for overlapping speech."""
+    """Those that are listened to for turns."""
     return Windows(LOOK, LOOK_HOP, OVERLAP)
+
+
+def looked(windows: Iterable[Span], heard: Iterable[Spoken]) -> list[Look]:
+    """What was heard in windows of the session, which are in order."""
+    found = []
+    for (start, end), spoken in zip(windows, heard, strict=True):
+        overlaps = [(start + a, start + b) for a, b in spoken.overlaps]
+        found.append(Look(start, end, overlaps, [((start + a, start + b), who) for (a, b), who in spoken.alone]))
+    return found
+
+
+def overlaps(seen: Iterable[Look]) -> list[Span]:
+    """Where two speak at once: in order, none touch."""
+    return united(span for look in seen for span in look.overlaps)
+
+
+def switches(seen: Sequence[Look]) -> list[int]:
+    """Where one speaker gives way to another for a second or more. Windows lie over each other by half: a moment is
+    looked at in the one whose middle is nearer."""
+    found = set()
+    for number, look in enumerate(seen):
+        first = (look.start + seen[number - 1].end) // 2 if number else look.start
+        last = (look.end + seen[number + 1].start) // 2 if number + 1 < len(seen) else look.end
+        edges = [look.start, *((a[1] + b[0]) // 2 for (a, _), (b, _) in itertools.pairwise(look.alone)), look.end]
+        parts = [(*edge, who) for edge, (_, who) in zip(itertools.pairwise(edges), look.alone, strict=False)]
+        found |= {start for start, _, _ in _long(parts)[1:] if first <= start < last} if parts else set()
+    return sorted(found)
 
 
 def united(spans: Iterable[Span]) -> list[Span]:
@@ -201,13 +240,16 @@ def _smooth(like: NDArray[np.float64], switch: float) -> list[int]:
 
 
 def split(
-    words: Sequence[Word], voices: Sequence[Voiced], start: int, end: int, of: Scale, heard: Sequence[Voice] = ()
-) -> list[Run]:
-    """The words of a segment by who says them, one of those `heard` before or another: each change of the voice falls
+    words: Sequence[Word], voices: Sequence[Voiced], start: int, end: int, of: Scale, heard: Sequence[Voice] = (),
+    seen: Sequence[Look] = (),
+) -> list[Run]:  # fmt: skip
+    """The words of a segment by who says them, one of those `heard` before or another: each change of speaker falls
     between two words, where the pause is long and near. Less than a second of speech stays with its neighbour."""
     runs: list[Run] = []
     first, begin = 0, start
-    for change in changes(voices, start, end, of, heard):
+    turned = switches(seen)
+    voiced = [at for at in changes(voices, start, end, of, heard) if all(abs(at - turn) > TURN for turn in turned)]
+    for change in sorted(turned + voiced):
         cut = _gap(words, change, first)
         if cut is None:
             continue
