@@ -8,8 +8,8 @@ the reference, or from the voice activity model. What is scored: time of one spe
 to another one, over all speech of the reference, with .25 s around its edges left out, overlapping speech with it.
 `enrolled`: speakers are known by up to 12 s of them from other recordings (the mixes and the meeting), or by the first
 half of their speech while the second is scored (the telephone call).
-`overlap`: of the segments in which two speak at once for .2 s or more, those that are flagged, and of the segments that
-are flagged, those in which two do; of less than .2 s it counts for neither.
+`overlap`: of the segments in which two speak at once for .2 s or more, those that are flagged; `in vain`: of those in
+which nobody speaks beside another. Of less than .2 s a segment counts for neither.
 """
 
 from __future__ import annotations

@@ -283,6 +283,28 @@ def test_a_set_that_begins_where_the_log_was_cut_says_so_once(tmp_path, caplog):
     pipeline.close()
 
 
+def test_what_retention_takes_while_it_is_read_is_said_and_read_behind(tmp_path, caplog):
+    world = World(tmp_path, limits=LogLimits(segment_bytes=4096, retain_s=3600.0))
+    world.do(300)
+    world.clock.advance(7200.0)
+    world.do(300)
+    for topic in ("served", "outcomes"):
+        world.writers[topic][0].retain()
+    pipeline = world.pipeline()
+    reader = pipeline._readers["outcomes"]
+    begins, looked = reader.start, []
+
+    def start(partition):  # the first time it is not yet taken
+        looked.append(partition)
+        return begins(partition) if len(looked) > 1 else 0
+
+    reader.start = start
+    settle(pipeline)
+    assert begins(0) > 0 and f"begins at offset {begins(0)} of outcomes/0" in caplog.text
+    assert pipeline.offsets["outcomes"][0] == world.log.reader("outcomes").end(0)
+    pipeline.close()
+
+
 def test_entities_beyond_the_limit_are_counted_and_said(tmp_path, caplog):
     world = World(tmp_path)
     pipeline = world.pipeline(limit=3)

@@ -27,7 +27,7 @@ from millstream.flows.speech.store import Held, Store
 from millstream.meter import Meter
 from millstream.models.speech import heard as hearing
 from millstream.models.speech.turns import Spoken
-from millstream.spoken import Ack, Correction, Edit, End, Ready, Segment, Start, Transcript
+from millstream.spoken import Ack, Correction, Edit, Edited, End, Ready, Segment, Start, Transcript
 
 TALK = ("one two three four", "seven", "hello world again more zero one two three")
 SOUND = talk(*TALK)
@@ -307,7 +307,24 @@ def test_turns_that_are_not_heard_cost_a_flag_and_no_word(caplog):
 
     (flagged,), (plain,) = heard(turns), heard(failing)
     assert flagged.speaker == replace(plain.speaker, overlap=True) and flagged.text == plain.text != ""
-    assert "who speaks was not heard in some windows: RuntimeError('no more memory')" in caplog.text
+    assert "segment 1: who speaks was not heard in all of it: RuntimeError('no more memory')" in caplog.text
+
+
+def test_who_is_named_by_a_person_is_still_one_of_two():
+    async def run():
+        hall = live(Desk(), embed=voices, listen=turns, speakers=speaking)
+        session, heard = await hall.open(Start(speakers="correctable")), []
+        reader = asyncio.create_task(read_all(session, heard))
+        await session.hear(pcm(talk("one two one two one two one two")))
+        while not finals(heard):
+            await asyncio.sleep(0.001)
+        await session.say(Edit(segment="1", speaker="Ann"), "ann")
+        await session.close()
+        await reader
+        return heard
+
+    (edited,) = [one for one in asyncio.run(run()) if isinstance(one, Edited)]
+    assert edited.speaker.name == "Ann" and edited.speaker.overlap
 
 
 def test_an_edit_is_kept_before_it_is_told(tmp_path):

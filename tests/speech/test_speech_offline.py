@@ -220,14 +220,17 @@ def test_voices_are_told_apart_and_the_last_word_counts(folder, tmp_path):
     async def work(through):
         of = Offline(replace(through.wiring, embed=embed, listen=turns), through.profile)
         without = Offline(replace(through.wiring, embed=embed, listen=failing), through.profile)
+        neither = Offline(replace(through.wiring, embed=failing, listen=failing), through.profile)
         return [
             await of.transcribe(path, "a", speakers=True),
             await of.transcribe(path, "a", speakers=False),
             await without.transcribe(path, "a", speakers=True),
+            await neither.transcribe(path, "a", speakers=True),
         ]
 
-    told, plain, poor = run(folder, work)
+    told, plain, poor, least = run(folder, work)
     who = [told.who(line) for line in told.lines]
+    assert texts(least) == texts(told) and {least.who(line) for line in least.lines} == {""}
     assert texts(poor) == texts(told) and [poor.who(line) for line in poor.lines] == who
     assert texts(told) == [low, high, low, high] and who[0] == who[2] != who[1] == who[3] and all(who)
     assert [line.speaker.overlap for line in told.lines] == [True, False, True, False]

@@ -24,7 +24,7 @@ from millstream.app.transcribing import Source, offline
 from millstream.errors import BadInput
 from millstream.flows.speech import files
 from millstream.flows.speech.live import Live
-from millstream.flows.speech.pressure import SESSION_S, USED_MAX, fits, follows, second_s
+from millstream.flows.speech.pressure import SESSION_S, USED_MAX, fits, room, second_s
 from millstream.flows.speech.recognise import Asker
 from millstream.flows.speech.settings import RATE, Profile, SpeechSettings
 from millstream.flows.speech.speakers import Speakers
@@ -113,7 +113,7 @@ async def speech_capacity(
         voices_ms_s=cost.voices_s * 1000 if asked.speakers != "none" else 0.0,
         rtf=rtf,
         streams_core=USED_MAX / rtf,
-        streams=max(1, int(cores() * USED_MAX / rtf)) if audio is not None else follows(asked, cost, cores()),
+        streams=room(rtf, asked, cost, cores()),
         refused=fits(asked, cost) or "",
         recording_rtf=recorded,
         recording_hours_hour=cores() / recorded,

@@ -233,7 +233,14 @@ class Pipeline:
             at = max(at, start)
             found = records[partition] = []
             while at < end and len(found) < bound:
-                some = [one for one in reader.read(partition, at, bound - len(found)) if one.offset < end]
+                try:
+                    some = [one for one in reader.read(partition, at, bound - len(found)) if one.offset < end]
+                except errors.NotFound:  # retention took it since `start` was looked up
+                    if (start := reader.start(partition)) <= at:
+                        raise
+                    self._say_gone(topic, partition, at, start)
+                    at = start
+                    continue
                 found += some
                 at = some[-1].offset + 1 if some else end
             if at < end:

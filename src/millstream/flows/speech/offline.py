@@ -17,10 +17,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -221,18 +221,26 @@ class _Job:
         settled = await self._settled(piece)
         self._failed = self._failed or bool(settled.problem)
         voices: list[Voiced] = []
-        if piece.windows and settled.words and self._wiring.embed is not None:
-            sounds = [piece.cut(*window) for window in piece.windows]
-            rows = await self._wiring.embed(sounds)
-            voices = [Voiced(*window, row) for window, row in zip(piece.windows, rows, strict=True)]
         seen: list[Look] = []
-        if piece.looks and settled.words and self._wiring.listen is not None:
-            try:
-                seen = looked(piece.looks, await self._wiring.listen([piece.cut(*window) for window in piece.looks]))
-            except Exception as error:  # whatever a model raises: voices alone tell speakers then
-                log.warning("%s: turns were not heard in a segment: %r", self._recording.name, error)
+        if settled.words:
+            rows = await self._listened(self._wiring.embed, piece, piece.windows)
+            voices = [Voiced(*window, row) for window, row in zip(piece.windows, rows, strict=False)]
+            heard = await self._listened(self._wiring.listen, piece, piece.looks)
+            seen = looked(piece.looks, heard) if heard else []
         piece.sound = _NOTHING
         return _Heard(settled, voices, seen)
+
+    async def _listened(
+        self, listen: Callable[[Sequence[Sound]], Awaitable[Any]] | None, piece: Piece, at: list[Span]
+    ) -> Any:
+        """What is heard of who speaks in windows of a piece; nothing where that fails, which costs no word."""
+        if listen is None or not at:
+            return []
+        try:
+            return await listen([piece.cut(*window) for window in at])
+        except Exception as error:  # whatever a model raises
+            log.warning("%s: who speaks was not heard in a segment: %r", self._recording.name, error)
+            return []
 
     async def _settled(self, piece: Piece) -> Settled:
         if not self._wiring.streaming:

@@ -133,8 +133,13 @@ def second_s(profile: Profile, cost: Cost) -> float:
 
 
 def follows(profile: Profile, cost: Cost, cores: float) -> int:
-    """How many sessions so many cores can follow at once; at least one. Who speaks is listened to on one of them."""
-    most = cores * USED_MAX / second_s(profile, cost)
+    """How many sessions so many cores can follow at once; at least one."""
+    return room(second_s(profile, cost), profile, cost, cores)
+
+
+def room(second: float, profile: Profile, cost: Cost, cores: float) -> int:
+    """The same, by what a second of a session is known to take. Who speaks is listened to on one of the cores."""
+    most = cores * USED_MAX / second
     if profile.speakers != "none" and cost.voices_s:
         most = min(most, USED_MAX / cost.voices_s)
     return max(1, int(most))

@@ -39,12 +39,13 @@ _TOKEN = re.compile(r"([0-9a-f]{16})\.([\w-]{16,64})", re.ASCII)
 
 class Line(msgspec.Struct, array_like=True):
     """A final segment, as one must know it to change it: its last revision, its seconds, and the id of the speaker that
-    it is shown with, "" while that is nobody's."""
+    it is shown with, "" while that is nobody's; `overlap`: two speak at once in it."""
 
     rev: int
     start: float
     end: float
     who: str = ""
+    overlap: bool = False
 
 
 class Place(msgspec.Struct, kw_only=True):

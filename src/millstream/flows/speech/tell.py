@@ -14,6 +14,8 @@ import logging
 from collections.abc import Sequence
 from typing import Final, Literal
 
+from msgspec.structs import replace
+
 from millstream import errors
 from millstream.flows.speech.cut import Ended
 from millstream.flows.speech.measured import PARTS
@@ -135,6 +137,7 @@ class Teller:
                 if all(who != known.name for known in self._speakers.known):
                     who = self._gate.name(who)
                 speaker, changes = self._speakers.fix(edit.segment, who)
+                speaker = replace(speaker, overlap=line.overlap)
                 told += self._changes(changes)
             line.rev += 1
             line.who = line.who if speaker is None else speaker.id
@@ -170,7 +173,7 @@ class Teller:
                 end=job.upto / RATE,
                 words=words,
                 stable=stable,
-                speaker=self._speakers.guess(segment.id, segment.heard_voices()),
+                speaker=self._speakers.guess(segment.id, segment.heard_voices(job.upto)),
                 lat_ms=self._ms(job.upto, at),
                 language=self._walker.language or hypothesis.language,
             )
@@ -202,8 +205,9 @@ class Teller:
     async def _heard(self, job: Closed) -> Settled:
         """Its final text, waited for, and its voices."""
         settled = await job.text if job.text is not None else Settled([])
-        if job.text is not None:
-            await job.segment.listened()
+        if job.text is not None and (failed := await job.segment.listened()):
+            told = self._state.session, job.segment.id, failed[-1]
+            log.warning("session %s, segment %s: who speaks was not heard in all of it: %r", *told)
         return settled
 
     async def _closed(self, job: Closed, settled: Settled) -> None:
@@ -237,7 +241,7 @@ class Teller:
     def _finals(self, job: Closed, words: list[Word], settled: Settled, told: list[Told]) -> list[Segment]:
         """The segment as it is told for good: one for each voice in a row. They are put behind `told`."""
         segment, ended, found = job.segment, job.ended, []
-        voices, seen = segment.heard_voices(), segment.heard_turns()
+        voices, seen = segment.heard_voices(ended.speech_end), segment.heard_turns(ended.speech_end)
         runs = self._speakers.split(words, voices, segment.onset, ended.speech_end, seen)
         for n, run in enumerate(runs):
             ident = segment.id if n == 0 else f"{segment.id}.{n + 1}"
@@ -259,7 +263,9 @@ class Teller:
                 )
             )
             told.append(found[-1])
-            self._state.lines[ident] = Line(job.rev, run.start / RATE, run.end / RATE, shown.speaker.id)
+            self._state.lines[ident] = Line(
+                job.rev, run.start / RATE, run.end / RATE, shown.speaker.id, shown.speaker.overlap
+            )
         while len(self._state.lines) > LINES_MAX:
             del self._state.lines[next(iter(self._state.lines))]
         return found

@@ -11,7 +11,6 @@ Rules of the room:
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -44,7 +43,6 @@ MARK: Final = RATE // 4
 LANGUAGE_S: Final = 3.0
 """Seconds of a segment by which its language is the session's, before it is final."""
 T = TypeVar("T")
-log = logging.getLogger("millstream")
 
 
 @dataclass(slots=True, eq=False)
@@ -62,26 +60,27 @@ class Open:
     voices: list[tuple[list[Span], asyncio.Future[Samples]]] = field(default_factory=list)
     looks: list[tuple[list[Span], asyncio.Future[list[Spoken]]]] = field(default_factory=list)
 
-    def heard_voices(self) -> list[Voiced]:
-        """The voices of its windows that are known by now; of those that failed there are none."""
+    def heard_voices(self, upto: int) -> list[Voiced]:
+        """The voices of its windows up to a sample that are known by now; of those that failed there are none. Speech
+        that is cut for its length ends before windows that a step asked for."""
         return [
             Voiced(start, end, voice)
             for windows, future in self.voices
             if _done(future)
             for (start, end), voice in zip(windows, future.result(), strict=True)
+            if end <= upto
         ]
 
-    def heard_turns(self) -> list[Look]:
-        """What is known by now of turns in its windows."""
-        return [look for windows, future in self.looks if _done(future) for look in looked(windows, future.result())]
+    def heard_turns(self, upto: int) -> list[Look]:
+        """What is known by now of turns in its windows up to a sample."""
+        found = [look for windows, future in self.looks if _done(future) for look in looked(windows, future.result())]
+        return [look for look in found if look.end <= upto]
 
-    async def listened(self) -> None:
-        """All that was asked of its windows is known, or failed, which costs no word."""
+    async def listened(self) -> list[Exception]:
+        """All that was asked of its windows is known, or failed, which costs no word: why."""
         asked: list[asyncio.Future[Any]] = [future for _, future in self.voices]
         asked += [future for _, future in self.looks]
-        for problem in await asyncio.gather(*asked, return_exceptions=True):
-            if isinstance(problem, Exception):
-                log.warning("speech: who speaks was not heard in some windows: %r", problem)
+        return [why for why in await asyncio.gather(*asked, return_exceptions=True) if isinstance(why, Exception)]
 
 
 @dataclass(slots=True)

@@ -212,7 +212,7 @@ class Speakers:
             ident = self._given(who, unit.start if unit else 0, told)
         if unit:
             unit.id, unit.told, unit.fixed, unit.waits = ident, ident, True, -1
-        return self._speaker(ident, 1.0, unit is not None and unit.overlap), told
+        return self._speaker(ident, 1.0), told
 
     # -- deciding
 

@@ -90,6 +90,8 @@ class Windows:
             found.append((self._next, self._next + self._size))
             self._next += self._hop
         if closed:
+            while self._next > start and self._next - self._hop + self._size > upto:  # speech was cut before them
+                self._next -= self._hop
             heard = self._next - self._hop + self._size if self._next > start else start
             if upto - heard > (self._rest if heard > start else LEAST - 1):
                 found.append((max(start, upto - self._size), upto))
@@ -117,15 +119,18 @@ def overlaps(seen: Iterable[Look]) -> list[Span]:
 
 def switches(seen: Sequence[Look]) -> list[int]:
     """Where one speaker gives way to another for a second or more. Windows lie over each other by half: a moment is
-    looked at in the one whose middle is nearer."""
+    looked at in the one whose middle is nearer, and near the border in both."""
     found = set()
     for number, look in enumerate(seen):
-        first = (look.start + seen[number - 1].end) // 2 if number else look.start
-        last = (look.end + seen[number + 1].start) // 2 if number + 1 < len(seen) else look.end
+        first = (look.start + seen[number - 1].end - TURN) // 2 if number else look.start
+        last = (look.end + seen[number + 1].start + TURN) // 2 if number + 1 < len(seen) else look.end
         edges = [look.start, *((a[1] + b[0]) // 2 for (a, _), (b, _) in itertools.pairwise(look.alone)), look.end]
         parts = [(*edge, who) for edge, (_, who) in zip(itertools.pairwise(edges), look.alone, strict=False)]
         found |= {start for start, _, _ in _long(parts)[1:] if first <= start < last} if parts else set()
-    return sorted(found)
+    apart: list[int] = []
+    for at in sorted(found):
+        apart += [at] if not apart or at - apart[-1] > TURN else []
+    return apart
 
 
 def united(spans: Iterable[Span]) -> list[Span]:
