@@ -5,8 +5,8 @@
 The clips with transcripts (SOURCES.md; of the isolated digits none) through the code of `millstream transcribe`: each
 as a file of its own, several beside each other; then the English ones as one long recording, joined in a fixed order
 with .6 to 1.5 s of silence between, without and with speakers told apart. RTF: CPU seconds of the whole process
-(reading, level, detector, recogniser, voices) a second of audio. The last column: hours of audio that an hour of this
-machine transcribes. WER and CER as in models.py, nothing masked. The loading of models is left out.
+(reading, level, detector, recogniser, voices, turns) a second of audio. The last column: hours of audio that an hour of
+this machine transcribes. WER and CER as in models.py, nothing masked. The loading of models is left out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from millstream.app.transcribing import Source, offline
+from millstream.app.transcribing import offline, source
 from millstream.flows.speech.offline import PROFILE, Offline, Recording
 from millstream.flows.speech.settings import Profile
 from millstream.machine import cores
@@ -113,7 +113,7 @@ async def rows(models: Path, audio: Path, recogniser: str, profile: Profile = PR
     given = [clip for clip in clips(audio) if not clip.name.startswith(DIGITS)]
     english = [clip for clip in given if not clip.name.startswith("zh")]
     seconds = sum(len(clip.sound) for clip in given) / RATE
-    async with offline(Source(models=models, recogniser=recogniser, personal=True), profile) as through:
+    async with offline(source(models, None, recogniser, personal=True), profile) as through:
         await through.transcribe(file_of(english[0].sound), "warm")
         length = len(joined(english)) / RATE
         return [
