@@ -227,25 +227,28 @@ class Pipeline:
         reader, bound = self._readers[topic], max(1, RECORDS_MAX // max(1, len(ends)))
         records: dict[int, list[Record]] = {}
         for partition, end in sorted(ends.items()):
-            at, start = self.offsets[topic].get(partition, 0), reader.start(partition)
-            if at < start:
-                self._say_gone(topic, partition, at, start)
-            at = max(at, start)
+            at = self._kept(topic, partition, self.offsets[topic].get(partition, 0))
             found = records[partition] = []
             while at < end and len(found) < bound:
                 try:
                     some = [one for one in reader.read(partition, at, bound - len(found)) if one.offset < end]
-                except errors.NotFound:  # retention took it since `start` was looked up
-                    if (start := reader.start(partition)) <= at:
+                except errors.NotFound:
+                    if (kept := self._kept(topic, partition, at)) == at:
                         raise
-                    self._say_gone(topic, partition, at, start)
-                    at = start
+                    at = kept  # retention took it since that was looked up
                     continue
                 found += some
                 at = some[-1].offset + 1 if some else end
             if at < end:
                 until = min(until, found[-1].arrival)
         return {number: [one for one in found if one.arrival <= until] for number, found in records.items()}, until
+
+    def _kept(self, topic: str, partition: int, at: int) -> int:
+        """This offset, or the first one that retention has left behind it, which is said."""
+        start = self._readers[topic].start(partition)
+        if at < start:
+            self._say_gone(topic, partition, at, start)
+        return max(at, start)
 
     def _say_gone(self, topic: str, partition: int, at: int, start: int) -> None:
         name = self.features.name
