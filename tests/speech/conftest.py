@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from millstream.models.model import Model, load
 from millstream.models.repository import Repository
 
 RATE = 16_000
@@ -41,6 +42,13 @@ def weights(speech_models: Path) -> Callable[..., Path]:
         return speech_models
 
     return have
+
+
+@pytest.fixture(scope="session")
+def newest(speech_models: Path) -> Callable[[str], Model]:
+    """`newest("wespeaker")`: the latest version of a model of the repository, loaded."""
+    repository = Repository(speech_models)
+    return lambda name: load(repository, name, repository.versions(name)[-1])
 
 
 def absent(folder: Path, names: tuple[str, ...]) -> str:

@@ -59,14 +59,20 @@ def random_turns(seed, count, people):
 # -- windows
 
 
+def grown(windows, start, length, cuts):
+    """What a segment's windows are when it is looked at after each of `cuts` samples, but those past its end: some cuts
+    lie behind it, as it was cut for its length before what was heard."""
+    found = []
+    for cut in sorted(cuts):
+        found += windows.wanted(start, start + cut, closed=False)
+    found += windows.wanted(start, start + length, closed=True)
+    return [each for each in found if each[1] <= start + length]
+
+
 @given(st.integers(0, 10**6), st.integers(0, 40 * RATE), st.lists(st.integers(0, 40 * RATE), max_size=12))
 def test_windows_do_not_depend_on_how_the_segment_grew(start, length, cuts):
     whole = Windows().wanted(start, start + length, closed=True)
-    grown, windows = [], Windows()
-    for cut in sorted(cuts):  # some behind the end: it was cut for its length before what was heard
-        grown += windows.wanted(start, start + cut, closed=False)
-    grown += windows.wanted(start, start + length, closed=True)
-    assert [each for each in grown if each[1] <= start + length] == whole
+    assert grown(Windows(), start, length, cuts) == whole
     assert all(start <= a < b <= start + length and LEAST <= b - a <= WINDOW for a, b in whole)
     assert bool(whole) == (length >= LEAST)
     if whole:
@@ -655,11 +661,7 @@ def test_united_spans_cover_what_any_covers_once(spans):
 @given(st.integers(0, 10**6), st.integers(0, 40 * RATE), st.lists(st.integers(0, 40 * RATE), max_size=12))
 def test_looks_do_not_depend_on_how_the_segment_grew_and_leave_nothing_out(start, length, cuts):
     whole = looks().wanted(start, start + length, closed=True)
-    grown, growing = [], looks()
-    for cut in sorted(cuts):  # some behind the end: it was cut for its length before what was heard
-        grown += growing.wanted(start, start + cut, closed=False)
-    grown += growing.wanted(start, start + length, closed=True)
-    assert [each for each in grown if each[1] <= start + length] == whole
+    assert grown(looks(), start, length, cuts) == whole
     assert all(start <= a < b <= start + length and b - a <= 10 * RATE for a, b in whole)
     if length >= LEAST:
         assert length - OVERLAP <= within(united(whole), start, start + length) <= length

@@ -12,17 +12,14 @@ from millstream.app import voices
 from millstream.errors import BadInput, Misconfigured, NotFound
 from millstream.flows.speech.settings import RATE, SpeechSettings
 from millstream.flows.speech.speakers import Speakers, Voiced
-from millstream.models.model import load
-from millstream.models.repository import Repository
 from millstream.models.speech.voice import Voice
 
 BENCH = Path(__file__).parents[2] / "bench" / "speech" / "speakers.py"
 
 
 @pytest.fixture(scope="module")
-def embed(speech_models):
-    repository = Repository(speech_models)
-    return Voice(load(repository, "wespeaker", repository.versions("wespeaker")[-1])).embed
+def embed(newest):
+    return Voice(newest("wespeaker")).embed
 
 
 def listen(speakers, embed, sounds):

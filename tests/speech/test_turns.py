@@ -6,21 +6,14 @@ import pytest
 from scipy.signal import resample_poly
 
 from millstream.errors import BadInput, Misconfigured
-from millstream.models.model import load
-from millstream.models.repository import Repository
 from millstream.models.speech.turns import WINDOW, Spoken, Turns
 
 START, END = 48_000, 112_000
 
 
-def loaded(folder, name):
-    repository = Repository(folder)
-    return load(repository, name, repository.versions(name)[-1])
-
-
 @pytest.fixture(scope="module")
-def turns(speech_models):
-    return Turns(loaded(speech_models, "pyannote"))
+def turns(newest):
+    return Turns(newest("pyannote"))
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +64,8 @@ def test_a_window_is_its_own_whoever_is_beside_it_and_may_be_short(turns, both):
     assert turns.spoken([]) == []
 
 
-def test_what_cannot_be_taken_is_refused(turns, speech_models):
+def test_what_cannot_be_taken_is_refused(turns, newest):
     with pytest.raises(BadInput, match="160000 samples"):
         turns.spoken([np.zeros(WINDOW + 1, np.float32)])
     with pytest.raises(Misconfigured, match="millstream speech fetch pyannote"):
-        Turns(loaded(speech_models, "silero-vad"))
+        Turns(newest("silero-vad"))

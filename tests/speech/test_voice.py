@@ -4,19 +4,12 @@ import numpy as np
 import pytest
 
 from millstream.errors import BadInput, Misconfigured
-from millstream.models.model import load
-from millstream.models.repository import Repository
 from millstream.models.speech.voice import LEAST, SIZE, Voice
 
 
-def loaded(folder, name):
-    repository = Repository(folder)
-    return load(repository, name, repository.versions(name)[-1])
-
-
 @pytest.fixture(scope="module")
-def voice(speech_models):
-    return Voice(loaded(speech_models, "wespeaker"))
+def voice(newest):
+    return Voice(newest("wespeaker"))
 
 
 def test_a_voice_is_near_itself_and_far_from_another(voice, clip):
@@ -46,9 +39,9 @@ def test_level_does_not_move_a_voice(voice, speech):
     assert loud @ quiet > 0.99
 
 
-def test_what_cannot_be_taken_is_refused(voice, speech_models):
+def test_what_cannot_be_taken_is_refused(voice, newest):
     with pytest.raises(BadInput, match="3200 samples"):
         voice.embed([np.zeros(LEAST - 1, np.float32)])
     assert np.isfinite(voice.embed([np.zeros(LEAST, np.float32)])).all()
     with pytest.raises(Misconfigured, match="millstream speech fetch wespeaker"):
-        Voice(loaded(speech_models, "silero-vad"))
+        Voice(newest("silero-vad"))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import BytesIO
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 from msgspec.structs import replace
-from numpy.typing import NDArray
 
 from millstream.app import voices
 from millstream.app.installation import Installation
@@ -46,8 +45,6 @@ from millstream.spoken import Ack, Edit, End, Finish, Move, Start, Told, Trouble
 from millstream.types import Served
 
 logger = logging.getLogger("millstream")
-Sounds = Sequence[NDArray[np.float32]]
-T = TypeVar("T")
 
 TRIALS = 4
 """A recogniser that is too slow for the default profile is measured so often before that is believed."""
@@ -87,7 +84,8 @@ class Hearing:
         """Load what hears, measure the recogniser, and refuse what it cannot do. NotFound: a model is not there, with
         the line that fetches it; Misconfigured: the recogniser is none, or too slow for a profile that is wanted."""
         settings, engine = self._settings, self._engine
-        if lacks := missing(self._at.repository, filter(None, self._wanted())):
+        hears = self.model, settings.vad, settings.voice, settings.turns
+        if lacks := missing(self._at.repository, filter(None, hears)):
             raise NotFound(f"[speech]: {lacks}")
         vad = Vad(self._loaded(settings.vad))
         self._voice = voices.stamp(self._at.folder, settings)
@@ -97,8 +95,10 @@ class Hearing:
             raise NotFound(f"[speech]: no version of {self.model!r} answers; the lines before say why")
         inputs = {spec.name for spec in engine.describe(self.model).inputs}
         streaming, fills = streams(inputs, self.model), "samples" not in inputs
-        embed = self._beside(voice.embed) if voice is not None else None
-        listen = self._beside(Turns(self._loaded(settings.turns)).spoken) if settings.turns else None
+        turns = Turns(self._loaded(settings.turns)) if settings.turns else None
+        beside = partial(asyncio.get_running_loop().run_in_executor, self._voices)
+        embed = partial(beside, voice.embed) if voice is not None else None
+        listen = partial(beside, turns.spoken) if turns is not None else None
         try:
             asker = Asker(engine.submit, self.model, language=tag(settings.language), fills=fills)
             cost = await self._cost(asker, streaming)
@@ -256,19 +256,6 @@ class Hearing:
                     "millstream speech enrol NAME FILE... -c millstream.toml",
                     name,
                 )
-
-    def _wanted(self) -> tuple[str, ...]:
-        """The models that hear."""
-        settings = self._settings
-        return self.model, settings.vad, settings.voice, settings.turns
-
-    def _beside(self, listen: Callable[[Sounds], T]) -> Callable[[Sounds], Awaitable[T]]:
-        """Listens in a thread of its own."""
-
-        async def beside(sounds: Sounds) -> T:
-            return await asyncio.get_running_loop().run_in_executor(self._voices, listen, sounds)
-
-        return beside
 
     def _loaded(self, name: str) -> Model:
         repository = self._at.repository

@@ -6,11 +6,10 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from millstream.app import voices
 from millstream.app.installation import Settings
@@ -30,7 +29,7 @@ from millstream.models.model import Model, load
 from millstream.models.repository import Repository
 from millstream.models.speech.shelf import missing
 from millstream.models.speech.tensors import STREAMING, WINDOWED
-from millstream.models.speech.turns import Spoken, Turns
+from millstream.models.speech.turns import Turns
 from millstream.models.speech.vad import Vad
 from millstream.models.speech.voice import Voice
 
@@ -53,9 +52,8 @@ class Some(Repository):
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
     """Whose models transcribe. `recogniser` "": the only one there is; `voice` "": speakers are not told apart;
-    `turns` "": by their voices alone;
-    `personal`: numbers and addresses of people stay in the text; `folder`: of the installation whose enrolled voices
-    give their names."""
+    `turns` "": by their voices alone; `personal`: numbers and addresses of people stay in the text; `folder`: of the
+    installation whose enrolled voices give their names."""
 
     models: Path
     recogniser: str = ""
@@ -110,15 +108,7 @@ async def offline(of: Source, profile: Profile = PROFILE) -> AsyncIterator[Offli
         inputs = {spec.name for spec in engine.describe(name).inputs}
         voice = Voice(_live(whole, of.voice, of.device)) if of.voice else None
         turns = Turns(_live(whole, of.turns, of.device)) if of.turns else None
-
-        async def embed(sounds: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-            assert voice is not None
-            return await asyncio.to_thread(voice.embed, sounds)
-
-        async def spoken(sounds: Sequence[NDArray[np.float32]]) -> list[Spoken]:
-            assert turns is not None
-            return await asyncio.to_thread(turns.spoken, sounds)
-
+        beside = partial(asyncio.get_running_loop().run_in_executor, None)
         wiring = Wiring(
             submit=engine.submit,
             model=name,
@@ -128,8 +118,8 @@ async def offline(of: Source, profile: Profile = PROFILE) -> AsyncIterator[Offli
             numbers=Numbers(meter),
             streaming=streams(inputs, name),
             fills="samples" not in inputs,
-            embed=embed if voice else None,
-            listen=spoken if turns else None,
+            embed=partial(beside, voice.embed) if voice else None,
+            listen=partial(beside, turns.spoken) if turns else None,
             gate=OpenGate if of.personal else Gate,
         )
         yield Offline(wiring, profile, _known(of, whole))

@@ -10,7 +10,7 @@ service from starting. What it then really takes is counted in service (millstre
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -22,6 +22,7 @@ from millstream.flows.speech.pressure import Cost
 from millstream.flows.speech.recognise import BEAM, FINAL, STEP, WINDOW_S, Asker, Streamed
 from millstream.flows.speech.settings import RATE, Profile
 from millstream.flows.speech.speakers.windows import HOP, LOOK, LOOK_HOP, WINDOW
+from millstream.flows.speech.wiring import Embed, Listen
 
 TRIES: Final = 3
 SEEDS: Final = 6
@@ -38,7 +39,6 @@ TOKEN_SHARE: Final = 0.05
 """A token is taken to cost this share of a call of a hush, where nothing that is made is taken for words."""
 TIMEOUT_S: Final = 60.0
 Samples = NDArray[np.float32]
-Listen = Callable[[Sequence[Samples]], Awaitable[object]]
 Clocks = Sequence[Callable[[], float]]
 HERE: Final[Clocks] = (time.perf_counter, time.process_time)
 """For what the cores compute: what others take of them meanwhile does not count, as several processes that start at
@@ -74,15 +74,15 @@ async def trial(asker: Asker, profile: Profile, streaming: bool, clocks: Clocks,
     return await _windowed(asker, profile, clocks, tries)
 
 
-async def listening(embed: Listen | None, turns: Listen | None, clocks: Clocks = HERE) -> float:
+async def listening(embed: Embed | None, listen: Listen | None, clocks: Clocks = HERE) -> float:
     """Seconds that telling voices apart, and turns, takes of a second of speech. Speech for turns is listened to at its
     end, too, and a short stretch costs what a long one does."""
     voices = await _window(embed, clocks, WINDOW) * RATE / HOP if embed is not None else 0.0
     pause_s = min(LOOK_HOP / RATE, PAUSE_S)
-    return voices + (await _window(turns, clocks, LOOK) / pause_s if turns is not None else 0.0)
+    return voices + (await _window(listen, clocks, LOOK) / pause_s if listen is not None else 0.0)
 
 
-async def _window(listen: Listen, clocks: Clocks, size: int) -> float:
+async def _window(listen: Embed | Listen, clocks: Clocks, size: int) -> float:
     """Seconds of a window."""
     took = []
     for seed in range(TRIES):

@@ -4,8 +4,8 @@
     speakers.wants(start, upto, closed)        windows of the open segment to embed
     speakers.looks(start, upto, closed)        and those to listen to for turns
     speakers.guess(segment, voices)            who its partials are shown with
-    speakers.split(words, voices, start, end)  at its end: which words are whose
-    speakers.hear(segment, start, end, voices, now)  each of these parts, as it is told as final
+    speakers.split(words, voices, start, end, seen)  at its end: which words are whose
+    speakers.hear(segment, start, end, voices, now, seen)  each of these parts, as it is told as final
     speakers.due(now)                          what is to be told of others since
     speakers.end(now)                          ... and at the end
 
@@ -40,6 +40,7 @@ from millstream.flows.speech.speakers.cluster import Scale, group, scale
 from millstream.flows.speech.speakers.enrolled import Known, nearest
 from millstream.flows.speech.speakers.units import Unit, condensed, means
 from millstream.flows.speech.speakers.windows import TURN, Look, Run, Voiced, mean_within, split
+from millstream.models.speech.turns import Span
 from millstream.spoken import Speaker, Word
 
 AGAIN: Final = 8 * RATE
@@ -77,12 +78,12 @@ class Speakers:
 
     # -- the open segment
 
-    def wants(self, start: int, upto: int, closed: bool) -> list[tuple[int, int]]:
+    def wants(self, start: int, upto: int, closed: bool) -> list[Span]:
         """Windows to embed, first .. last sample, that were not given before: of speech that began at `start` and is
         known up to `upto`; `closed`: it ends there. Audio before and behind speech is none of it."""
         return [] if self.policy == "none" else self._windows.wanted(start, upto, closed)
 
-    def looks(self, start: int, upto: int, closed: bool) -> list[tuple[int, int]]:
+    def looks(self, start: int, upto: int, closed: bool) -> list[Span]:
         """As `wants`, of windows of up to 10 s."""
         return [] if self.policy == "none" else self._looks.wanted(start, upto, closed)
 
