@@ -181,7 +181,7 @@ def test_a_process_that_serves_keeps_an_instance_from_recordings(
                 running += 1
                 most = max(most, running)
                 output = await engine.submit(request)
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05 * together)  # the more shall meet, the longer it waits for them
                 running -= 1
                 return output
 
